@@ -1,0 +1,330 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class PingRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PingReply(_message.Message):
+    __slots__ = ("version", "pid")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    pid: int
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
+
+class WhoAmIRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WhoAmIReply(_message.Message):
+    __slots__ = ("uid", "user", "gids", "pid", "tracking_uri", "access_check")
+    UID_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
+    GIDS_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    TRACKING_URI_FIELD_NUMBER: _ClassVar[int]
+    ACCESS_CHECK_FIELD_NUMBER: _ClassVar[int]
+    uid: int
+    user: str
+    gids: _containers.RepeatedScalarFieldContainer[int]
+    pid: int
+    tracking_uri: str
+    access_check: str
+    def __init__(self, uid: _Optional[int] = ..., user: _Optional[str] = ..., gids: _Optional[_Iterable[int]] = ..., pid: _Optional[int] = ..., tracking_uri: _Optional[str] = ..., access_check: _Optional[str] = ...) -> None: ...
+
+class ArtifactSelection(_message.Message):
+    __slots__ = ("uri", "run_id", "artifact_path", "include", "exclude")
+    URI_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_PATH_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDE_FIELD_NUMBER: _ClassVar[int]
+    uri: str
+    run_id: str
+    artifact_path: str
+    include: _containers.RepeatedScalarFieldContainer[str]
+    exclude: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, uri: _Optional[str] = ..., run_id: _Optional[str] = ..., artifact_path: _Optional[str] = ..., include: _Optional[_Iterable[str]] = ..., exclude: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class FetchRequest(_message.Message):
+    __slots__ = ("artifact", "refresh", "view")
+    ARTIFACT_FIELD_NUMBER: _ClassVar[int]
+    REFRESH_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    artifact: ArtifactSelection
+    refresh: bool
+    view: bool
+    def __init__(self, artifact: _Optional[_Union[ArtifactSelection, _Mapping]] = ..., refresh: bool = ..., view: bool = ...) -> None: ...
+
+class FetchEvent(_message.Message):
+    __slots__ = ("progress", "result")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    progress: Progress
+    result: FetchResult
+    def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., result: _Optional[_Union[FetchResult, _Mapping]] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("bytes_done", "bytes_total", "files_done", "files_total")
+    BYTES_DONE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    FILES_DONE_FIELD_NUMBER: _ClassVar[int]
+    FILES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    bytes_done: int
+    bytes_total: int
+    files_done: int
+    files_total: int
+    def __init__(self, bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., files_done: _Optional[int] = ..., files_total: _Optional[int] = ...) -> None: ...
+
+class FetchResult(_message.Message):
+    __slots__ = ("version", "digest", "file_count", "size_bytes", "hit", "origin_bytes", "stale", "file_name", "lease", "view_path", "hardlink_for_root")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    FILE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HIT_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STALE_FIELD_NUMBER: _ClassVar[int]
+    FILE_NAME_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    VIEW_PATH_FIELD_NUMBER: _ClassVar[int]
+    HARDLINK_FOR_ROOT_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    digest: str
+    file_count: int
+    size_bytes: int
+    hit: bool
+    origin_bytes: int
+    stale: bool
+    file_name: str
+    lease: int
+    view_path: bytes
+    hardlink_for_root: bool
+    def __init__(self, version: _Optional[str] = ..., digest: _Optional[str] = ..., file_count: _Optional[int] = ..., size_bytes: _Optional[int] = ..., hit: bool = ..., origin_bytes: _Optional[int] = ..., stale: bool = ..., file_name: _Optional[str] = ..., lease: _Optional[int] = ..., view_path: _Optional[bytes] = ..., hardlink_for_root: bool = ...) -> None: ...
+
+class ReleaseRequest(_message.Message):
+    __slots__ = ("lease",)
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    lease: int
+    def __init__(self, lease: _Optional[int] = ...) -> None: ...
+
+class ReleaseReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class HeldArtifact(_message.Message):
+    __slots__ = ("version", "digest", "file_count", "size_bytes", "fetched_at", "used_at", "include", "exclude", "lease_count")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    FILE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FETCHED_AT_FIELD_NUMBER: _ClassVar[int]
+    USED_AT_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDE_FIELD_NUMBER: _ClassVar[int]
+    LEASE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    digest: str
+    file_count: int
+    size_bytes: int
+    fetched_at: float
+    used_at: float
+    include: _containers.RepeatedScalarFieldContainer[str]
+    exclude: _containers.RepeatedScalarFieldContainer[str]
+    lease_count: int
+    def __init__(self, version: _Optional[str] = ..., digest: _Optional[str] = ..., file_count: _Optional[int] = ..., size_bytes: _Optional[int] = ..., fetched_at: _Optional[float] = ..., used_at: _Optional[float] = ..., include: _Optional[_Iterable[str]] = ..., exclude: _Optional[_Iterable[str]] = ..., lease_count: _Optional[int] = ...) -> None: ...
+
+class InspectRequest(_message.Message):
+    __slots__ = ("artifact",)
+    ARTIFACT_FIELD_NUMBER: _ClassVar[int]
+    artifact: ArtifactSelection
+    def __init__(self, artifact: _Optional[_Union[ArtifactSelection, _Mapping]] = ...) -> None: ...
+
+class InspectEvent(_message.Message):
+    __slots__ = ("artifact", "files")
+    ARTIFACT_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    artifact: HeldArtifact
+    files: FileBatch
+    def __init__(self, artifact: _Optional[_Union[HeldArtifact, _Mapping]] = ..., files: _Optional[_Union[FileBatch, _Mapping]] = ...) -> None: ...
+
+class FileBatch(_message.Message):
+    __slots__ = ("files",)
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    files: _containers.RepeatedCompositeFieldContainer[File]
+    def __init__(self, files: _Optional[_Iterable[_Union[File, _Mapping]]] = ...) -> None: ...
+
+class File(_message.Message):
+    __slots__ = ("path", "digest", "size_bytes")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    path: bytes
+    digest: str
+    size_bytes: int
+    def __init__(self, path: _Optional[bytes] = ..., digest: _Optional[str] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
+class VerifyRequest(_message.Message):
+    __slots__ = ("artifact",)
+    ARTIFACT_FIELD_NUMBER: _ClassVar[int]
+    artifact: ArtifactSelection
+    def __init__(self, artifact: _Optional[_Union[ArtifactSelection, _Mapping]] = ...) -> None: ...
+
+class VerifyEvent(_message.Message):
+    __slots__ = ("progress", "result")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    progress: Progress
+    result: VerifyResult
+    def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., result: _Optional[_Union[VerifyResult, _Mapping]] = ...) -> None: ...
+
+class VerifyResult(_message.Message):
+    __slots__ = ("blobs_checked", "bytes_checked", "corrupted", "affected", "seconds")
+    BLOBS_CHECKED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_CHECKED_FIELD_NUMBER: _ClassVar[int]
+    CORRUPTED_FIELD_NUMBER: _ClassVar[int]
+    AFFECTED_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    blobs_checked: int
+    bytes_checked: int
+    corrupted: _containers.RepeatedScalarFieldContainer[str]
+    affected: _containers.RepeatedScalarFieldContainer[str]
+    seconds: float
+    def __init__(self, blobs_checked: _Optional[int] = ..., bytes_checked: _Optional[int] = ..., corrupted: _Optional[_Iterable[str]] = ..., affected: _Optional[_Iterable[str]] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class StatsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatsReply(_message.Message):
+    __slots__ = ("artifact_count", "tree_count", "blob_count", "blob_bytes", "artifact_bytes", "free_bytes", "capacity_bytes", "min_free_bytes", "fetch_count", "hit_count", "origin_bytes", "served_bytes", "download_count", "session_count", "lease_count", "quarantine_count", "started_at", "store_root")
+    ARTIFACT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    TREE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    BLOB_COUNT_FIELD_NUMBER: _ClassVar[int]
+    BLOB_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MIN_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FETCH_COUNT_FIELD_NUMBER: _ClassVar[int]
+    HIT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SERVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DOWNLOAD_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SESSION_COUNT_FIELD_NUMBER: _ClassVar[int]
+    LEASE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_FIELD_NUMBER: _ClassVar[int]
+    STORE_ROOT_FIELD_NUMBER: _ClassVar[int]
+    artifact_count: int
+    tree_count: int
+    blob_count: int
+    blob_bytes: int
+    artifact_bytes: int
+    free_bytes: int
+    capacity_bytes: int
+    min_free_bytes: int
+    fetch_count: int
+    hit_count: int
+    origin_bytes: int
+    served_bytes: int
+    download_count: int
+    session_count: int
+    lease_count: int
+    quarantine_count: int
+    started_at: float
+    store_root: str
+    def __init__(self, artifact_count: _Optional[int] = ..., tree_count: _Optional[int] = ..., blob_count: _Optional[int] = ..., blob_bytes: _Optional[int] = ..., artifact_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., min_free_bytes: _Optional[int] = ..., fetch_count: _Optional[int] = ..., hit_count: _Optional[int] = ..., origin_bytes: _Optional[int] = ..., served_bytes: _Optional[int] = ..., download_count: _Optional[int] = ..., session_count: _Optional[int] = ..., lease_count: _Optional[int] = ..., quarantine_count: _Optional[int] = ..., started_at: _Optional[float] = ..., store_root: _Optional[str] = ...) -> None: ...
+
+class HandoffRequest(_message.Message):
+    __slots__ = ("hello", "manifest", "link", "blobs")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    LINK_FIELD_NUMBER: _ClassVar[int]
+    BLOBS_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    manifest: ManifestRequest
+    link: LinkRequest
+    blobs: BlobsRequest
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., manifest: _Optional[_Union[ManifestRequest, _Mapping]] = ..., link: _Optional[_Union[LinkRequest, _Mapping]] = ..., blobs: _Optional[_Union[BlobsRequest, _Mapping]] = ...) -> None: ...
+
+class HandoffReply(_message.Message):
+    __slots__ = ("welcome", "manifest", "link", "blobs", "failure")
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    LINK_FIELD_NUMBER: _ClassVar[int]
+    BLOBS_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    welcome: Welcome
+    manifest: ManifestReply
+    link: LinkReply
+    blobs: BlobsReply
+    failure: Failure
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., manifest: _Optional[_Union[ManifestReply, _Mapping]] = ..., link: _Optional[_Union[LinkReply, _Mapping]] = ..., blobs: _Optional[_Union[BlobsReply, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("token",)
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    token: str
+    def __init__(self, token: _Optional[str] = ...) -> None: ...
+
+class Welcome(_message.Message):
+    __slots__ = ("token", "version")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    token: str
+    version: str
+    def __init__(self, token: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+
+class ManifestRequest(_message.Message):
+    __slots__ = ("lease",)
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    lease: int
+    def __init__(self, lease: _Optional[int] = ...) -> None: ...
+
+class ManifestReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class LinkRequest(_message.Message):
+    __slots__ = ("lease",)
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    lease: int
+    def __init__(self, lease: _Optional[int] = ...) -> None: ...
+
+class LinkReply(_message.Message):
+    __slots__ = ("file_count",)
+    FILE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    file_count: int
+    def __init__(self, file_count: _Optional[int] = ...) -> None: ...
+
+class BlobsRequest(_message.Message):
+    __slots__ = ("lease", "first")
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    lease: int
+    first: int
+    def __init__(self, lease: _Optional[int] = ..., first: _Optional[int] = ...) -> None: ...
+
+class BlobsReply(_message.Message):
+    __slots__ = ("count",)
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    def __init__(self, count: _Optional[int] = ...) -> None: ...
+
+class Failure(_message.Message):
+    __slots__ = ("error", "message")
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    error: str
+    message: str
+    def __init__(self, error: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
