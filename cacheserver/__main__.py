@@ -1,0 +1,7 @@
+"""`python -m cacheserver`."""
+
+import sys
+
+from cacheserver.cli import main
+
+sys.exit(main())

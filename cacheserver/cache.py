@@ -1,0 +1,297 @@
+"""The cache: an artifact in, what is held of it out, downloaded first where it must be.
+
+Law of this file: whatever is given out has been checked a moment ago. Work of the origin happens in flights that belong
+to nobody; nothing here waits while it holds a lock.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from artifactcache.errors import Corrupted, NoSpace, NotFound, OriginUnavailable
+from cacheserver import space
+from cacheserver.downloads import Downloads, key
+from cacheserver.flights import Flight, Flights
+from cacheserver.index import MissingBlobs
+from cacheserver.origin import MlflowOrigin
+from cacheserver.selection import Selection
+from cacheserver.store import Store, Tree
+from cacheserver.uris import MOVING, Artifact, Kind
+from cacheserver.words import Brought, Entry, File, Held, Location, Manifest, Progress, folder, overlay
+
+FLIGHTS_MAX = 64  # artifacts being brought at a time; more wait their turn
+COMMIT_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one location holds of an artifact: the selected files, and its name where it is one file."""
+
+    location: Location
+    manifest: Manifest
+    file_name: str
+    arrived: tuple[str, ...] = ()
+    taken: int = 0
+
+
+class Cache:
+    """Artifacts of one origin, in one store.
+
+    Args:
+        clock: seconds since the epoch.
+    """
+
+    def __init__(self, store: Store, origin: MlflowOrigin, limits: space.Limits, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._index = store.index
+        self._origin = origin
+        self._limits = limits
+        self._clock = clock
+        self._downloads = Downloads(store, origin, clock)
+        self._pool = ThreadPoolExecutor(max_workers=FLIGHTS_MAX, thread_name_prefix="flight")
+        self._flights: Flights[Brought] = Flights(self._pool)
+        self._lock = threading.Lock()
+        self._reserved = 0
+        self._uses: dict[tuple[str, str], float] = {}
+
+    def close(self) -> None:
+        """Brings nothing any more, and writes down what was used."""
+        self._downloads.close()
+        self._origin.close()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self.record_uses()
+
+    # -- the verbs --------------------------------------------------------------------------------------------------
+
+    def version_of(self, artifact: Artifact) -> Artifact:
+        """The artifact without alias, stage or `latest`: the origin is asked each time. Raises errors of ours."""
+        return self._origin.version_of(artifact) if artifact.kind in MOVING else artifact
+
+    def find(self, artifact: Artifact, selection: Selection) -> Brought | None:
+        """What is held, where it is complete, sound and needs no question to the origin."""
+        held = self._index.held(artifact.uri, selection.key)
+        if held is None or not held.settled or self._origin.guards(artifact) or not self._sound(held):
+            return None
+        self._used(held)
+        return Brought(held)
+
+    def bring(self, artifact: Artifact, selection: Selection, *, refresh: bool) -> tuple[Flight[Brought], bool]:
+        """Brings an artifact into the store, with everybody who asks for the same at the same time.
+
+        Returns the flight, and whether this call started it.
+        """
+        return self._flights.join(
+            (artifact.uri, selection.key, refresh),
+            lambda progress: self._bring(artifact, selection, refresh, progress),
+        )
+
+    def look_up(self, artifact: Artifact, selection: Selection) -> tuple[Held, Manifest]:
+        """What is held of an artifact, without asking for its bytes. Raises NotFound."""
+        held = self._index.held(artifact.uri, selection.key)
+        tree = self._store.tree(held.tree) if held else None
+        if held is None or tree is None:
+            raise NotFound(
+                f"{artifact.uri} is not held{' with these patterns' if selection.key else ''}: fetch it first."
+            )
+        return held, tree.manifest
+
+    def record_uses(self) -> None:
+        """Writes down when artifacts were used since the last time: a hit itself writes nothing."""
+        with self._lock:
+            uses, self._uses = self._uses, {}
+        if uses:
+            self._index.record_uses(uses)
+
+    def download_count(self) -> int:
+        """How many artifacts are being brought."""
+        return self._flights.count()
+
+    # -- one flight -------------------------------------------------------------------------------------------------
+
+    def _bring(self, artifact: Artifact, selection: Selection, refresh: bool, progress: Progress) -> Brought:
+        held = self._index.held(artifact.uri, selection.key)
+        damaged = held is not None and not self._sound(held)
+        try:
+            for _ in range(COMMIT_ATTEMPTS):
+                try:
+                    found = self._sync(artifact, selection, refresh, progress)
+                except MissingBlobs:
+                    continue  # a blob that was counted on went into quarantine meanwhile
+                if self._sound(found.held):
+                    self._used(found.held)
+                    return found
+            raise Corrupted(f"{artifact.uri}: its bytes do not stay what they are. Look at the store's disk.")
+        except (OriginUnavailable, NotFound) as error:
+            if held is not None and damaged:
+                raise Corrupted(
+                    f"{artifact.uri}: stored bytes were damaged and are in quarantine,"
+                    f" and right ones cannot be had: {error}"
+                ) from None
+            if held is not None and isinstance(error, OriginUnavailable) and not refresh:
+                self._used(held)
+                return Brought(held, stale=True)
+            raise
+
+    def _sync(self, artifact: Artifact, selection: Selection, refresh: bool, progress: Progress) -> Brought:
+        """Brings what the origin has and the store lacks, and records the tree."""
+        locations, settled = self._locations(artifact, refresh)
+        parts = [p for at in locations if (p := self._part(at, settled, artifact, selection, refresh, progress))]
+        if not parts:
+            raise NotFound(f"{artifact.uri}: the origin has no file or folder there.")
+        whole = parts[0].manifest
+        for part in parts[1:]:
+            whole = overlay(whole, part.manifest)
+        now, file_name = self._clock(), parts[-1].file_name
+        if len(parts) > 1:
+            for part in parts:
+                row = (part.location.uri, selection.key, part.file_name, settled, False)
+                self._store.commit(part.manifest, [row], (), now)
+        rows = [(artifact.uri, selection.key, file_name, settled, True)]
+        if len(parts) == 1 and parts[0].location.uri != artifact.uri:
+            rows.append((parts[0].location.uri, selection.key, file_name, settled, False))
+        self._store.commit(whole, rows, [uri for part in parts for uri in part.arrived], now)
+        held = self._index.held(artifact.uri, selection.key)
+        assert held is not None
+        return Brought(held, origin_bytes=sum(part.taken for part in parts))
+
+    def _locations(self, artifact: Artifact, refresh: bool) -> tuple[tuple[Location, ...], bool]:
+        """Where the bytes are, and whether the origin has finished them."""
+        if artifact.kind is Kind.BARE:
+            root, _, name = artifact.name.rpartition("/")
+            return (Location(root + "/" if root.endswith((":", "/")) else root, name),), True
+        resolved = None if refresh else self._index.resolved(artifact.base)
+        if resolved is None or not resolved.settled:
+            resolved = self._origin.resolve(artifact)
+            self._index.record_version(resolved, self._clock())
+        return resolved.locations(artifact.path), resolved.settled
+
+    def _part(
+        self,
+        location: Location,
+        settled: bool,
+        artifact: Artifact,
+        selection: Selection,
+        refresh: bool,
+        progress: Progress,
+    ) -> Part | None:
+        """What one location has: from a whole tree that is held above it, else listed and downloaded."""
+        named_by_client = artifact.kind is Kind.BARE
+        try:
+            derivable = settled and not refresh and not self._origin.guards(artifact)
+            if derivable and (part := self._derived(location, selection)):
+                return part
+            listing = self._origin.list(location, named_by_client=named_by_client)
+        except NotFound:
+            return None
+        wanted = _checked(location, [file for file in listing.files if selection.takes(file.path)])
+        have = {} if refresh else self._known(location)
+        missing = [f for f in wanted if not f.is_folder and not _same(have.get(f.path), f)]
+        taken = 0
+        if missing:
+            needed = sum(file.size or 0 for file in missing)
+            progress.files_total += len(missing)
+            progress.bytes_total += needed
+            with self._reserve(location, needed):
+                arrived, taken = self._downloads.bring(location, missing, progress, named_by_client=named_by_client)
+            have |= arrived
+        entries = [folder(f.path) if f.is_folder else Entry(f.path, *have[f.path]) for f in wanted]
+        arrivals = tuple(key(location, file) for file in missing)
+        return Part(location, Manifest.of(entries), listing.file_name, arrivals, taken)
+
+    def _derived(self, location: Location, selection: Selection) -> Part | None:
+        """The part that a whole tree held above has already. Raises NotFound where that tree has no such path."""
+        for held in reversed(self._index.above(location.uri)):
+            tree = self._store.tree(held.tree)
+            if held.selection or not held.settled or tree is None or self._store.unsound(tree):
+                continue
+            path = location.uri[len(held.uri) :].strip("/").encode()
+            if not path:
+                return Part(location, selection.of_manifest(tree.manifest), held.file_name)
+            manifest = None if held.file_name else tree.manifest.below(path)
+            if manifest is None:
+                raise NotFound(f"{location.uri}: not in {held.uri}, which is held whole.")
+            file_name = location.uri.rpartition("/")[2] if tree.manifest.has_file(path) else ""
+            return Part(location, selection.of_manifest(manifest), file_name)
+        return None
+
+    def _known(self, location: Location) -> dict[bytes, tuple[str, int]]:
+        """Digest and size, by path below the location, of every file whose blob is held already."""
+        found: dict[bytes, tuple[str, int]] = {}
+        near = self._index.above(location.uri) + self._index.at_or_below(location.uri)
+        for held in sorted(near, key=lambda h: h.fetched_at):
+            if tree := self._store.tree(held.tree):
+                found.update(_paths(location, held, tree))
+        prefix = location.uri + "/"
+        for uri, arrived in self._index.arrivals(location.uri).items():
+            name = uri[len(prefix) :] if uri.startswith(prefix) else uri.rpartition("/")[2]
+            found[name.encode()] = arrived
+        sound = self._index.blobs({digest for digest, size in found.values() if size})
+        return {path: (digest, size) for path, (digest, size) in found.items() if not size or digest in sound}
+
+    # -- the mechanics ----------------------------------------------------------------------------------------------
+
+    def _sound(self, held: Held) -> bool:
+        tree = self._store.tree(held.tree)
+        return tree is not None and not self._store.unsound(tree)
+
+    @contextmanager
+    def _reserve(self, location: Location, needed: int) -> Iterator[None]:
+        """Promises space to a download before its first byte. Raises NoSpace."""
+        stored, disk = self._index.totals()["blob_bytes"], self._store.space()
+        with self._lock:
+            if why := space.shortage(
+                needed, stored=stored, reserved=self._reserved, total=disk.total, free=disk.free, limits=self._limits
+            ):
+                raise NoSpace(f"{location.uri}: {why}")
+            self._reserved += needed
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._reserved -= needed
+
+    def _used(self, held: Held) -> None:
+        with self._lock:
+            self._uses[held.uri, held.selection] = self._clock()
+
+
+def _same(known: tuple[str, int] | None, file: File) -> bool:
+    """Whether a file that is held is, as far as a listing tells, the one that is listed."""
+    return known is not None and file.size in (None, known[1])
+
+
+def _paths(location: Location, held: Held, tree: Tree) -> Iterator[tuple[bytes, tuple[str, int]]]:
+    """The files of a tree held at, above or below a location, by their paths below the location."""
+    below = held.uri[len(location.uri) :].strip("/").encode() if len(held.uri) > len(location.uri) else b""
+    above = location.uri[len(held.uri) :].strip("/").encode() if len(held.uri) < len(location.uri) else b""
+    for entry in tree.manifest.files:
+        path = entry.path
+        if above:
+            if path == above:
+                path = above.rpartition(b"/")[2]
+            elif path.startswith(above + b"/"):
+                path = path[len(above) + 1 :]
+            else:
+                continue
+        if below:
+            path = below if held.file_name else below + b"/" + path
+        yield path, (entry.digest, entry.size)
+
+
+def _checked(location: Location, files: list[File]) -> list[File]:
+    """Raises Corrupted where one name is listed twice, or as a file and as a folder."""
+    paths = [file.path for file in files]
+    unique = set(paths)
+    if len(unique) != len(paths):
+        raise Corrupted(f"{location.uri}: the origin lists one name twice.")
+    for path in paths:
+        parent = path.rpartition(b"/")[0]
+        while parent:
+            if parent in unique:
+                raise Corrupted(f"{location.uri}: the origin lists a file that is a folder as well.")
+            parent = parent.rpartition(b"/")[0]
+    return files

@@ -1,0 +1,175 @@
+"""The configuration: what the keys are, what they mean, what they may be.
+
+Law of this file: text in, values or words out; it opens no file and reads no environment. A key that nobody reads does
+not exist.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+from urllib.parse import urlsplit
+
+import tomllib
+
+from cacheserver.space import Amount, parse_amount
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message says where and why."""
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """[store]"""
+
+    root: str = ""
+    capacity: Amount = field(default=Amount(100, percent=True))
+    min_free: Amount = field(default=Amount(1, percent=True))
+
+
+@dataclass(frozen=True)
+class OriginConfig:
+    """[origin]"""
+
+    tracking_uri: str = ""
+    unreachable_after: float = 10.0
+
+
+@dataclass(frozen=True)
+class AccessConfig:
+    """[access]"""
+
+    check: str = "none"
+    users: str = ""
+    hardlink_for_root: bool = False
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """[server]"""
+
+    socket_dir: str = ""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All of it; an empty text stands for "find a place by the environment"."""
+
+    store: StoreConfig = field(default_factory=StoreConfig)
+    origin: OriginConfig = field(default_factory=OriginConfig)
+    access: AccessConfig = field(default_factory=AccessConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("a text in quotes, not empty")
+    return value
+
+
+def _path(value: Any) -> str:
+    text = _text(value)
+    if not text.startswith("/"):
+        raise ValueError("an absolute path")
+    return text
+
+
+def _amount(value: Any) -> Amount:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return Amount(value)
+    return parse_amount(value if isinstance(value, str) else "")
+
+
+def _uri(value: Any) -> str:
+    text = _text(value)
+    if not urlsplit(text).scheme and not text.startswith("/"):
+        raise ValueError('a tracking URI, as in "http://mlflow.example:5000" or "sqlite:////var/lib/mlflow.db"')
+    return text
+
+
+def _seconds(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 3600:
+        raise ValueError("seconds, above 0 and at most 3600")
+    return float(value)
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def _one_of(*words: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value not in words:
+            raise ValueError(" or ".join(f'"{word}"' for word in words))
+        return str(value)
+
+    return check
+
+
+_SECTIONS: dict[str, tuple[type[Any], dict[str, Callable[[Any], Any]]]] = {
+    "store": (StoreConfig, {"root": _path, "capacity": _amount, "min_free": _amount}),
+    "origin": (OriginConfig, {"tracking_uri": _uri, "unreachable_after": _seconds}),
+    "access": (
+        AccessConfig,
+        {"check": _one_of("none"), "users": _one_of("self", "all"), "hardlink_for_root": _flag},
+    ),
+    "server": (ServerConfig, {"socket_dir": _path}),
+}
+
+
+def parse(text: str, name: str) -> Config:
+    """Reads a configuration's TOML text.
+
+    Args:
+        name: what to call it in messages, such as its path.
+
+    Raises ConfigError, with the line and what to write instead.
+    """
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name}: this is not TOML: {error}.") from None
+    found: dict[str, Any] = {}
+    for section, values in tables.items():
+        if section not in _SECTIONS or not isinstance(values, dict):
+            raise ConfigError(f"{name}{_line(text, section)}: [{section}] is no section.{_suggest(section, _SECTIONS)}")
+        found[section] = _section(section, values, text, name)
+    return Config(**found)
+
+
+def keys() -> list[tuple[str, str, Any]]:
+    """Every (section, key, default)."""
+    return [(s, f.name, getattr(kind(), f.name)) for s, (kind, _) in _SECTIONS.items() for f in fields(kind)]
+
+
+def _section(section: str, values: dict[str, Any], text: str, name: str) -> Any:
+    kind, readers = _SECTIONS[section]
+    read: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in readers:
+            raise ConfigError(f"{name}{_line(text, key)}: [{section}] has no key {key}.{_suggest(key, readers)}")
+        try:
+            read[key] = readers[key](value)
+        except ValueError as error:
+            raise ConfigError(f"{name}{_line(text, key)}: [{section}] {key} = {value!r}: must be {error}.") from None
+    return kind(**read)
+
+
+def _line(text: str, word: str) -> str:
+    """The line where a key or a section stands, for a message; tomllib does not tell."""
+    pattern = re.compile(rf"\s*\[?\s*[\"']?{re.escape(word)}[\"']?\s*[]=.]")
+    for number, line in enumerate(text.splitlines(), start=1):
+        if pattern.match(line):
+            return f":{number}"
+    return ""
+
+
+def _suggest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean {close[0]}?" if close else f" There are: {', '.join(known)}."

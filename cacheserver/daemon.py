@@ -1,0 +1,133 @@
+"""The daemon, put together: reads top to bottom. The one room that reads the environment, the clock and signals.
+
+Law of this file: everything is made here and handed down; nothing below makes its own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+
+from artifactcache.errors import CacheError
+from cacheserver.cache import Cache
+from cacheserver.config import Config
+from cacheserver.disk import Disk
+from cacheserver.handoff import Handoff
+from cacheserver.index import Index
+from cacheserver.origin import MlflowOrigin
+from cacheserver.place import Place, place
+from cacheserver.service import Service, serve
+from cacheserver.sessions import Peer, Sessions
+from cacheserver.space import Limits
+from cacheserver.store import Store
+
+SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7), with its NUL
+STOP_SECONDS = 10
+CHORES_SECONDS = 30
+ARRIVALS_KEPT_SECONDS = 86_400  # how long an unfinished download is worth resuming
+
+_log = logging.getLogger(__name__)
+
+
+def run(config: Config) -> None:
+    """Serves until SIGTERM or SIGINT. Raises CacheError or ConfigError where it cannot start."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    uid = os.geteuid()
+    here = place(config, dict(os.environ), uid)
+    os.umask(0o077)
+
+    sockets_lock = _socket_folder(here)
+    disk = Disk(here.root, shared=here.serves_all)
+    limits = Limits(config.store.capacity, config.store.min_free)
+    origin = MlflowOrigin(
+        here.tracking_uri, config.origin.unreachable_after, forbidden=disk.root, world_only=here.serves_all
+    )
+    store = Store(disk, Index(disk.index_path, origin.name))
+    cache = Cache(store, origin, limits, time.time)
+    sessions = Sessions()
+
+    def admits(peer: Peer) -> bool:
+        return here.serves_all or peer.uid == uid
+
+    handoff = Handoff(_listener(here, "handoff.sock"), sessions, store, admits)
+    about = {"tracking_uri": origin.name, "access_check": config.access.check}
+    service = Service(cache, store, sessions, limits, about, hardlink_for_root=config.access.hardlink_for_root)
+    address = _fresh_path(here, "cache.sock")
+    server = serve(service, address)
+    handoff.start()
+    server.start()
+    os.chmod(address, 0o666 if here.serves_all else 0o600)
+    _log.info(
+        "serving %s from %s at %s, for %s",
+        origin.name,
+        disk.root,
+        here.socket_dir,
+        "every user" if here.serves_all else f"uid {uid}",
+    )
+
+    while not stop.wait(CHORES_SECONDS):
+        _chores(cache, store)
+
+    _log.info("stopping")
+    server.stop(STOP_SECONDS).wait()
+    handoff.stop()
+    cache.close()
+    store.close()
+    os.close(sockets_lock)
+
+
+def _chores(cache: Cache, store: Store) -> None:
+    """What is done now and then. A failure is told, and the next time it is tried again."""
+    try:
+        cache.record_uses()
+        store.drop_arrivals(time.time() - ARRIVALS_KEPT_SECONDS)
+    except Exception:  # noqa: BLE001 - a chore that fails must not end the daemon
+        _log.exception("a chore failed")
+
+
+def _socket_folder(here: Place) -> int:
+    """Makes the sockets' folder and takes it for this process: gRPC itself would share a socket with another daemon."""
+    folder = here.socket_dir
+    longest = os.path.join(folder, "handoff.sock")
+    if len(os.fsencode(longest)) > SOCKET_PATH_BYTES_MAX:
+        raise CacheError(
+            f"The socket path {longest} is longer than the {SOCKET_PATH_BYTES_MAX} bytes that Linux takes."
+        )
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        if os.stat(folder).st_uid == os.geteuid():
+            os.chmod(folder, 0o755 if here.serves_all else 0o700)
+        lock = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise CacheError(f"The sockets' folder {folder} cannot be used: {error.strerror}.") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise CacheError(f"Another daemon has its sockets in {folder}: stop it, or use another folder.") from None
+    return lock
+
+
+def _fresh_path(here: Place, name: str) -> str:
+    """A socket's path, without what an earlier daemon left there."""
+    path = os.path.join(here.socket_dir, name)
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    return path
+
+
+def _listener(here: Place, name: str) -> socket.socket:
+    path = _fresh_path(here, name)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(path)
+    os.chmod(path, 0o666 if here.serves_all else 0o600)
+    listener.listen(1024)
+    return listener

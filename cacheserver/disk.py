@@ -1,0 +1,368 @@
+"""The store's files: the one room that changes the filesystem, with links.py for folders of others.
+
+Law of this file: bytes are hashed, synced and renamed into place, in this order; only then may a row speak of them.
+A crash at any point leaves files without rows, which cost space and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import itertools
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from blake3 import blake3
+from xxhash import xxh3_128
+
+from artifactcache.errors import CacheError, NoSpace
+from cacheserver.libc import exchange, syncfs
+from cacheserver.words import BlobRow, Manifest
+
+READ_BYTES = 1 << 20
+SYNC_ONE_BY_ONE_MAX = 8  # 2,000 files of 4 KiB: fsync each 0.2 to 3.6 s, syncfs 0.01 to 0.08 s (ext4, XFS, btrfs)
+FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
+FOLDERS = ("blobs", "manifests", "views", "staging", "quarantine")
+
+
+class Staged(NamedTuple):
+    """A finished file in staging/, and what a row will say of it."""
+
+    path: str
+    row: BlobRow
+
+
+@dataclass(frozen=True)
+class Space:
+    """The store's filesystem, in bytes."""
+
+    total: int
+    free: int
+
+
+class Disk:
+    """The store's folder.
+
+    Args:
+        root: made where it does not exist.
+        shared: whether other users of the host may reach views; None leaves that as it is.
+
+    Raises CacheError where the folder cannot be used, or another daemon uses it.
+    """
+
+    def __init__(self, root: str, *, shared: bool | None) -> None:
+        self.root = os.path.abspath(root)
+        self._numbers = itertools.count()
+        try:
+            os.makedirs(self.root, exist_ok=True)
+            self._lock_fd = _lock(os.path.join(self.root, "lock"))
+            for name in FOLDERS:
+                os.makedirs(self._at(name), exist_ok=True)
+            if shared is not None:
+                # Others may pass through to a view whose name they were given; nobody but the daemon can list anything.
+                for name in ("", "views"):
+                    os.chmod(self._at(name), 0o711 if shared else 0o700)
+            for name in ("blobs", "manifests", "staging", "quarantine"):
+                os.chmod(self._at(name), 0o700)
+            self.blobs_fd = os.open(self._at("blobs"), os.O_RDONLY | os.O_DIRECTORY)
+            self._empty_staging()
+        except OSError as error:
+            raise CacheError(f"The store {self.root} cannot be used: {error.strerror}.") from None
+
+    def close(self) -> None:
+        """Lets another daemon have the store."""
+        os.close(self.blobs_fd)
+        os.close(self._lock_fd)
+
+    @property
+    def index_path(self) -> str:
+        """Where the index is."""
+        return self._at("index.db")
+
+    def space(self) -> Space:
+        """How full the filesystem is, as an ordinary user sees it."""
+        found = os.statvfs(self.root)
+        return Space(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
+
+    # -- blobs ------------------------------------------------------------------------------------------------------
+
+    def stage(self) -> str:
+        """A path in staging/ that nothing has yet."""
+        return self._at("staging", f"{next(self._numbers)}-{secrets.token_hex(4)}")
+
+    def measure(self, path: str) -> Staged:
+        """Hashes a finished file in staging/ with both hashes in one pass, and gives it its final mode.
+
+        Raises CacheError where it is not a plain file of one name: a file that has another name could be changed there.
+        """
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb", buffering=0) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_uid != os.geteuid():
+                raise CacheError(f"{path} is not a file of the daemon's own.")
+            os.fchmod(file.fileno(), 0o444)
+            blake, xxh3, size = _hashes(file)
+        return Staged(path, BlobRow(blake, size, xxh3, found.st_ino, found.st_mtime_ns))
+
+    def size(self, path: str) -> int:
+        """How long a file in staging/ is by now; 0 where it is gone."""
+        try:
+            return os.stat(path).st_size
+        except OSError:
+            return 0
+
+    def sync(self, staged: list[Staged]) -> None:
+        """Makes sure that staged bytes survive a power cut."""
+        if len(staged) > SYNC_ONE_BY_ONE_MAX:
+            syncfs(self.blobs_fd)
+            return
+        for one in staged:
+            _fsync(one.path)
+
+    def place(self, staged: list[Staged]) -> list[BlobRow]:
+        """Renames synced files to their names, and syncs the names. Returns the rows that may be recorded now."""
+        folders: set[str] = set()
+        for one in staged:
+            target = self._at("blobs", _fan(one.row.digest))
+            if os.path.dirname(target) not in folders:
+                folders.add(os.path.dirname(target))
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+            os.rename(one.path, target)
+        self._sync_folders(folders | {self._at("blobs")})
+        return [one.row for one in staged]
+
+    def unlink(self, digests: Iterable[str]) -> None:
+        """Removes blobs whose rows are gone."""
+        for digest in digests:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(_fan(digest), dir_fd=self.blobs_fd)
+
+    def discard(self, path: str) -> None:
+        """Removes something from staging/, whatever it is."""
+        if os.path.isdir(path) and not os.path.islink(path):
+            _remove_tree(path)
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def blob_names(self) -> Iterator[str]:
+        """The digest that each file in blobs/ is named by."""
+        for fan in os.listdir(self.blobs_fd):
+            for name in os.listdir(self._at("blobs", fan)):
+                yield fan + name
+
+    def open_blob(self, digest: str) -> int:
+        """A read-only descriptor of a blob. Raises FileNotFoundError."""
+        return os.open(_fan(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.blobs_fd)
+
+    def suspects(self, rows: Iterable[BlobRow]) -> list[BlobRow]:
+        """Those blobs whose inode does not look as the index says, or is gone."""
+        found, fd = [], self.blobs_fd
+        for row in rows:
+            try:
+                seen = os.stat(f"{row.digest[:2]}/{row.digest[2:]}", dir_fd=fd, follow_symlinks=False)
+            except OSError:
+                found.append(row)
+                continue
+            if seen.st_size != row.size or seen.st_mtime_ns != row.mtime_ns or seen.st_ino != row.inode:
+                found.append(row)
+        return found
+
+    def recheck(self, row: BlobRow) -> BlobRow | None:
+        """Hashes a blob again. Returns its row as of now, or None where the bytes are wrong or gone."""
+        try:
+            fd = self.open_blob(row.digest)
+        except OSError:
+            return None
+        with open(fd, "rb", buffering=0) as file:
+            before = os.fstat(fd)
+            if not stat.S_ISREG(before.st_mode) or before.st_size != row.size:
+                return None
+            if _xxh3(file) != row.xxh3:
+                return None
+            # Taken before the bytes were read: a write in between shows as another mtime next time.
+            if stat.S_IMODE(before.st_mode) != 0o444 and before.st_uid == os.geteuid():
+                os.fchmod(fd, 0o444)
+            return row._replace(inode=before.st_ino, mtime_ns=before.st_mtime_ns)
+
+    def quarantine(self, digest: str) -> None:
+        """Moves a blob whose row is gone to where a person can look at it."""
+        try:
+            os.rename(self._at("blobs", _fan(digest)), self._at("quarantine", f"{digest}-{secrets.token_hex(4)}"))
+        except FileNotFoundError:
+            return
+        except OSError:
+            self.unlink([digest])
+
+    def quarantine_count(self) -> int:
+        """How many files are in quarantine."""
+        return len(os.listdir(self._at("quarantine")))
+
+    def fresh_inode(self, row: BlobRow) -> BlobRow:
+        """Gives a blob an inode of its own, when the old one has as many links as its filesystem allows."""
+        path = self.stage()
+        try:
+            shutil.copyfile(self._at("blobs", _fan(row.digest)), path)
+            staged = self.measure(path)
+            if staged.row.digest != row.digest:
+                raise CacheError(f"The blob {row.digest} changed while it was copied.")
+            self.sync([staged])
+            return self.place([staged])[0]
+        finally:
+            self.discard(path)
+
+    # -- manifests --------------------------------------------------------------------------------------------------
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Puts a manifest in place, synced."""
+        target = self._at("manifests", _fan(manifest.digest))
+        path = self.stage()
+        try:
+            with open(path, "wb") as file:
+                file.write(manifest.encode())
+                file.flush()
+                os.fchmod(file.fileno(), 0o444)
+                os.fsync(file.fileno())
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            os.rename(path, target)
+            self._sync_folders({os.path.dirname(target), self._at("manifests")})
+        finally:
+            self.discard(path)
+
+    def open_manifest(self, tree: str) -> int:
+        """A read-only descriptor of a manifest. Raises FileNotFoundError."""
+        return os.open(self._at("manifests", _fan(tree)), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+    def read_manifest(self, tree: str) -> Manifest | None:
+        """A manifest, or None where it is gone or is not what its name says."""
+        try:
+            with open(self.open_manifest(tree), "rb") as file:
+                text = file.read()
+        except OSError:
+            return None
+        return Manifest.decode(text) if blake3(text).hexdigest() == tree else None
+
+    # -- views ------------------------------------------------------------------------------------------------------
+
+    def view_path(self, tree: str) -> str:
+        """Where a tree's view is, or will be."""
+        return self._at("views", tree)
+
+    def start_view(self, manifest: Manifest) -> str:
+        """Makes a view's folders and empty files in staging/; its blobs are linked in next."""
+        path = self.stage()
+        os.mkdir(path, 0o755)
+        for folder in manifest.folders:
+            os.mkdir(os.path.join(os.fsencode(path), folder), 0o755)
+        for entry in manifest.files:
+            if entry.size == 0:
+                os.close(os.open(os.path.join(os.fsencode(path), entry.path), os.O_CREAT | os.O_EXCL, 0o444))
+        return path
+
+    def finish_view(self, path: str, manifest: Manifest) -> None:
+        """Puts a finished view in place, read-only; one that is there already is exchanged for it in one step."""
+        for folder in manifest.folders:
+            os.chmod(os.path.join(os.fsencode(path), folder), 0o555)
+        target = self.view_path(manifest.digest)
+        if os.path.lexists(target):
+            os.chmod(target, 0o755)  # a folder that cannot be written cannot be renamed either
+            exchange(path, target)
+            _remove_tree(path)
+        else:
+            os.rename(path, target)
+        os.chmod(target, 0o555)
+
+    # -- the mechanics ----------------------------------------------------------------------------------------------
+
+    def _at(self, *parts: str) -> str:
+        return os.path.join(self.root, *parts)
+
+    def _empty_staging(self) -> None:
+        for name in os.listdir(self._at("staging")):
+            self.discard(self._at("staging", name))
+
+    def _sync_folders(self, folders: set[str]) -> None:
+        if len(folders) > SYNC_ONE_BY_ONE_MAX:
+            syncfs(self.blobs_fd)
+            return
+        for folder in folders:
+            _fsync(folder)
+
+
+def no_space(error: OSError, what: str) -> NoSpace | None:
+    """The error to raise instead of `error` where it says that a disk is full."""
+    if error.errno not in FULL_ERRNOS:
+        return None
+    return NoSpace(f"The store's disk is full: {what}. Free some space, or raise its capacity.")
+
+
+def _fan(digest: str) -> str:
+    return f"{digest[:2]}/{digest[2:]}"
+
+
+def _hashes(file: object) -> tuple[str, str, int]:
+    blake, xxh3, size = blake3(), xxh3_128(), 0
+    buffer = bytearray(READ_BYTES)
+    view = memoryview(buffer)
+    while count := file.readinto(buffer):  # type: ignore[attr-defined]
+        blake.update(view[:count])
+        xxh3.update(view[:count])
+        size += count
+    return blake.hexdigest(), xxh3.hexdigest(), size
+
+
+def _xxh3(file: object) -> str:
+    xxh3 = xxh3_128()
+    buffer = bytearray(READ_BYTES)
+    view = memoryview(buffer)
+    while count := file.readinto(buffer):  # type: ignore[attr-defined]
+        xxh3.update(view[:count])
+    return xxh3.hexdigest()
+
+
+def _fsync(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _remove_tree(path: str) -> None:
+    # Folders of views are read-only: they have to be writable to be emptied.
+    for folder, names, _ in os.walk(path):
+        for name in names:
+            inner = os.path.join(folder, name)
+            if not os.path.islink(inner):
+                os.chmod(inner, 0o755)
+    shutil.rmtree(path)
+
+
+def _lock(path: str) -> int:
+    """Takes the store for this process. The lock goes with the descriptor."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise CacheError(
+            f"Another daemon uses the store {os.path.dirname(path)}: stop it, or use another store."
+        ) from None
+    # On some network filesystems everybody gets the lock: a second descriptor must not.
+    second = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return fd
+    finally:
+        os.close(second)
+    os.close(fd)
+    raise CacheError(
+        f"Locks do not work on the filesystem of {os.path.dirname(path)}: two daemons could damage the store."
+        " Put it on a local filesystem."
+    )

@@ -1,0 +1,141 @@
+"""Bringing files in from the origin: a pool of their own, each file once, however many artifacts it is part of.
+
+Law of this file: a file counts as arrived when its bytes are kept, not when they are here; and who has claimed a file
+settles the claim whatever happens, for others may wait for it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+from cacheserver.disk import Staged
+from cacheserver.origin import MlflowOrigin
+from cacheserver.store import Store
+from cacheserver.words import File, Location, Progress, join
+
+DOWNLOADS_MAX = 16  # files at a time, of all artifacts together
+WINDOW = 8  # files at a time of one artifact: no artifact keeps the others waiting for all of its files
+BATCH_FILES = 1000  # kept together: one sync for all
+BATCH_BYTES = 1 << 30
+
+Arrived = tuple[str, int]  # digest and size
+
+
+class Downloads:
+    """Downloads of single files."""
+
+    def __init__(self, store: Store, origin: MlflowOrigin, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._origin = origin
+        self._clock = clock
+        self._pool = ThreadPoolExecutor(max_workers=DOWNLOADS_MAX, thread_name_prefix="download")
+        self._lock = threading.Lock()
+        self._claims: dict[str, Future[Arrived]] = {}
+
+    def close(self) -> None:
+        """Starts no download any more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def bring(
+        self, location: Location, files: list[File], progress: Progress, *, named_by_client: bool
+    ) -> tuple[dict[bytes, Arrived], int]:
+        """Takes files into the store. Returns digest and size by path, and how many bytes this call took.
+
+        Raises errors of ours; files that arrived before the failure stay for the next attempt.
+        """
+        mine, wanted = self._claim(location, files)
+        taken = 0
+        try:
+            for batch in self._batches(location, mine, progress, named_by_client):
+                self._store.keep({key(location, mine[uri]): staged for uri, staged in batch.items()}, self._clock())
+                for uri, staged in batch.items():
+                    taken += staged.row.size
+                    self._settle(uri).set_result((staged.row.digest, staged.row.size))
+        except BaseException as error:
+            for uri in mine:
+                if uri in self._claims:
+                    self._settle(uri).set_exception(error)
+            raise
+        return {file.path: future.result() for file, future in wanted}, taken
+
+    def _claim(
+        self, location: Location, files: list[File]
+    ) -> tuple[dict[str, File], list[tuple[File, Future[Arrived]]]]:
+        """Those files that nobody else is bringing, and the futures of all."""
+        mine: dict[str, File] = {}
+        futures: list[tuple[File, Future[Arrived]]] = []
+        with self._lock:
+            for file in files:
+                uri = join(location.root, file.remote)
+                if uri not in self._claims:
+                    self._claims[uri] = Future()
+                    mine[uri] = file
+                futures.append((file, self._claims[uri]))
+        return mine, futures
+
+    def _settle(self, uri: str) -> Future[Arrived]:
+        with self._lock:
+            return self._claims.pop(uri)
+
+    def _batches(
+        self, location: Location, mine: dict[str, File], progress: Progress, named_by_client: bool
+    ) -> Iterator[dict[str, Staged]]:
+        """Downloads, and gives what is finished in batches that are worth a sync."""
+        waiting = iter(mine.items())
+        active: dict[Future[Staged], str] = {}
+        batch: dict[str, Staged] = {}
+        try:
+            while True:
+                while len(active) < WINDOW and (following := next(waiting, None)):
+                    uri, file = following
+                    active[self._pool.submit(self._one, location, file, progress, named_by_client)] = uri
+                if not active:
+                    break
+                finished, _ = wait(active, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    batch[active[future]] = future.result()
+                    del active[future]
+                if len(batch) >= BATCH_FILES or sum(s.row.size for s in batch.values()) >= BATCH_BYTES:
+                    yield batch
+                    batch = {}
+            if batch:
+                yield batch
+                batch = {}
+        finally:
+            # Only after a failure is anything left here.
+            for future in active:
+                future.cancel()
+            wait(active)
+            for future in active:
+                if not future.cancelled() and not future.exception():
+                    self._store.discard(future.result().path)
+            for staged in batch.values():
+                self._store.discard(staged.path)
+
+    def _one(self, location: Location, file: File, progress: Progress, named_by_client: bool) -> Staged:
+        path = self._store.stage()
+        progress.active[path] = file.size or 0
+        try:
+            self._origin.download(location, file, path, named_by_client=named_by_client)
+            staged = self._store.measure(path)
+        except BaseException:
+            self._store.discard(path)
+            raise
+        finally:
+            del progress.active[path]
+        with self._lock:
+            progress.bytes_done += staged.row.size
+            progress.files_done += 1
+        return staged
+
+
+def key(location: Location, file: File) -> str:
+    """Under which URI the index remembers that a file has arrived."""
+    uri = join(location.root, file.remote)
+    try:
+        uri.encode()
+    except UnicodeEncodeError:  # a name that is not UTF-8: SQLite's text cannot hold it
+        return "bytes:" + uri.encode("utf-8", "surrogateescape").hex()
+    return uri

@@ -1,0 +1,46 @@
+"""The system calls that Python does not offer."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_SYS_OPENAT2 = 437  # the same on every architecture
+_RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_BENEATH = 0x08
+
+
+def syncfs(fd: int) -> None:
+    """Writes all that the filesystem of `fd` has not written yet. Raises OSError (syncfs(2); errors since 5.8)."""
+    _check(_libc.syncfs(fd))
+
+
+def exchange(one: str, other: str) -> None:
+    """Swaps two names in one step: nobody sees either of them missing. Raises OSError (renameat2(2))."""
+    _check(_libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE))
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+def open_beneath(folder_fd: int, path: str, flags: int) -> int:
+    """Opens a path below a folder; symlinks are followed as long as they stay below it.
+
+    Raises OSError, with EXDEV where the path leads out (openat2(2), RESOLVE_BENEATH).
+    """
+    how = _OpenHow(flags, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
+    fd: int = _libc.syscall(
+        _SYS_OPENAT2, folder_fd, ctypes.c_char_p(os.fsencode(path)), ctypes.byref(how), ctypes.sizeof(how)
+    )
+    _check(min(fd, 0))
+    return fd
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

@@ -1,0 +1,132 @@
+"""Linking blobs into a folder, relative to descriptors, following no symlink.
+
+Law of this file: a folder that the expected user does not own gets nothing, whatever stands at its name by now.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+from artifactcache.errors import InvalidRequest, ModeUnavailable
+from cacheserver import names
+from cacheserver.words import Entry, Manifest
+
+PARALLEL_FILES_MIN = 2000  # below this the second thread costs more than it brings
+
+# Where linkat(2) says one of these, links cannot be had at this destination; another mode may still work.
+NO_LINKS = {
+    errno.EXDEV: "it is on another filesystem or mount than the store",
+    errno.EPERM: "its filesystem or its kernel refuses links to the store's files",
+    errno.EACCES: "the daemon's user may not reach it",
+    errno.EROFS: "it is read-only",
+    errno.EOPNOTSUPP: "its filesystem has no hard links",
+    errno.ENOSYS: "its filesystem has no hard links",
+}
+
+_OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def link_tree(
+    manifest: Manifest,
+    blobs_fd: int,
+    folder_fd: int,
+    owner: int,
+    renew: Callable[[str], None],
+    pool: Executor | None = None,
+) -> int:
+    """Links the blobs of all files that are not empty into a folder that has the tree's folders already.
+
+    Args:
+        blobs_fd: the folder of blobs.
+        folder_fd: the tree's folder.
+        owner: the user ID that must own it, and every folder inside it.
+        renew: called with a blob's digest where its inode has as many links as the filesystem allows.
+        pool: a second thread to work in, where the tree is large.
+
+    Returns the number of links. Raises ModeUnavailable where links cannot be had there, InvalidRequest where the
+    folder is not what it should be.
+    """
+    check_folder(folder_fd, owner)
+    work = _by_folder(manifest)
+    if pool is None or len(manifest.entries) < PARALLEL_FILES_MIN or len(work) < 2:
+        return _link(work, blobs_fd, folder_fd, owner, renew)
+    half = pool.submit(_link, work[1::2], blobs_fd, folder_fd, owner, renew)
+    try:
+        return _link(work[0::2], blobs_fd, folder_fd, owner, renew) + half.result()
+    finally:
+        half.exception()  # the descriptors are the caller's: nobody uses them when this returns
+
+
+def check_folder(fd: int, owner: int) -> None:
+    """Raises InvalidRequest where a descriptor is not a folder of this user."""
+    found = os.fstat(fd)
+    if not stat.S_ISDIR(found.st_mode):
+        raise InvalidRequest("The descriptor to link into is not that of a folder.")
+    if found.st_uid != owner:
+        raise InvalidRequest("The folder to link into does not belong to the user who asks.")
+
+
+def _by_folder(manifest: Manifest) -> list[tuple[bytes, list[Entry]]]:
+    folders: dict[bytes, list[Entry]] = {}
+    for entry in manifest.entries:
+        if entry.size:
+            folders.setdefault(entry.path.rpartition(b"/")[0], []).append(entry)
+    return list(folders.items())
+
+
+def _link(
+    work: list[tuple[bytes, list[Entry]]], blobs_fd: int, root_fd: int, owner: int, renew: Callable[[str], None]
+) -> int:
+    count = 0
+    for folder, entries in work:
+        fd = _descend(root_fd, folder, owner)
+        try:
+            skip = len(folder) + 1 if folder else 0
+            for path, digest, _ in entries:
+                _link_one(digest, path[skip:], blobs_fd, fd, renew)
+            count += len(entries)
+        finally:
+            os.close(fd)
+    return count
+
+
+def _link_one(digest: str, name: bytes, blobs_fd: int, fd: int, renew: Callable[[str], None]) -> None:
+    source = f"{digest[:2]}/{digest[2:]}"
+    try:
+        os.link(source, name, src_dir_fd=blobs_fd, dst_dir_fd=fd, follow_symlinks=False)
+    except OSError as error:
+        if error.errno == errno.EMLINK:
+            renew(digest)
+            os.link(source, name, src_dir_fd=blobs_fd, dst_dir_fd=fd, follow_symlinks=False)
+            return
+        if error.errno in NO_LINKS:
+            raise ModeUnavailable(
+                f"Hard links cannot be had at the destination: {NO_LINKS[error.errno]} ({error.strerror})."
+            ) from None
+        if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.ENOENT):
+            raise InvalidRequest(f"{names.show(name)} cannot be linked: {error.strerror}.") from None
+        raise
+
+
+def _descend(root_fd: int, folder: bytes, owner: int) -> int:
+    fd = os.dup(root_fd)
+    for component in folder.split(b"/") if folder else ():
+        try:
+            inner = os.open(component, _OPEN_FOLDER, dir_fd=fd)
+        except OSError as error:
+            raise InvalidRequest(
+                f"The folder {names.show(folder)} to link into cannot be entered: {error.strerror}."
+            ) from None
+        finally:
+            os.close(fd)
+        fd = inner
+        try:
+            check_folder(fd, owner)
+        except InvalidRequest:
+            os.close(fd)
+            raise
+    return fd

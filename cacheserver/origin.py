@@ -1,0 +1,333 @@
+"""Where misses come from: MLflow's tracking server and its artifact stores. The one room that imports mlflow.
+
+Law of this file: what the origin says is not believed. Every name passes `names`, every size is compared, every call
+ends within `unreachable_after`; errors leave here as errors of ours, without a secret in them.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from functools import lru_cache, partial
+from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit
+
+# Before mlflow is imported: it reads these once. The daemon reports nothing to anybody.
+os.environ.update(
+    MLFLOW_DISABLE_TELEMETRY="true",
+    DO_NOT_TRACK="true",
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false",
+    MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD="false",
+)
+
+# Stages are deprecated; as long as MLflow has them, users have URIs with them.
+warnings.filterwarnings("ignore", category=FutureWarning, message=".*get_latest_versions.*")
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
+from mlflow.tracking import MlflowClient
+from mlflow.utils.file_utils import local_file_uri_to_path
+
+from artifactcache.errors import (
+    CacheError,
+    Corrupted,
+    InvalidRequest,
+    NoSpace,
+    NotFound,
+    OriginUnavailable,
+    PermissionDenied,
+    Unauthenticated,
+)
+from cacheserver import names
+from cacheserver.disk import FULL_ERRNOS
+from cacheserver.local import ENTRIES_MAX, LOCAL_SCHEMES, LocalFiles
+from cacheserver.uris import Artifact, Kind
+from cacheserver.words import File, Listing, Location, Resolved, join
+
+QUESTIONS_MAX = 16  # questions to the origin at a time
+RETRIES = 2
+DOWNLOAD_ATTEMPTS = 2
+MESSAGE_LENGTH_MAX = 300
+
+T = TypeVar("T")
+
+_SETTLED_RUN = frozenset({"FINISHED", "FAILED", "KILLED"})
+_SETTLED_MODEL = frozenset({"READY", "FAILED"})
+
+# Where these list no size, the file is empty: MLflow's JSON leaves out zeros.
+_SIZED = frozenset({"", "file", "http", "https", "mlflow-artifacts", "s3", "gs", "wasbs", "abfss"})
+
+_BY_CODE: dict[str, type[CacheError]] = {
+    "RESOURCE_DOES_NOT_EXIST": NotFound,
+    "NOT_FOUND": NotFound,
+    "ENDPOINT_NOT_FOUND": NotFound,
+    "PERMISSION_DENIED": PermissionDenied,
+    "UNAUTHENTICATED": Unauthenticated,
+    "CUSTOMER_UNAUTHORIZED": Unauthenticated,
+    "INVALID_PARAMETER_VALUE": InvalidRequest,
+    "BAD_REQUEST": InvalidRequest,
+}
+_BY_STATUS: dict[int, type[CacheError]] = {400: InvalidRequest, 401: Unauthenticated, 403: PermissionDenied, 404: NotFound}
+_BY_S3_CODE: dict[str, type[CacheError]] = {
+    "AccessDenied": PermissionDenied,
+    "NoSuchBucket": NotFound,
+    "NoSuchKey": NotFound,
+    "404": NotFound,
+    "403": PermissionDenied,
+    "InvalidAccessKeyId": Unauthenticated,
+    "SignatureDoesNotMatch": Unauthenticated,
+}
+_BY_CLASS: dict[str, type[CacheError]] = {
+    "FileNotFoundError": NotFound,
+    "NotADirectoryError": NotFound,
+    "PermissionError": PermissionDenied,
+    "NoCredentialsError": Unauthenticated,
+    "PartialCredentialsError": Unauthenticated,
+}
+
+
+class MlflowOrigin:
+    """One tracking server, and the artifact stores it names.
+
+    Args:
+        tracking_uri: as MLflow takes it; credentials come from MLflow's own environment variables.
+        unreachable_after_seconds: how long one answer may take.
+        forbidden: a folder that no `file:` artifact may lie in: the store itself.
+        world_only: whether bare `file:` artifacts must be readable by every user of the host: a daemon that serves
+            others must not read for them what they could not read themselves.
+    """
+
+    def __init__(
+        self, tracking_uri: str, unreachable_after_seconds: float, *, forbidden: str, world_only: bool
+    ) -> None:
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, round(unreachable_after_seconds)))
+        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = str(RETRIES)
+        os.environ["MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR"] = "1"
+        mlflow.set_tracking_uri(tracking_uri)
+        self._tracking_uri = mlflow.get_tracking_uri()
+        self._client = MlflowClient(self._tracking_uri)
+        self._patience = unreachable_after_seconds
+        self._forbidden = os.path.realpath(forbidden)
+        self._world_only = world_only
+        self._repository = lru_cache(maxsize=64)(partial(get_artifact_repository, tracking_uri=self._tracking_uri))
+        self._pool = ThreadPoolExecutor(max_workers=QUESTIONS_MAX, thread_name_prefix="origin")
+
+    @property
+    def name(self) -> str:
+        """The tracking URI, without credentials."""
+        return _without_secrets(self._tracking_uri)
+
+    def close(self) -> None:
+        """Asks nothing any more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def guards(self, artifact: Artifact) -> bool:
+        """Whether the artifact has to be looked at each time: a file of this host, named by a client of many users."""
+        return self._world_only and artifact.kind is Kind.BARE and _scheme(artifact.name) in LOCAL_SCHEMES
+
+    # -- versions ---------------------------------------------------------------------------------------------------
+
+    def version_of(self, artifact: Artifact) -> Artifact:
+        """Which version an alias, a stage or `latest` stands for now."""
+        client, name, selector = self._client, artifact.name, artifact.selector
+        if artifact.kind is Kind.MODEL_ALIAS:
+            try:
+                found = self._ask(artifact.base, lambda: client.get_model_version_by_alias(name, selector))
+            except InvalidRequest as error:  # MLflow's answer to an alias that does not exist
+                raise NotFound(str(error)) from None
+            return artifact.at_version(str(found.version))
+        stages = None if artifact.kind is Kind.MODEL_LATEST else [selector]
+        try:
+            versions = self._ask(artifact.base, lambda: client.get_latest_versions(name, stages))
+        except InvalidRequest as error:
+            raise NotFound(str(error)) from None
+        if not versions:
+            raise NotFound(f"{artifact.base}: the model {name} has no such version.")
+        return artifact.at_version(str(max(int(v.version) for v in versions)))
+
+    def resolve(self, artifact: Artifact) -> Resolved:
+        """Where the bytes of a run, a logged model or a version of a registered model are."""
+        base, name = artifact.base, artifact.name
+        match artifact.kind:
+            case Kind.RUN:
+                run = self._ask(base, lambda: self._client.get_run(name))
+                models = self._ask(base, lambda: self._logged_models(run))
+                return Resolved(base, _tidy(run.info.artifact_uri), models, run.info.status in _SETTLED_RUN)
+            case Kind.LOGGED_MODEL:
+                model = self._ask(base, lambda: self._client.get_logged_model(name))
+                return Resolved(base, _tidy(model.artifact_location), (), str(model.status) in _SETTLED_MODEL)
+            case Kind.MODEL_VERSION:
+                root = self._ask(base, lambda: self._client.get_model_version_download_uri(name, artifact.selector))
+                return Resolved(base, _tidy(root), (), True)
+            case Kind.BARE:
+                return Resolved(base, base, (), True)
+        raise AssertionError(f"{base} is no version")
+
+    def _logged_models(self, run: Any) -> tuple[tuple[str, str], ...]:
+        """MLflow shows the logged models of a run as folders of it (since 3.0): their names and locations."""
+        outputs = getattr(run, "outputs", None)
+        ids = [output.model_id for output in (outputs.model_outputs if outputs else ())]
+        models = [self._client.get_logged_model(model_id) for model_id in ids]
+        return tuple((m.name, _tidy(m.artifact_location)) for m in models if m.source_run_id == run.info.run_id)
+
+    # -- bytes ------------------------------------------------------------------------------------------------------
+
+    def list(self, location: Location, *, named_by_client: bool) -> Listing:
+        """All files at a location. Raises NotFound where there is nothing.
+
+        Args:
+            named_by_client: whether a client named the location itself, instead of the tracking server.
+        """
+        if _scheme(location.root) in LOCAL_SCHEMES:
+            return self._ask(location.uri, lambda: self._local(location, named_by_client).list(location.path))
+        repository = self._repository(location.root)
+        sized = _scheme(location.root) in _SIZED
+        files = list(self._walk(repository, location, sized))
+        if files or not location.path:
+            return Listing(files, "")
+        # A file lists as nothing, and so does what does not exist: the folder above tells.
+        parent, _, name = location.path.rpartition("/")
+        for info in self._ask(location.uri, lambda: repository.list_artifacts(parent or None)):
+            if str(info.path).strip("/") == location.path:
+                if info.is_dir:
+                    return Listing([], "")
+                return Listing([File(os.fsencode(name), _size(info, sized), location.path)], name)
+        raise NotFound(f"{location.uri}: the origin has no file or folder there.")
+
+    def download(self, location: Location, file: File, to: str, *, named_by_client: bool) -> None:
+        """Writes one file of a listing to a new path. Raises Corrupted where its size is not the listed one."""
+        uri = join(location.root, file.remote)
+        for attempt in range(DOWNLOAD_ATTEMPTS):
+            try:
+                self._download(location, file, to, named_by_client)
+                size = os.path.getsize(to)
+                if file.size is not None and size != file.size:
+                    raise Corrupted(f"{names.show(uri)}: the origin lists {file.size} bytes and sent {size}.")
+                return
+            except Exception as error:  # noqa: BLE001 - MLflow and its clients raise anything
+                ours = _translated(error, names.show(uri))
+                if attempt + 1 == DOWNLOAD_ATTEMPTS or not isinstance(ours, (Corrupted, OriginUnavailable)):
+                    raise ours from None
+
+    def _download(self, location: Location, file: File, to: str, named_by_client: bool) -> None:
+        if _scheme(location.root) in LOCAL_SCHEMES:
+            self._local(location, named_by_client).copy(file.remote, to)
+            return
+        repository, remote = self._repository(location.root), file.remote
+        if isinstance(repository, HttpArtifactRepository):
+            remote = quote(remote, safe="/", errors="surrogateescape")  # it puts names into URLs as they are
+        repository._download_file(remote, to)
+
+    def _local(self, location: Location, named_by_client: bool) -> LocalFiles:
+        return LocalFiles(
+            local_file_uri_to_path(location.root),
+            forbidden=self._forbidden,
+            world_only=self._world_only and named_by_client,
+        )
+
+    def _walk(self, repository: Any, location: Location, sized: bool) -> Iterator[File]:
+        """Lists folder after folder. Raises Corrupted where a listing contradicts itself or names what must not be."""
+        folders, seen = [location.path], 0
+        while folders:
+            folder = folders.pop()
+            infos = self._ask(location.uri, partial(repository.list_artifacts, folder or None))
+            inside = [i for i in infos if str(i.path).strip("/") not in ("", ".", folder)]
+            if not inside and folder != location.path:
+                yield File(_below(location, folder), 0, folder, is_folder=True)
+            for info in inside:
+                seen += 1
+                if seen > ENTRIES_MAX:
+                    raise Corrupted(f"{location.uri}: the origin lists more than {ENTRIES_MAX} files.")
+                remote = str(info.path)
+                path = _below(location, remote)
+                if (wrong := names.fault(path)) or posixpath.dirname(remote) != folder:
+                    wrong = wrong or "is not inside the folder that was listed"
+                    raise Corrupted(f"{location.uri}: the origin lists {names.show(path)}, which {wrong}.")
+                if info.is_dir:
+                    folders.append(remote)
+                else:
+                    yield File(path, _size(info, sized), remote)
+
+    def _ask(self, what: str, question: Callable[[], T]) -> T:
+        """One answer of the origin, within its time. Raises errors of ours only."""
+        future = self._pool.submit(question)
+        try:
+            return future.result(timeout=self._patience)
+        except FutureTimeout:
+            future.cancel()
+            raise OriginUnavailable(
+                f"{what}: {self.name} has not answered within {self._patience:g} s, and this is not held."
+            ) from None
+        except Exception as error:  # noqa: BLE001 - MLflow and its clients raise anything
+            raise _translated(error, what) from None
+
+
+def _below(location: Location, remote: str) -> bytes:
+    """A path of the repository as one below the location. Raises Corrupted where it is not."""
+    if not location.path:
+        return os.fsencode(remote)
+    if not remote.startswith(location.path + "/"):
+        raise Corrupted(f"{location.uri}: the origin lists {names.show(remote)}, which is not inside it.")
+    return os.fsencode(remote[len(location.path) + 1 :])
+
+
+def _size(info: Any, sized: bool) -> int | None:
+    if info.file_size is None:
+        return 0 if sized else None
+    size = int(info.file_size)
+    if size < 0:
+        raise Corrupted(f"The origin lists {names.show(str(info.path))} with {size} bytes.")
+    return size
+
+
+def _scheme(uri: str) -> str:
+    return urlsplit(uri).scheme
+
+
+def _tidy(uri: str) -> str:
+    """The root as the index knows it: without a slash at its end."""
+    return uri.rstrip("/") if len(uri.rstrip("/")) > 1 else uri
+
+
+def _translated(error: BaseException, what: str) -> CacheError:
+    """Our error for one of MLflow, of requests, of an object store's client or of the operating system."""
+    if isinstance(error, CacheError):
+        return error
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.errno in FULL_ERRNOS:
+            return NoSpace(f"{what}: the store's disk is full. Free some space, or raise its capacity.")
+    kind = next(filter(None, map(_kind, _causes(error))), OriginUnavailable)
+    text = _without_secrets(" ".join(str(error).split()))[:MESSAGE_LENGTH_MAX]
+    return kind(f"{what}: {text or type(error).__name__}")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    for _ in range(10):
+        if error is None:
+            return
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _kind(error: BaseException) -> type[CacheError] | None:
+    """Known by name, not by class: the clients of the object stores are not all installed."""
+    if isinstance(error, MlflowException):
+        return _BY_CODE.get(error.error_code)
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        return _BY_S3_CODE.get(str(response.get("Error", {}).get("Code")))
+    if response is not None:
+        return _BY_STATUS.get(getattr(response, "status_code", 0))
+    return _BY_CLASS.get(type(error).__name__)
+
+
+def _without_secrets(text: str) -> str:
+    text = re.sub(r"(://)[^/@\s]+@", r"\1", text)  # user:password@
+    return re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", text)  # signatures of presigned URLs

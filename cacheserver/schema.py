@@ -1,0 +1,80 @@
+"""The index's schema, and how a store of an older release becomes one of this release.
+
+Law of this file: a migration is never edited once released; a new one is added at the end. `PRAGMA user_version`
+counts the migrations that a database has seen.
+"""
+
+from __future__ import annotations
+
+FIRST = """
+-- Tracking servers whose artifacts this store has held.
+CREATE TABLE origins (
+    id INTEGER PRIMARY KEY,
+    tracking_uri TEXT NOT NULL UNIQUE  -- without credentials
+) STRICT;
+
+-- What an origin said of a run, a logged model or a version of a registered model.
+CREATE TABLE versions (
+    origin INTEGER NOT NULL REFERENCES origins(id),
+    version TEXT NOT NULL,             -- runs:/<id>, models:/m-<id> or models:/<name>/<version>
+    root TEXT NOT NULL,                -- the bare artifact URI under which its bytes are
+    overlays TEXT NOT NULL,            -- JSON: [[name, root], …] of the logged models that show as folders of a run
+    settled INTEGER NOT NULL,          -- 0 while the origin may still add to it
+    resolved_at REAL NOT NULL,         -- seconds since the epoch
+    PRIMARY KEY (origin, version)
+) STRICT, WITHOUT ROWID;
+
+-- Bytes in blobs/. A row appears after the file is synced, and goes before the file is unlinked.
+CREATE TABLE blobs (
+    id INTEGER PRIMARY KEY,
+    digest TEXT NOT NULL UNIQUE,       -- BLAKE3-256, hexadecimal: the file's name
+    size INTEGER NOT NULL,             -- bytes
+    xxh3 TEXT NOT NULL,                -- XXH3-128, hexadecimal: checks the bytes again at memory speed
+    inode INTEGER NOT NULL,            -- the file's inode when its bytes were last hashed
+    mtime_ns INTEGER NOT NULL          -- the file's mtime then, nanoseconds since the epoch
+) STRICT;
+
+-- Trees, whose manifests are in manifests/.
+CREATE TABLE trees (
+    id INTEGER PRIMARY KEY,
+    digest TEXT NOT NULL UNIQUE,       -- BLAKE3-256 of the manifest
+    file_count INTEGER NOT NULL,
+    size_bytes INTEGER NOT NULL,       -- the sum of the files' sizes
+    has_view INTEGER NOT NULL DEFAULT 0  -- 1 once the view is complete
+) STRICT;
+
+-- Which blobs a tree needs.
+CREATE TABLE members (
+    tree INTEGER NOT NULL REFERENCES trees(id),
+    blob INTEGER NOT NULL REFERENCES blobs(id),
+    PRIMARY KEY (tree, blob)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX members_by_blob ON members(blob);
+
+-- What is held: which tree an artifact is.
+CREATE TABLE artifacts (
+    origin INTEGER NOT NULL REFERENCES origins(id),
+    uri TEXT NOT NULL,                 -- a version with its path, or a bare artifact URI
+    selection TEXT NOT NULL,           -- JSON: [include, exclude]; empty for the whole artifact
+    tree INTEGER NOT NULL REFERENCES trees(id),
+    file_name TEXT NOT NULL,           -- where the artifact is one file, its name; else empty
+    settled INTEGER NOT NULL,          -- 0 where the origin could still have added to it when it was fetched
+    asked INTEGER NOT NULL,            -- 1 where a client asked for this URI, 0 where it is the location behind one
+    fetched_at REAL NOT NULL,          -- seconds since the epoch
+    used_at REAL NOT NULL,             -- seconds since the epoch
+    PRIMARY KEY (origin, uri, selection)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX artifacts_by_tree ON artifacts(tree);
+
+-- Files of downloads that are not finished: a later download of the same file takes the blob instead.
+CREATE TABLE arrivals (
+    origin INTEGER NOT NULL REFERENCES origins(id),
+    uri TEXT NOT NULL,                 -- the file's bare artifact URI
+    blob INTEGER NOT NULL REFERENCES blobs(id),
+    arrived_at REAL NOT NULL,          -- seconds since the epoch
+    PRIMARY KEY (origin, uri)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX arrivals_by_blob ON arrivals(blob);
+"""
+
+MIGRATIONS = (FIRST,)

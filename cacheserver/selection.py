@@ -1,0 +1,106 @@
+"""Which files of an artifact are wanted: include and exclude patterns.
+
+Patterns match whole paths relative to the artifact. `*`, `?` and `[…]` stay inside one folder, `**` crosses folders,
+and a pattern that ends with "/" means everything in that folder.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from artifactcache.errors import InvalidRequest
+from cacheserver.words import Entry, Manifest
+
+PATTERNS_MAX = 100
+PATTERN_LENGTH_MAX = 1000
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Include and exclude patterns; without any, all is wanted."""
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, include: Iterable[str], exclude: Iterable[str]) -> Selection:
+        """Checks patterns from a client. Raises InvalidRequest."""
+        chosen = cls(tuple(sorted(set(include))), tuple(sorted(set(exclude))))
+        patterns = chosen.include + chosen.exclude
+        if len(patterns) > PATTERNS_MAX:
+            raise InvalidRequest(f"{len(patterns)} patterns are too many: at most {PATTERNS_MAX} are taken.")
+        for pattern in patterns:
+            if not pattern or len(pattern) > PATTERN_LENGTH_MAX or "\0" in pattern:
+                raise InvalidRequest(
+                    f"The pattern {pattern[:80]!r} is empty, contains NUL, or is longer than {PATTERN_LENGTH_MAX}."
+                )
+        return chosen
+
+    @classmethod
+    def from_key(cls, key: str) -> Selection:
+        """The inverse of `key`."""
+        include, exclude = json.loads(key) if key else ((), ())
+        return cls(tuple(include), tuple(exclude))
+
+    @property
+    def key(self) -> str:
+        """The same text for the same patterns; empty where all is wanted."""
+        return json.dumps([self.include, self.exclude]) if self.include or self.exclude else ""
+
+    @cached_property
+    def _compiled(self) -> tuple[list[re.Pattern[bytes]], list[re.Pattern[bytes]]]:
+        return [_compile(p) for p in self.include], [_compile(p) for p in self.exclude]
+
+    def takes(self, path: bytes) -> bool:
+        """Whether the file, or the empty folder, at `path` is wanted."""
+        include, exclude = self._compiled
+        path = path.rstrip(b"/")
+        return (not include or any(p.fullmatch(path) for p in include)) and not any(p.fullmatch(path) for p in exclude)
+
+    def of_manifest(self, manifest: Manifest) -> Manifest:
+        """The wanted part of a manifest."""
+        return Manifest(tuple(e for e in manifest.entries if self.takes_entry(e))) if self.key else manifest
+
+    def takes_entry(self, entry: Entry) -> bool:
+        """Whether an entry is wanted."""
+        return self.takes(entry.path)
+
+
+ALL = Selection()
+
+
+@lru_cache(maxsize=1024)
+def _compile(pattern: str) -> re.Pattern[bytes]:
+    if pattern.endswith("/"):
+        pattern += "**"
+    out, i = "", 0
+    while i < len(pattern):
+        if pattern.startswith("**/", i) and (i == 0 or pattern[i - 1] == "/"):
+            out, i = out + "(?:[^/]+/)*", i + 3
+        elif pattern.startswith("**", i):
+            out, i = out + ".*", i + 2
+        elif pattern[i] == "*":
+            out, i = out + "[^/]*", i + 1
+        elif pattern[i] == "?":
+            out, i = out + "[^/]", i + 1
+        elif pattern[i] == "[" and (end := _class_end(pattern, i)):
+            inner = pattern[i + 1 : end].replace("\\", "\\\\").replace("[", "\\[")
+            inner = "^" + inner[1:] if inner[0] in "!^" else inner
+            out, i = out + f"(?!/)[{inner}]", end + 1
+        else:
+            out, i = out + re.escape(pattern[i]), i + 1
+    try:
+        return re.compile(out.encode("utf-8", "surrogateescape"), re.DOTALL)
+    except re.error as error:
+        raise InvalidRequest(f"The pattern {pattern!r} cannot be read: {error}.") from None
+
+
+def _class_end(pattern: str, start: int) -> int | None:
+    """Where the character class that opens at `start` closes; None where it does not."""
+    first = start + 2 if pattern[start + 1 : start + 2] in ("!", "^") else start + 1
+    end = pattern.find("]", first + 1)
+    return end if end > 0 else None

@@ -1,0 +1,298 @@
+"""The store: files and index together, in the order that keeps a crash harmless.
+
+Law of this file: file before row, row before unlink. Whatever adds or removes blobs does so under one lock, so that a
+blob that one side has just counted on is never unlinked by the other.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+from artifactcache.errors import CacheError, NotFound
+from cacheserver.disk import Disk, Space, Staged, no_space
+from cacheserver.index import Index
+from cacheserver.links import link_tree
+from cacheserver.words import BlobRow, Entry, Held, Manifest, Progress
+
+CACHED_ENTRIES_MAX = 250_000  # about 60 MB of manifests in memory
+VERIFY_BATCH = 500
+DESCRIPTORS_MAX = 128  # per packet; the kernel takes 253
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A tree in memory: its manifest, and the rows of its blobs as far as they are held."""
+
+    manifest: Manifest
+    rows: dict[str, BlobRow]
+
+    @cached_property
+    def missing(self) -> frozenset[str]:
+        """Digests of the blobs that are not held."""
+        return frozenset(e.digest for e in self.filled if e.digest not in self.rows)
+
+    @cached_property
+    def filled(self) -> tuple[Entry, ...]:
+        """The files that are not empty: those that have blobs."""
+        return tuple(e for e in self.manifest.entries if e.size)
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a verification found: how much it hashed, which blobs were wrong, which artifacts need them."""
+
+    blobs_checked: int
+    bytes_checked: int
+    corrupted: tuple[str, ...]
+    affected: tuple[str, ...]
+
+
+class Store:
+    """Blobs, trees and views on one disk."""
+
+    def __init__(self, disk: Disk, index: Index) -> None:
+        self._disk = disk
+        self.index = index
+        self._blobs_lock = threading.Lock()
+        self._views_lock = threading.Lock()
+        self._trees: OrderedDict[str, Tree] = OrderedDict()
+        self._trees_lock = threading.Lock()
+        self._linkers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="link")
+
+    def close(self) -> None:
+        """Closes the index and lets another daemon have the store."""
+        self._linkers.shutdown()
+        self.index.close()
+        self._disk.close()
+
+    # -- bringing in ------------------------------------------------------------------------------------------------
+
+    def stage(self) -> str:
+        """A path for a file that is about to be written."""
+        return self._disk.stage()
+
+    def measure(self, path: str) -> Staged:
+        """Hashes a file that was written to a staged path."""
+        return self._disk.measure(path)
+
+    def discard(self, path: str) -> None:
+        """Removes a staged file."""
+        self._disk.discard(path)
+
+    def keep(self, staged: dict[str, Staged], now: float) -> None:
+        """Takes finished files, by the origin's URI of each, into the store. Raises NoSpace."""
+        ones = {one.row.digest: one for one in staged.values() if one.row.size}
+        try:
+            self._disk.sync(list(ones.values()))
+            with self._blobs_lock:
+                known = self.index.blobs(ones)
+                wrong = {row.digest for row in self._disk.suspects(known.values())}
+                new = [one for digest, one in ones.items() if digest not in known or digest in wrong]
+                rows = self._disk.place(new)
+                self.index.record_arrivals(rows, {u: s.row.digest for u, s in staged.items() if s.row.size}, now)
+            if wrong:
+                self._forget_cached()
+        except OSError as error:
+            raise no_space(error, "a download could not be kept") or error from None
+        finally:
+            for one in staged.values():
+                self._disk.discard(one.path)
+
+    def commit(
+        self,
+        manifest: Manifest,
+        artifacts: Iterable[tuple[str, str, str, bool, bool]],
+        arrived: Iterable[str],
+        now: float,
+    ) -> None:
+        """Records a tree whose blobs are kept, and what it is the tree of. Raises NoSpace, MissingBlobs."""
+        try:
+            self._disk.write_manifest(manifest)
+        except OSError as error:
+            raise no_space(error, "a manifest could not be written") or error from None
+        self.index.record_tree(manifest, artifacts, arrived, now)
+        self._forget_cached(manifest.digest)
+
+    def drop_arrivals(self, before: float) -> int:
+        """Removes what unfinished downloads left before a time. Returns how many blobs went."""
+        with self._blobs_lock:
+            gone = self.index.drop_arrivals(before)
+            self._disk.unlink(gone)
+        return len(gone)
+
+    # -- handing out ------------------------------------------------------------------------------------------------
+
+    def tree(self, digest: str) -> Tree | None:
+        """A tree, or None where its manifest is gone."""
+        with self._trees_lock:
+            if found := self._trees.get(digest):
+                self._trees.move_to_end(digest)
+                return found
+        manifest = self._disk.read_manifest(digest)
+        if manifest is None:
+            return None
+        tree = Tree(manifest, self.index.tree_blobs(digest))
+        with self._trees_lock:
+            self._trees[digest] = tree
+            while (
+                len(self._trees) > 1 and sum(len(t.manifest.entries) for t in self._trees.values()) > CACHED_ENTRIES_MAX
+            ):
+                self._trees.popitem(last=False)
+        return tree
+
+    def unsound(self, tree: Tree) -> frozenset[str]:
+        """Checks every blob of a tree by its inode, and by its bytes where the inode has changed.
+
+        Returns the digests of blobs that are missing; those that are wrong are in quarantine by then.
+        """
+        suspects = self._disk.suspects(tree.rows.values())
+        if not suspects:
+            return tree.missing
+        return tree.missing | {row.digest for row in suspects if not self._recheck(row)}
+
+    def view(self, digest: str) -> str:
+        """The path of a tree's view, built where there is none. Raises NoSpace."""
+        if not self.index.has_view(digest):
+            with self._views_lock:
+                if not self.index.has_view(digest):
+                    self._build_view(self._leased(digest))
+        return self._disk.view_path(digest)
+
+    def link(self, digest: str, folder_fd: int, owner: int) -> int:
+        """Links a tree's blobs into a folder of a client. Returns how many. Raises ModeUnavailable, InvalidRequest."""
+        return link_tree(
+            self._leased(digest).manifest, self._disk.blobs_fd, folder_fd, owner, self._renew, self._linkers
+        )
+
+    def open_blobs(self, digest: str, first: int) -> list[int]:
+        """Read-only descriptors of the blobs of a tree's files that are not empty, from the `first` on."""
+        filled = self._leased(digest).filled[first : first + DESCRIPTORS_MAX]
+        fds: list[int] = []
+        try:
+            for entry in filled:
+                fds.append(self._disk.open_blob(entry.digest))
+        except OSError as error:
+            for fd in fds:
+                os.close(fd)
+            raise CacheError(f"The blob {entry.digest} cannot be opened: {error.strerror}. Fetch again.") from None
+        return fds
+
+    def open_manifest(self, digest: str) -> int:
+        """A read-only descriptor of a tree's manifest."""
+        try:
+            return self._disk.open_manifest(digest)
+        except OSError as error:
+            raise CacheError(f"The manifest {digest} cannot be opened: {error.strerror}. Fetch again.") from None
+
+    # -- looking after ----------------------------------------------------------------------------------------------
+
+    def verify(self, held: Held | None, progress: Progress) -> Verified:
+        """Hashes the blobs of one artifact, or all, again, and quarantines those that are wrong."""
+        checked, bytes_checked, corrupted, affected = 0, 0, [], set[str]()
+        for rows in self._batches(held, progress):
+            for row in rows:
+                fine = self._disk.recheck(row)
+                checked, bytes_checked = checked + 1, bytes_checked + row.size
+                progress.files_done, progress.bytes_done = checked, bytes_checked
+                if fine is None:
+                    affected.update(self.index.holders([row.digest]))
+                    corrupted.append(row.digest)
+                    self._quarantine(row)
+                elif fine != row:
+                    self.index.record_blob(fine)
+                    self._forget_cached()
+        return Verified(checked, bytes_checked, tuple(corrupted), tuple(sorted(affected)))
+
+    def written(self, progress: Progress) -> int:
+        """How many bytes of the files being downloaded now are on the disk."""
+        return sum(self._disk.size(path) for path in list(progress.active))
+
+    @property
+    def root(self) -> str:
+        """The store's folder."""
+        return self._disk.root
+
+    def space(self) -> Space:
+        """How full the store's filesystem is."""
+        return self._disk.space()
+
+    def quarantine_count(self) -> int:
+        """How many files are in quarantine."""
+        return self._disk.quarantine_count()
+
+    # -- the mechanics ----------------------------------------------------------------------------------------------
+
+    def _batches(self, held: Held | None, progress: Progress) -> Iterable[list[BlobRow]]:
+        if held is not None:
+            tree = self.tree(held.tree)
+            if tree is None:
+                raise NotFound(f"The manifest of {held.uri} is gone: fetch it again.")
+            rows = list(tree.rows.values())
+            progress.files_total, progress.bytes_total = len(rows), sum(row.size for row in rows)
+            yield rows
+            return
+        totals = self.index.totals()
+        progress.files_total, progress.bytes_total = totals["blob_count"], totals["blob_bytes"]
+        after = ""
+        while rows := self.index.some_blobs(after, VERIFY_BATCH):
+            yield rows
+            after = rows[-1].digest
+
+    def _leased(self, digest: str) -> Tree:
+        tree = self.tree(digest)
+        if tree is None:
+            raise CacheError(f"The tree {digest} is gone from the store: fetch again.")
+        return tree
+
+    def _recheck(self, row: BlobRow) -> bool:
+        fine = self._disk.recheck(row)
+        if fine is None:
+            self._quarantine(row)
+            return False
+        self.index.record_blob(fine)
+        self._forget_cached()
+        return True
+
+    def _quarantine(self, row: BlobRow) -> None:
+        with self._blobs_lock:
+            if self.index.blobs([row.digest]).get(row.digest) != row:
+                return  # somebody else has dealt with it
+            for tree in self.index.forget_blob(row.digest):
+                self.index.record_view(tree, exists=False)
+            self._disk.quarantine(row.digest)
+        self._forget_cached()
+
+    def _renew(self, digest: str) -> None:
+        with self._blobs_lock:
+            row = self.index.blobs([digest]).get(digest)
+            if row is not None:
+                self.index.record_blob(self._disk.fresh_inode(row))
+        self._forget_cached()
+
+    def _build_view(self, tree: Tree) -> None:
+        path = self._disk.start_view(tree.manifest)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                link_tree(tree.manifest, self._disk.blobs_fd, fd, os.geteuid(), self._renew, self._linkers)
+            finally:
+                os.close(fd)
+            self._disk.finish_view(path, tree.manifest)
+        except OSError as error:
+            raise no_space(error, "a view could not be built") or error from None
+        finally:
+            self._disk.discard(path)
+        self.index.record_view(tree.manifest.digest, exists=True)
+
+    def _forget_cached(self, digest: str | None = None) -> None:
+        with self._trees_lock:
+            if digest is None:
+                self._trees.clear()
+            else:
+                self._trees.pop(digest, None)

@@ -1,0 +1,264 @@
+"""The words of the house as values: entries, manifests, trees and what a fetch handed out.
+
+Law of this file: values only. Nothing here touches a disk, a clock or a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+from blake3 import blake3
+
+DIGEST_LENGTH = 64
+EMPTY_DIGEST = blake3(b"").hexdigest()
+
+_ESCAPES = ((b"\\", b"\\\\"), (b"\n", b"\\n"), (b"\r", b"\\r"))
+_UNESCAPES = {ord("\\"): b"\\", ord("n"): b"\n", ord("r"): b"\r"}
+
+
+class Entry(NamedTuple):
+    """One file of a tree, or one empty folder: then `digest` is "-" and `path` ends with b"/"."""
+
+    path: bytes
+    digest: str
+    size: int
+
+    @property
+    def is_folder(self) -> bool:
+        return self.digest == "-"
+
+
+def folder(path: bytes) -> Entry:
+    """The entry of an empty folder."""
+    return Entry(path.rstrip(b"/") + b"/", "-", 0)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Sorted entries; the BLAKE3 of its text names the tree.
+
+    The text has one line per entry, `<digest> <size> <path>`, with backslash, newline and carriage return escaped
+    in the path the way b3sum does.
+    """
+
+    entries: tuple[Entry, ...]
+
+    @classmethod
+    def of(cls, entries: Iterable[Entry]) -> Manifest:
+        """The manifest of entries in any order, without folders that are not empty after all."""
+        ordered = sorted(entries)
+        return cls(tuple(_without_filled_folders(ordered)))
+
+    @classmethod
+    def decode(cls, text: bytes) -> Manifest:
+        """Reads a manifest's text. Raises ValueError where it is not one."""
+        if text and not text.endswith(b"\n"):
+            raise ValueError("a manifest ends with a newline")
+        return cls(tuple(_decode_line(line) for line in text.split(b"\n")[:-1]))
+
+    def encode(self) -> bytes:
+        """The manifest's text."""
+        return b"".join(b"%s %d %s\n" % (e.digest.encode(), e.size, _escape(e.path)) for e in self.entries)
+
+    @cached_property
+    def digest(self) -> str:
+        """Names the tree."""
+        return blake3(self.encode()).hexdigest()
+
+    @cached_property
+    def files(self) -> tuple[Entry, ...]:
+        """The entries that are files."""
+        return tuple(e for e in self.entries if not e.is_folder)
+
+    @cached_property
+    def size_bytes(self) -> int:
+        """The sum of the files' sizes."""
+        return sum(e.size for e in self.entries)
+
+    @cached_property
+    def folders(self) -> tuple[bytes, ...]:
+        """Every folder of the tree, parents before what is in them, without the tree itself."""
+        found: set[bytes] = set()
+        for entry in self.entries:
+            parent = entry.path[:-1] if entry.is_folder else entry.path.rpartition(b"/")[0]
+            while parent and parent not in found:
+                found.add(parent)
+                parent = parent.rpartition(b"/")[0]
+        return tuple(sorted(found))
+
+    def below(self, path: bytes) -> Manifest | None:
+        """The part under `path`: a folder's content, or the one file. None where there is no such path."""
+        prefix = path + b"/"
+        inside = [e._replace(path=e.path[len(prefix) :]) for e in self.entries if e.path.startswith(prefix)]
+        if inside:
+            return Manifest(tuple(e for e in inside if e.path))
+        one = [e for e in self.entries if e.path == path]
+        return Manifest((one[0]._replace(path=path.rpartition(b"/")[2]),)) if one else None
+
+    def has_file(self, path: bytes) -> bool:
+        """Whether `path` is a file of the tree."""
+        return any(e.path == path for e in self.entries)
+
+
+def overlay(lower: Manifest, upper: Manifest) -> Manifest:
+    """Both together; where both have a path, `upper` wins, as in MLflow's union of run and logged model."""
+    merged = {e.path: e for e in lower.entries}
+    merged.update({e.path: e for e in upper.entries})
+    return Manifest.of(merged.values())
+
+
+def _without_filled_folders(ordered: list[Entry]) -> Iterator[Entry]:
+    for entry, after in zip(ordered, [*ordered[1:], None], strict=True):
+        if entry.is_folder and after is not None and after.path.startswith(entry.path):
+            continue
+        yield entry
+
+
+def _escape(path: bytes) -> bytes:
+    for raw, escaped in _ESCAPES:
+        path = path.replace(raw, escaped)
+    return path
+
+
+def _decode_line(line: bytes) -> Entry:
+    digest, size, path = line.split(b" ", 2)
+    if b"\\" in path:
+        path = _unescape(path)
+    if not path:
+        raise ValueError("an entry has no path")
+    return Entry(path, digest.decode("ascii"), int(size))
+
+
+def _unescape(path: bytes) -> bytes:
+    out, rest = b"", iter(path)
+    for byte in rest:
+        if byte != ord("\\"):
+            out += bytes((byte,))
+            continue
+        out += _UNESCAPES[next(rest, -1)]
+    return out
+
+
+class Location(NamedTuple):
+    """Where the origin keeps bytes: a bare artifact URI, and a path below it ("" for all of it)."""
+
+    root: str
+    path: str
+
+    @property
+    def uri(self) -> str:
+        """Both together, as one bare artifact URI."""
+        return join(self.root, self.path)
+
+
+def join(uri: str, path: str) -> str:
+    """The URI of a path below a URI."""
+    if not path:
+        return uri
+    return uri + path if uri.endswith("/") else f"{uri}/{path}"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What the origin says of a version.
+
+    Attributes:
+        version: the canonical URI without a path: a run, a logged model, a version of a registered model.
+        root: the bare artifact URI under which its bytes are.
+        overlays: for a run, the logged models that MLflow shows as folders of it: name and root of each. Where both
+            have a file, MLflow takes the logged model's.
+        settled: False while the origin may still be adding to it (a run that is running).
+    """
+
+    version: str
+    root: str
+    overlays: tuple[tuple[str, str], ...]
+    settled: bool
+
+    def locations(self, path: str) -> tuple[Location, ...]:
+        """Where the bytes of a path of this version are; where two have the same file, the later one wins."""
+        first, _, rest = path.partition("/")
+        return (Location(self.root, path), *(Location(r, rest) for name, r in self.overlays if name == first))
+
+
+class File(NamedTuple):
+    """One file, or one empty folder, that the origin lists.
+
+    Attributes:
+        path: relative to the location.
+        size: bytes; None where the origin does not say.
+        remote: relative to the location's root, as the origin spells it.
+    """
+
+    path: bytes
+    size: int | None
+    remote: str
+    is_folder: bool = False
+
+
+class Listing(NamedTuple):
+    """What the origin keeps at a location. `file_name` is set where the location is one file, not a folder."""
+
+    files: list[File]
+    file_name: str
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the store holds of one artifact: its whole tree, or the selected part of it.
+
+    Attributes:
+        uri: a version with its path, or a bare artifact URI.
+        selection: the key of the patterns; empty for the whole.
+        tree: the tree's digest.
+        file_name: where the artifact is one file, its name; else empty.
+        settled: whether the origin had finished it when it was fetched.
+        fetched_at, used_at: seconds since the epoch.
+    """
+
+    uri: str
+    selection: str
+    tree: str
+    file_name: str
+    file_count: int
+    size_bytes: int
+    settled: bool
+    fetched_at: float
+    used_at: float
+
+
+class BlobRow(NamedTuple):
+    """What the index knows of a blob: its two hashes, and what its inode looked like when they were taken."""
+
+    digest: str
+    size: int
+    xxh3: str
+    inode: int
+    mtime_ns: int
+
+
+@dataclass
+class Progress:
+    """How far a piece of work is. One side adds, others read; each number on its own is true.
+
+    `active` has the files being written now, with their listed sizes.
+    """
+
+    bytes_total: int = 0
+    bytes_done: int = 0
+    files_total: int = 0
+    files_done: int = 0
+    active: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Brought:
+    """What a fetch found or brought: the artifact as held, the bytes that this took from the origin, and whether the
+    origin could not be asked although it should have been."""
+
+    held: Held
+    origin_bytes: int = 0
+    stale: bool = False
