@@ -71,10 +71,16 @@ class Cache:
         """The artifact without alias, stage or `latest`: the origin is asked each time. Raises errors of ours."""
         return self._origin.version_of(artifact) if artifact.kind in MOVING else artifact
 
-    def find(self, artifact: Artifact, selection: Selection) -> Brought | None:
-        """What is held, where it is complete, sound and needs no question to the origin."""
+    def find(self, artifact: Artifact, selection: Selection, *, view: bool) -> Brought | None:
+        """What is held, where it is complete, sound and needs no question to the origin.
+
+        Args:
+            view: whether the view is what will be handed out: then the view is what is checked.
+        """
         held = self._index.held(artifact.uri, selection.key)
-        if held is None or not held.settled or self._origin.guards(artifact) or not self._sound(held):
+        if held is None or not held.settled or self._origin.guards(artifact):
+            return None
+        if not (view and self._store.view_is_sound(held.tree)) and not self._sound(held):
             return None
         self._used(held)
         return Brought(held)
@@ -184,7 +190,7 @@ class Cache:
             derivable = settled and not refresh and not self._origin.guards(artifact)
             if derivable and (part := self._derived(location, selection)):
                 return part
-            listing = self._origin.list(location, named_by_client=named_by_client)
+            listing = self._origin.listing(location, named_by_client=named_by_client)
         except NotFound:
             return None
         wanted = _checked(location, [file for file in listing.files if selection.takes(file.path)])

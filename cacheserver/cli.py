@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(arguments: argparse.Namespace) -> int:
     config = _read(arguments.config)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    from cacheserver import lean  # noqa: F401, I001 - first
     from cacheserver import daemon  # imports mlflow, about a second: the other commands need not wait for it
 
     daemon.run(config)

@@ -49,7 +49,7 @@ def run(config: Config) -> None:
     origin = MlflowOrigin(
         here.tracking_uri, config.origin.unreachable_after, forbidden=disk.root, world_only=here.serves_all
     )
-    store = Store(disk, Index(disk.index_path, origin.name))
+    store = Store(disk, Index(disk.index_path, origin.name), time.monotonic)
     cache = Cache(store, origin, limits, time.time)
     sessions = Sessions()
 

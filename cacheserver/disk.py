@@ -150,6 +150,10 @@ class Disk:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
 
+    def blobs_folder(self, fan: str) -> str:
+        """The folder of the blobs whose digests begin with `fan`."""
+        return self._at("blobs", fan)
+
     def blob_names(self) -> Iterator[str]:
         """The digest that each file in blobs/ is named by."""
         for fan in os.listdir(self.blobs_fd):
@@ -252,6 +256,24 @@ class Disk:
     def view_path(self, tree: str) -> str:
         """Where a tree's view is, or will be."""
         return self._at("views", tree)
+
+    def view_is_intact(self, manifest: Manifest, rows: dict[str, BlobRow]) -> bool:
+        """Whether every file of a view that is not empty is the inode that the index knows."""
+        try:
+            fd = os.open(self.view_path(manifest.digest), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            for entry in manifest.entries:
+                if entry.size:
+                    row, seen = rows[entry.digest], os.stat(entry.path, dir_fd=fd, follow_symlinks=False)
+                    if (seen.st_ino, seen.st_mtime_ns, seen.st_size) != (row.inode, row.mtime_ns, row.size):
+                        return False
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+        return True
 
     def start_view(self, manifest: Manifest) -> str:
         """Makes a view's folders and empty files in staging/; its blobs are linked in next."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from cacheserver.disk import Staged
 from cacheserver.origin import MlflowOrigin
@@ -20,7 +20,69 @@ WINDOW = 8  # files at a time of one artifact: no artifact keeps the others wait
 BATCH_FILES = 1000  # kept together: one sync for all
 BATCH_BYTES = 1 << 30
 
+FILES_PER_TURN = 50  # then a worker turns to another artifact; a future for each file would cost more than a small file
+
 Arrived = tuple[str, int]  # digest and size
+
+
+class _Work:
+    """The files of one artifact, on their way through several workers into batches."""
+
+    def __init__(self, files: dict[str, File], download: Callable[[File], Staged]) -> None:
+        self._waiting = iter(files.items())
+        self._download = download
+        self._missing = len(files)  # not in any batch yet
+        self._active = 0
+        self._done: dict[str, Staged] = {}
+        self._bytes = 0
+        self._error: BaseException | None = None
+        self._changed = threading.Condition()
+
+    def step(self) -> bool:
+        """Downloads one file. Returns whether there may be more."""
+        with self._changed:
+            following = None if self._error else next(self._waiting, None)
+            if following is None:
+                return False
+            self._active += 1
+        uri, file = following
+        staged, error = None, None
+        try:
+            staged = self._download(file)
+        except BaseException as caught:  # noqa: BLE001 - whoever waits for the batch must hear of it
+            error = caught
+        with self._changed:
+            self._active -= 1
+            self._error = self._error or error
+            if staged:
+                self._done[uri] = staged
+                self._bytes += staged.row.size
+            self._changed.notify()
+        return error is None
+
+    def batch(self) -> dict[str, Staged]:
+        """Waits for files that are worth keeping together; none once all are given. Raises what a download raised."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: (
+                    self._error
+                    or len(self._done) in (self._missing, BATCH_FILES)
+                    or len(self._done) > BATCH_FILES
+                    or self._bytes >= BATCH_BYTES
+                )
+            )
+            if self._error:
+                raise self._error
+            batch, self._done, self._bytes = self._done, {}, 0
+            self._missing -= len(batch)
+            return batch
+
+    def abandon(self) -> dict[str, Staged]:
+        """Starts no file any more, waits for those under way, and gives those in no batch."""
+        with self._changed:
+            self._waiting = iter(())
+            self._changed.wait_for(lambda: not self._active)
+            return self._done
 
 
 class Downloads:
@@ -83,36 +145,22 @@ class Downloads:
         self, location: Location, mine: dict[str, File], progress: Progress, named_by_client: bool
     ) -> Iterator[dict[str, Staged]]:
         """Downloads, and gives what is finished in batches that are worth a sync."""
-        waiting = iter(mine.items())
-        active: dict[Future[Staged], str] = {}
-        batch: dict[str, Staged] = {}
+        work = _Work(mine, lambda file: self._one(location, file, progress, named_by_client))
+        for _ in range(min(WINDOW, len(mine))):
+            self._pool.submit(self._run, work)
         try:
-            while True:
-                while len(active) < WINDOW and (following := next(waiting, None)):
-                    uri, file = following
-                    active[self._pool.submit(self._one, location, file, progress, named_by_client)] = uri
-                if not active:
-                    break
-                finished, _ = wait(active, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    batch[active[future]] = future.result()
-                    del active[future]
-                if len(batch) >= BATCH_FILES or sum(s.row.size for s in batch.values()) >= BATCH_BYTES:
-                    yield batch
-                    batch = {}
-            if batch:
+            while batch := work.batch():
                 yield batch
-                batch = {}
         finally:
-            # Only after a failure is anything left here.
-            for future in active:
-                future.cancel()
-            wait(active)
-            for future in active:
-                if not future.cancelled() and not future.exception():
-                    self._store.discard(future.result().path)
-            for staged in batch.values():
+            for staged in work.abandon().values():  # only after a failure is anything left
                 self._store.discard(staged.path)
+
+    def _run(self, work: _Work) -> None:
+        """Downloads some files of an artifact, and then lets those of others have their turn."""
+        for _ in range(FILES_PER_TURN):
+            if not work.step():
+                return
+        self._pool.submit(self._run, work)
 
     def _one(self, location: Location, file: File, progress: Progress, named_by_client: bool) -> Staged:
         path = self._store.stage()

@@ -1,7 +1,7 @@
 """Checks a whole store while no daemon uses it: every row against its bytes, every file against its row.
 
-Law of this file: it mends only what loses nothing. Wrong bytes go to quarantine and files that no row speaks of go; both
-are fetched again when they are asked for.
+Law of this file: it mends only what loses nothing. Wrong bytes go to quarantine, files that no row speaks of are
+removed; both are fetched again when they are asked for.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Report:
 def check(root: str) -> Report:
     """Checks the store in a folder. Raises CacheError where a daemon uses it."""
     disk = Disk(root, shared=None)
-    store = Store(disk, Index(disk.index_path, ""))
+    store = Store(disk, Index(disk.index_path, ""), lambda: 0.0)
     try:
         verified = store.verify(None, Progress())
         known = set(store.index.all_digests())

@@ -8,6 +8,7 @@ import os
 _libc = ctypes.CDLL(None, use_errno=True)
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_M_ARENA_MAX = -8
 _SYS_OPENAT2 = 437  # the same on every architecture
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_BENEATH = 0x08
@@ -38,6 +39,25 @@ def open_beneath(folder_fd: int, path: str, flags: int) -> int:
     )
     _check(min(fd, 0))
     return fd
+
+
+def inotify() -> int:
+    """A descriptor that tells of changes in folders; reading it never waits. Raises OSError (inotify(7))."""
+    fd: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    _check(min(fd, 0))
+    return fd
+
+
+def inotify_watch(fd: int, folder: str | bytes, mask: int) -> None:
+    """Watches a folder. Raises OSError, with ENOSPC where the user has no watch left."""
+    _check(min(_libc.inotify_add_watch(fd, ctypes.c_char_p(os.fsencode(folder)), ctypes.c_uint32(mask)), 0))
+
+
+def share_heaps(count: int) -> None:
+    """Lets all threads share `count` heaps of glibc's malloc (mallopt(3)); another C library is left as it is."""
+    mallopt = getattr(_libc, "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, count)
 
 
 def _check(result: int) -> None:

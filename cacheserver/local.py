@@ -39,7 +39,7 @@ class LocalFiles:
         self._forbidden = forbidden
         self._world_only = world_only
 
-    def list(self, path: str) -> Listing:
+    def listing(self, path: str) -> Listing:
         """All files below a path of the root, or the one file it is."""
         root_fd = self._open_root()
         try:

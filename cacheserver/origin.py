@@ -25,9 +25,6 @@ os.environ.update(
     MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD="false",
 )
 
-# Stages are deprecated; as long as MLflow has them, users have URIs with them.
-warnings.filterwarnings("ignore", category=FutureWarning, message=".*get_latest_versions.*")
-
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -50,6 +47,9 @@ from cacheserver.disk import FULL_ERRNOS
 from cacheserver.local import ENTRIES_MAX, LOCAL_SCHEMES, LocalFiles
 from cacheserver.uris import Artifact, Kind
 from cacheserver.words import File, Listing, Location, Resolved, join
+
+# Stages are deprecated; as long as MLflow has them, users have URIs with them.
+warnings.filterwarnings("ignore", category=FutureWarning, message=".*get_latest_versions.*")
 
 QUESTIONS_MAX = 16  # questions to the origin at a time
 RETRIES = 2
@@ -74,7 +74,12 @@ _BY_CODE: dict[str, type[CacheError]] = {
     "INVALID_PARAMETER_VALUE": InvalidRequest,
     "BAD_REQUEST": InvalidRequest,
 }
-_BY_STATUS: dict[int, type[CacheError]] = {400: InvalidRequest, 401: Unauthenticated, 403: PermissionDenied, 404: NotFound}
+_BY_STATUS: dict[int, type[CacheError]] = {
+    400: InvalidRequest,
+    401: Unauthenticated,
+    403: PermissionDenied,
+    404: NotFound,
+}
 _BY_S3_CODE: dict[str, type[CacheError]] = {
     "AccessDenied": PermissionDenied,
     "NoSuchBucket": NotFound,
@@ -179,14 +184,14 @@ class MlflowOrigin:
 
     # -- bytes ------------------------------------------------------------------------------------------------------
 
-    def list(self, location: Location, *, named_by_client: bool) -> Listing:
+    def listing(self, location: Location, *, named_by_client: bool) -> Listing:
         """All files at a location. Raises NotFound where there is nothing.
 
         Args:
             named_by_client: whether a client named the location itself, instead of the tracking server.
         """
         if _scheme(location.root) in LOCAL_SCHEMES:
-            return self._ask(location.uri, lambda: self._local(location, named_by_client).list(location.path))
+            return self._ask(location.uri, lambda: self._local(location, named_by_client).listing(location.path))
         repository = self._repository(location.root)
         sized = _scheme(location.root) in _SIZED
         files = list(self._walk(repository, location, sized))
@@ -194,7 +199,7 @@ class MlflowOrigin:
             return Listing(files, "")
         # A file lists as nothing, and so does what does not exist: the folder above tells.
         parent, _, name = location.path.rpartition("/")
-        for info in self._ask(location.uri, lambda: repository.list_artifacts(parent or None)):
+        for info in self._entries(location, repository, parent):
             if str(info.path).strip("/") == location.path:
                 if info.is_dir:
                     return Listing([], "")
@@ -237,7 +242,7 @@ class MlflowOrigin:
         folders, seen = [location.path], 0
         while folders:
             folder = folders.pop()
-            infos = self._ask(location.uri, partial(repository.list_artifacts, folder or None))
+            infos = self._entries(location, repository, folder)
             inside = [i for i in infos if str(i.path).strip("/") not in ("", ".", folder)]
             if not inside and folder != location.path:
                 yield File(_below(location, folder), 0, folder, is_folder=True)
@@ -254,6 +259,16 @@ class MlflowOrigin:
                     folders.append(remote)
                 else:
                     yield File(path, _size(info, sized), remote)
+
+    def _entries(self, location: Location, repository: Any, folder: str) -> list[Any]:
+        try:
+            found: list[Any] = self._ask(location.uri, lambda: repository.list_artifacts(folder or None))
+        except InvalidRequest as error:
+            raise InvalidRequest(
+                f"{error}. MLflow refuses to list a folder that holds a name with '#', '?' or '%', a '..' or an"
+                " absolute path: whoever logged it has to rename it."
+            ) from None
+        return found
 
     def _ask(self, what: str, question: Callable[[], T]) -> T:
         """One answer of the origin, within its time. Raises errors of ours only."""

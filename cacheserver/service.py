@@ -140,7 +140,7 @@ class Service(cache_pb2_grpc.CacheServicer):
         session = self._session(context)
         asked, selection = _artifact(request.artifact)
         artifact = self._cache.version_of(asked)
-        brought = None if request.refresh else self._cache.find(artifact, selection)
+        brought = None if request.refresh else self._cache.find(artifact, selection, view=request.view)
         started = True
         if brought is None:
             flight, started = self._cache.bring(artifact, selection, refresh=request.refresh)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,10 +18,15 @@ from artifactcache.errors import CacheError, NotFound
 from cacheserver.disk import Disk, Space, Staged, no_space
 from cacheserver.index import Index
 from cacheserver.links import link_tree
+from cacheserver.watch import Watch
 from cacheserver.words import BlobRow, Entry, Held, Manifest, Progress
 
 CACHED_ENTRIES_MAX = 250_000  # about 60 MB of manifests in memory
 VERIFY_BATCH = 500
+# A view of more files than this is not looked at file by file each time, but watched. What no watch can see, a write
+# through a hard link elsewhere, is then found after so many seconds at the latest.
+ALWAYS_CHECKED_FILES_MAX = 100
+WATCHED_SECONDS = 60
 DESCRIPTORS_MAX = 128  # per packet; the kernel takes 253
 
 
@@ -54,20 +59,28 @@ class Verified:
 
 
 class Store:
-    """Blobs, trees and views on one disk."""
+    """Blobs, trees and views on one disk.
 
-    def __init__(self, disk: Disk, index: Index) -> None:
+    Args:
+        ticks: seconds of a clock that never jumps.
+    """
+
+    def __init__(self, disk: Disk, index: Index, ticks: Callable[[], float]) -> None:
         self._disk = disk
+        self._ticks = ticks
         self.index = index
         self._blobs_lock = threading.Lock()
         self._views_lock = threading.Lock()
         self._trees: OrderedDict[str, Tree] = OrderedDict()
         self._trees_lock = threading.Lock()
+        self._watch = Watch()
+        self._watched_since: dict[str, float] = {}
         self._linkers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="link")
 
     def close(self) -> None:
         """Closes the index and lets another daemon have the store."""
         self._linkers.shutdown()
+        self._watch.close()
         self.index.close()
         self._disk.close()
 
@@ -155,6 +168,35 @@ class Store:
         if not suspects:
             return tree.missing
         return tree.missing | {row.digest for row in suspects if not self._recheck(row)}
+
+    def view_is_sound(self, digest: str) -> bool:
+        """Whether a tree's view is complete and its files are what they should be.
+
+        Takes no time per file where the view was checked a moment ago and is watched since.
+        """
+        if not self.index.has_view(digest):
+            return False
+        if self._watch.disturbed():
+            self._watched_since.clear()
+        now = self._ticks()
+        if now - self._watched_since.get(digest, -WATCHED_SECONDS) < WATCHED_SECONDS:
+            return True
+        tree = self.tree(digest)
+        if tree is None or tree.missing:
+            return False
+        watched = len(tree.filled) > ALWAYS_CHECKED_FILES_MAX and self._watch_view(tree)
+        if not self._disk.view_is_intact(tree.manifest, tree.rows):
+            self.index.record_view(digest, exists=False)
+            return False
+        if watched:  # from before the look: what happens between the two is an event that comes next time
+            self._watched_since[digest] = now
+        return True
+
+    def _watch_view(self, tree: Tree) -> bool:
+        fans = {digest[:2] for digest in tree.rows}
+        return all(self._watch.blobs(self._disk.blobs_folder(fan)) for fan in fans) and self._watch.view(
+            self._disk.view_path(tree.manifest.digest), tree.manifest.folders
+        )
 
     def view(self, digest: str) -> str:
         """The path of a tree's view, built where there is none. Raises NoSpace."""

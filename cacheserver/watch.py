@@ -1,0 +1,69 @@
+"""Notices at once when somebody meddles with the store through its folders.
+
+Law of this file: the kernel queues an event before the write that caused it returns, so whoever asks `disturbed` after
+that write hears of it. It cannot see writes through hard links elsewhere: only a look at the inode finds those.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterable
+
+from cacheserver import libc
+
+WATCHES_MAX = 20_000  # about 20 MB of the kernel's memory; the limit of the user is shared with other programs
+READ_BYTES = 65536
+
+_MODIFY = 0x2
+_OF_BLOBS = _MODIFY
+_OF_VIEWS = (
+    _MODIFY | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800
+)  # moved from, to; create; delete; its own delete, move
+
+
+class Watch:
+    """Watches folders of the store."""
+
+    def __init__(self) -> None:
+        self._fd = libc.inotify()
+        self._lock = threading.Lock()
+        self._watched: set[bytes] = set()
+
+    def close(self) -> None:
+        """Watches nothing any more."""
+        os.close(self._fd)
+
+    def blobs(self, folder: str) -> bool:
+        """Watches a folder of blobs for writes. Returns False where it cannot be watched."""
+        return self._add(os.fsencode(folder), _OF_BLOBS)
+
+    def view(self, root: str, folders: Iterable[bytes]) -> bool:
+        """Watches a view for any change. Returns False where it cannot be watched."""
+        top = os.fsencode(root)
+        return all(self._add(path, _OF_VIEWS) for path in (top, *(os.path.join(top, f) for f in folders)))
+
+    def disturbed(self) -> bool:
+        """Whether anything has happened in a watched folder since the last time this was asked."""
+        seen = False
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._fd, READ_BYTES):
+                seen = True
+        if seen:
+            with self._lock:
+                self._watched.clear()  # a folder may have been replaced: watches are made anew, which is harmless
+        return seen
+
+    def _add(self, folder: bytes, mask: int) -> bool:
+        with self._lock:
+            if folder in self._watched:
+                return True
+            if len(self._watched) >= WATCHES_MAX:
+                return False
+            try:
+                libc.inotify_watch(self._fd, folder, mask)
+            except OSError:  # the limit of the user is reached, or the folder is gone: then files are looked at instead
+                return False
+            self._watched.add(folder)
+            return True
