@@ -1,0 +1,49 @@
+# Two commands for a newcomer: `make demo` and `make test`. Everything is installed into .venv; nothing outside changes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STUBS_BIN := .venv-stubs/bin
+PROTO := proto/artifactcache/v1/cache.proto
+PIP := -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test check stubs bench lock clean
+
+$(VENV)/done: requirements.lock pyproject.toml client/pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=…")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(PIP) --no-deps --require-hashes -r requirements.lock
+	$(BIN)/python $(PIP) --no-deps --no-build-isolation -e client -e .
+	touch $@
+
+# The stubs must load with the oldest grpcio and protobuf that the client supports, so these make them.
+$(STUBS_BIN)/done:
+	$(PYTHON) -m venv .venv-stubs
+	$(STUBS_BIN)/python $(PIP) 'grpcio-tools==1.62.3' 'protobuf==4.25.9' 'setuptools==80.9.0'
+	touch $@
+
+demo: $(VENV)/done  ## log a model to a real MLflow, fetch it cold, then warm
+	$(BIN)/python demo.py
+
+test: check  ## everything that CI runs
+	$(BIN)/python -m pytest $(PYTEST)
+
+check: $(VENV)/done $(STUBS_BIN)/done  ## style, types, stubs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PYTHON=$(STUBS_BIN)/python sh proto/stubs.sh --check
+
+stubs: $(STUBS_BIN)/done  ## make the gRPC stubs anew
+	PYTHON=$(STUBS_BIN)/python sh proto/stubs.sh
+
+bench: $(VENV)/done  ## the README's figures: a table, and tests/bench/results.json
+	$(BIN)/python -m tests.bench
+
+lock: $(VENV)/done  ## the newest versions that fit pyproject.toml
+	$(BIN)/python $(PIP) uv
+	$(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --python-version 3.11 --no-header \
+	    --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-package artifactcache \
+	    --all-extras --group test --group check pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf $(VENV) .venv-stubs build client/build .mypy_cache .pytest_cache .ruff_cache
