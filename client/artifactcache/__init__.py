@@ -1,0 +1,88 @@
+"""The client of `cacheserver`: MLflow artifacts in milliseconds, from the cache on this host.
+
+    path = artifactcache.fetch("models:/resnet@champion")
+
+Importing this package costs about a millisecond: everything but the errors is loaded when it is first named, and
+grpc and protobuf with the first call.
+"""
+
+from __future__ import annotations
+
+from artifactcache.errors import (
+    CacheError,
+    Corrupted,
+    DaemonUnavailable,
+    DeadlineExceeded,
+    DestinationExists,
+    InvalidRequest,
+    ModeUnavailable,
+    NoSpace,
+    NotFound,
+    OriginUnavailable,
+    PermissionDenied,
+    QuotaExceeded,
+    Unauthenticated,
+)
+
+TYPE_CHECKING = False  # `typing` alone would cost more than all of this file; checkers know the name
+if TYPE_CHECKING:
+    from artifactcache.client import Client, fetch
+    from artifactcache.results import (
+        Fetched,
+        File,
+        Held,
+        Inspected,
+        Pong,
+        Progress,
+        Stats,
+        Verified,
+        Warmed,
+        WhoAmI,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CacheError",
+    "Client",
+    "Corrupted",
+    "DaemonUnavailable",
+    "DeadlineExceeded",
+    "DestinationExists",
+    "Fetched",
+    "File",
+    "Held",
+    "Inspected",
+    "InvalidRequest",
+    "ModeUnavailable",
+    "NoSpace",
+    "NotFound",
+    "OriginUnavailable",
+    "PermissionDenied",
+    "Pong",
+    "Progress",
+    "QuotaExceeded",
+    "Stats",
+    "Unauthenticated",
+    "Verified",
+    "Warmed",
+    "WhoAmI",
+    "__version__",
+    "fetch",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Load the rest of the public names when one of them is first asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module 'artifactcache' has no attribute {name!r}")
+    from artifactcache import client, results
+
+    value: object = getattr(client if hasattr(client, name) else results, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted(__all__)

@@ -1,0 +1,8 @@
+"""`python -m artifactcache` is the command `artifactcache`."""
+
+import sys
+
+from artifactcache.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,231 @@
+"""What each method of `Client` does: encode, call, decode. Loaded, with grpc and protobuf, by the first call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from artifactcache import materialize
+from artifactcache.deadline import Deadline
+from artifactcache.errors import CacheError, ModeUnavailable
+from artifactcache.request import Selection
+from artifactcache.results import (
+    Fetched,
+    File,
+    Held,
+    Inspected,
+    Pong,
+    Progress,
+    Stats,
+    Verified,
+    Warmed,
+    WhoAmI,
+)
+from artifactcache.session import Connection, Session, Watch
+from artifactcache.v1 import cache_pb2 as pb
+
+OnProgress = Callable[[Progress], object]
+
+
+class Calls:
+    """The calls of one client."""
+
+    def __init__(self, socket_dir: str | None) -> None:
+        self.session = Session(socket_dir)
+
+    def view(self, wanted: Selection, refresh: bool, progress: OnProgress | None, deadline: Deadline) -> Fetched:
+        """Fetch an artifact and keep its lease, with its view's path."""
+        request = pb.FetchRequest(artifact=_encode(wanted), refresh=refresh, view=True)
+        watch = _watch(progress)
+
+        def fetch(connection: Connection) -> Fetched:
+            result = _result(connection.stream("Fetch", request, deadline, watch))
+            try:
+                os.stat(result.view_path)
+            except OSError as error:
+                connection.release(result.lease)
+                raise ModeUnavailable(
+                    f"the view {os.fsdecode(result.view_path)} cannot be reached from here ({error.strerror}): "
+                    "mount the store in this container too, or give a dst"
+                ) from None
+            end_lease = connection.view_lease(result.lease)
+            return _fetched(wanted, result, os.fsdecode(result.view_path), "view", [end_lease])
+
+        return self.session.call(fetch, deadline)
+
+    def place(
+        self,
+        wanted: Selection,
+        destination: bytes,
+        mode: str,
+        writable: bool,
+        exists: str,
+        refresh: bool,
+        progress: OnProgress | None,
+        deadline: Deadline,
+    ) -> Fetched:
+        """Fetch an artifact, place it at a destination, and end its lease."""
+        if exists == "error":
+            materialize.refuse_existing(destination)
+        request = pb.FetchRequest(artifact=_encode(wanted), refresh=refresh)
+        watch = _watch(progress)
+
+        def fetch(connection: Connection) -> Fetched:
+            result = _result(connection.stream("Fetch", request, deadline, watch))
+            order = materialize.Order(
+                destination=destination,
+                mode=mode,
+                exists=exists,
+                writable=writable,
+                hardlink_for_root=result.hardlink_for_root,
+                file_name=os.fsencode(result.file_name),
+                file_count=result.file_count,
+                size_bytes=result.size_bytes,
+            )
+            try:
+                with connection.join(deadline) as handoff:
+                    kind = materialize.place(handoff, result.lease, order, deadline)
+            finally:
+                connection.release(result.lease)
+            return _fetched(wanted, result, os.fsdecode(destination), kind, [])
+
+        return self.session.call(fetch, deadline)
+
+    def warm(self, wanted: Selection, refresh: bool, progress: OnProgress | None, deadline: Deadline) -> Warmed:
+        """Make an artifact present, and keep nothing of it."""
+        request = pb.FetchRequest(artifact=_encode(wanted), refresh=refresh)
+        watch = _watch(progress)
+
+        def fetch(connection: Connection) -> Warmed:
+            result = _result(connection.stream("Fetch", request, deadline, watch))
+            connection.release(result.lease)
+            return Warmed(
+                uri=wanted.asked_for,
+                version=result.version,
+                digest=result.digest,
+                file_count=result.file_count,
+                size_bytes=result.size_bytes,
+                hit=result.hit,
+                origin_bytes=result.origin_bytes,
+                stale=result.stale,
+            )
+
+        return self.session.call(fetch, deadline)
+
+    def list(self, deadline: Deadline) -> tuple[Held, ...]:
+        """List what is held."""
+        answers = self._stream("List", pb.ListRequest(), deadline)
+        return tuple(_held(answer) for answer in answers)
+
+    def inspect(self, wanted: Selection, deadline: Deadline) -> Inspected:
+        """List the files of what is held."""
+        answers = self._stream("Inspect", pb.InspectRequest(artifact=_encode(wanted)), deadline)
+        if not answers or not answers[0].HasField("artifact"):
+            raise CacheError("the daemon did not say which artifact it holds")
+        files = (
+            File(path=os.fsdecode(file.path), digest=file.digest, size_bytes=file.size_bytes)
+            for answer in answers[1:]
+            for file in answer.files.files
+        )
+        return Inspected(artifact=_held(answers[0].artifact), files=tuple(files))
+
+    def verify(self, wanted: Selection | None, progress: OnProgress | None, deadline: Deadline) -> Verified:
+        """Have stored bytes hashed again."""
+        request = pb.VerifyRequest(artifact=None if wanted is None else _encode(wanted))
+        result = _result(self._stream("Verify", request, deadline, _watch(progress)))
+        return Verified(
+            blobs_checked=result.blobs_checked,
+            bytes_checked=result.bytes_checked,
+            corrupted=tuple(result.corrupted),
+            affected=tuple(result.affected),
+            seconds=result.seconds,
+        )
+
+    def stats(self, deadline: Deadline) -> Stats:
+        """Ask for the counters."""
+        reply = self._unary("Stats", pb.StatsRequest(), deadline)
+        return Stats(**{name: getattr(reply, name) for name in Stats.__slots__})
+
+    def whoami(self, deadline: Deadline) -> WhoAmI:
+        """Ask who is calling."""
+        reply = self._unary("WhoAmI", pb.WhoAmIRequest(), deadline)
+        return WhoAmI(
+            uid=reply.uid,
+            user=reply.user,
+            gids=tuple(reply.gids),
+            pid=reply.pid,
+            tracking_uri=reply.tracking_uri,
+            access_check=reply.access_check,
+        )
+
+    def ping(self, deadline: Deadline) -> Pong:
+        """Ask who answers."""
+        reply = self._unary("Ping", pb.PingRequest(), deadline)
+        return Pong(version=reply.version, pid=reply.pid)
+
+    def _unary(self, method: str, request: object, deadline: Deadline) -> Any:
+        return self.session.call(lambda connection: connection.unary(method, request, deadline), deadline)
+
+    def _stream(self, method: str, request: object, deadline: Deadline, watch: Watch | None = None) -> Any:
+        return self.session.call(lambda connection: connection.stream(method, request, deadline, watch), deadline)
+
+
+def _encode(wanted: Selection) -> pb.ArtifactSelection:
+    return pb.ArtifactSelection(
+        uri=wanted.uri,
+        run_id=wanted.run_id,
+        artifact_path=wanted.artifact_path,
+        include=wanted.include,
+        exclude=wanted.exclude,
+    )
+
+
+def _watch(progress: OnProgress | None) -> Watch:
+    if progress is None:
+        return lambda _: None
+    told = progress
+
+    def watch(event: pb.Progress) -> None:
+        told(Progress(event.bytes_done, event.bytes_total, event.files_done, event.files_total))
+
+    return watch
+
+
+def _result(answers: Any) -> Any:
+    if len(answers) != 1 or not answers[0].HasField("result"):
+        raise CacheError("the daemon ended the call without a result")
+    return answers[0].result
+
+
+def _fetched(
+    wanted: Selection, result: pb.FetchResult, location: str, mode: str, leases: list[Callable[[], None]]
+) -> Fetched:
+    return Fetched(
+        location=location,
+        uri=wanted.asked_for,
+        version=result.version,
+        digest=result.digest,
+        mode=mode,
+        file_count=result.file_count,
+        size_bytes=result.size_bytes,
+        hit=result.hit,
+        origin_bytes=result.origin_bytes,
+        stale=result.stale,
+        writable=mode in ("reflink", "copy"),
+        _leases=leases,
+    )
+
+
+def _held(answer: pb.HeldArtifact) -> Held:
+    return Held(
+        version=answer.version,
+        digest=answer.digest,
+        file_count=answer.file_count,
+        size_bytes=answer.size_bytes,
+        fetched_at=answer.fetched_at,
+        used_at=answer.used_at,
+        include=tuple(answer.include),
+        exclude=tuple(answer.exclude),
+        lease_count=answer.lease_count,
+    )

@@ -1,0 +1,171 @@
+"""One connection to handoff.sock: packets of protobuf with descriptors beside them.
+
+Every descriptor that is received here is either returned to the caller or closed, also when a packet is malformed.
+The protocol is in DESIGN.md, its messages in cache.proto.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import weakref
+from collections.abc import Sequence
+
+from artifactcache.deadline import Deadline
+from artifactcache.errors import (
+    BY_NAME,
+    CacheError,
+    DaemonUnavailable,
+    InvalidRequest,
+    PermissionDenied,
+    QuotaExceeded,
+)
+from artifactcache.paths import HANDOFF_SOCKET
+from artifactcache.v1 import cache_pb2 as pb
+
+PACKET_BYTES_MAX = 64 * 1024
+DESCRIPTORS_MAX = 128  # of one packet (BlobsReply.count); the kernel's own limit is 253
+SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7), without its NUL
+CONNECT_SECONDS_MAX = 10.0  # a daemon whose queue is full for longer is not there
+
+# Every open connection, so that a forked child can close its copies: the daemon takes an open connection for
+# a living client.
+open_connections: weakref.WeakSet[Handoff] = weakref.WeakSet()
+
+
+class Handoff:
+    """A connection to handoff.sock, as a context manager that closes it."""
+
+    def __init__(self, socket_dir: str, deadline: Deadline) -> None:
+        """Connect. Raises DaemonUnavailable where nobody listens."""
+        self._path = os.path.join(socket_dir, HANDOFF_SOCKET)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._connect(deadline.remaining())
+        except BaseException:
+            self._socket.close()
+            raise
+        open_connections.add(self)
+
+    def _connect(self, seconds: float | None) -> None:
+        if len(os.fsencode(self._path)) > SOCKET_PATH_BYTES_MAX:
+            raise InvalidRequest(
+                f"{self._path}: longer than the {SOCKET_PATH_BYTES_MAX} bytes a socket's path may have; "
+                "choose a shorter socket_dir or ARTIFACTCACHE_SOCKET_DIR"
+            )
+        # Not settimeout(): a non-blocking connect does not wait where the daemon's queue is full, it fails.
+        limit = CONNECT_SECONDS_MAX if seconds is None else min(seconds, CONNECT_SECONDS_MAX)
+        whole = int(limit)
+        timeval = struct.pack("ll", whole, max(1, int((limit - whole) * 1e6)))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+        try:
+            self._socket.connect(self._path)
+        except OSError as error:
+            hint = "start it with `cacheserver serve`, or set ARTIFACTCACHE_SOCKET_DIR to where its sockets are"
+            kind = PermissionDenied if error.errno == errno.EACCES else DaemonUnavailable
+            raise kind(f"no daemon answers at {self._path} ({error.strerror}): {hint}") from None
+
+    def hello(self, token: str, deadline: Deadline) -> str:
+        """Open a session (empty `token`) or join one; return the session's token."""
+        reply, _ = self._ask(pb.HandoffRequest(hello=pb.Hello(token=token)), "welcome", (), deadline)
+        return reply.welcome.token
+
+    def manifest(self, lease: int, deadline: Deadline) -> int:
+        """Return a read-only descriptor of the leased tree's manifest; the caller closes it."""
+        request = pb.HandoffRequest(manifest=pb.ManifestRequest(lease=lease))
+        _, descriptors = self._ask(request, "manifest", (), deadline, expected=1)
+        return descriptors[0]
+
+    def link(self, lease: int, folder: int, deadline: Deadline) -> int:
+        """Have the leased tree's blobs linked below the descriptor `folder`; return how many were."""
+        request = pb.HandoffRequest(link=pb.LinkRequest(lease=lease))
+        reply, _ = self._ask(request, "link", (folder,), deadline)
+        return reply.link.file_count
+
+    def blobs(self, lease: int, first: int, deadline: Deadline) -> list[int]:
+        """Return read-only descriptors of the blobs from the `first`-th on; the caller closes them."""
+        request = pb.HandoffRequest(blobs=pb.BlobsRequest(lease=lease, first=first))
+        return self._ask(request, "blobs", (), deadline, expected=None)[1]
+
+    def _ask(
+        self,
+        request: pb.HandoffRequest,
+        wanted: str,
+        give: Sequence[int],
+        deadline: Deadline,
+        expected: int | None = 0,
+    ) -> tuple[pb.HandoffReply, list[int]]:
+        """Send one packet, receive one; `expected` descriptors beside it, None for the packet's own count."""
+        self._socket.settimeout(deadline.remaining())
+        packet = request.SerializeToString()
+        try:
+            if give:
+                socket.send_fds(self._socket, [packet], give)
+            else:
+                self._socket.send(packet)
+            data, descriptors, flags, _ = socket.recv_fds(
+                self._socket, PACKET_BYTES_MAX, DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC
+            )
+        except TimeoutError:
+            raise deadline.exceeded() from None
+        except OSError as error:
+            raise DaemonUnavailable(f"the daemon at {self._path} went away: {error.strerror}") from None
+        try:
+            reply = self._decode(data, flags, wanted)
+            count = reply.blobs.count if expected is None else expected
+            if len(descriptors) != count or (expected is None and not count):
+                raise CacheError(f"the daemon sent {len(descriptors)} descriptors instead of {count}")
+        except BaseException:
+            close_all(descriptors)
+            raise
+        return reply, descriptors
+
+    def _decode(self, data: bytes, flags: int, wanted: str) -> pb.HandoffReply:
+        from google.protobuf.message import DecodeError
+
+        if flags & socket.MSG_CTRUNC:  # unix(7): what does not fit under the limit is dropped
+            raise QuotaExceeded("this process has too few free file descriptors: raise its limit (`ulimit -n`)")
+        if not data:
+            raise DaemonUnavailable(f"the daemon at {self._path} closed the connection")
+        try:
+            reply = pb.HandoffReply.FromString(data)
+        except DecodeError:
+            raise CacheError("the daemon sent a packet that is not a HandoffReply") from None
+        kind = reply.WhichOneof("reply")
+        if kind == "failure":
+            raise BY_NAME.get(reply.failure.error, CacheError)(reply.failure.message)
+        if kind != wanted:
+            raise CacheError(f"the daemon answered with {kind} instead of {wanted}")
+        return reply
+
+    def peer_uid(self) -> int:
+        """Return the user ID of the daemon, as the kernel attests it."""
+        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        return int(struct.unpack("3i", credentials)[1])
+
+    def hung_up(self) -> bool:
+        """Tell whether the daemon has closed this connection, without waiting."""
+        try:
+            return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def close(self) -> None:
+        """Close this process's copy; in a forked child the parent's stays open."""
+        self._socket.close()
+
+    def __enter__(self) -> Handoff:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def close_all(descriptors: Sequence[int]) -> None:
+    """Close descriptors."""
+    for descriptor in descriptors:
+        os.close(descriptor)

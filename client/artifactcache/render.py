@@ -1,0 +1,106 @@
+"""How the commands show things: tables, sizes, ages, JSON, b3sum lines, a progress bar. Pure but for the bar."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TextIO
+
+from artifactcache.results import Fetched, File, Progress
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+BAR_CELLS = 30
+
+
+def size(size_bytes: float) -> str:
+    """Write a size as people read it."""
+    value, units = float(size_bytes), iter(_UNITS)
+    unit = next(units)
+    while abs(value) >= 1024 and unit != _UNITS[-1]:
+        value, unit = value / 1024, next(units)
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def age(seconds: float) -> str:
+    """Write an age in its largest unit."""
+    for length, unit in _AGES:
+        if seconds >= length:
+            return f"{int(seconds // length)} {unit}"
+    return "0 s"
+
+
+def table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> list[str]:
+    """Align rows in columns; those in `right` to the right."""
+    to_right = set(right)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if place in to_right else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def printable(text: str) -> str:
+    """Escape what would break a line or a terminal; bytes that are not UTF-8 appear as \\xNN."""
+    shown = os.fsencode(text).decode("utf-8", "backslashreplace")
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown)
+
+
+def b3sum_line(file: File) -> bytes:
+    """Write a line for `b3sum --check`: a name with a backslash, newline or return is escaped, and marked so."""
+    path = os.fsencode(file.path)
+    escaped = path.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
+    return (b"\\" if escaped != path else b"") + file.digest.encode() + b"  " + escaped + b"\n"
+
+
+def document(value: object) -> str:
+    """Write a result, or a list of results, as one JSON document. Lone surrogates stand for bytes, as in Python."""
+    return json.dumps(_plain(value), indent=2, ensure_ascii=True)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Fetched):
+        names = [each.name for each in dataclasses.fields(value)]
+        shown = {name: getattr(value, name) for name in names if name not in ("location", "_leases")}
+        return {"path": value.location, **shown}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return value
+
+
+class Bar:
+    """A progress bar on a terminal; elsewhere nothing."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._shown = False
+        self._wanted = self._stream is not None and self._stream.isatty()
+
+    def __call__(self, progress: Progress) -> None:
+        """Draw how far it is."""
+        if not self._wanted:
+            return
+        total = max(progress.bytes_total, progress.bytes_done)
+        filled = BAR_CELLS * progress.bytes_done // total if total else 0
+        bar = "#" * filled + "-" * (BAR_CELLS - filled)
+        self._stream.write(
+            f"\r[{bar}] {size(progress.bytes_done)} of {size(total)}, "
+            f"{progress.files_done} of {progress.files_total} files\x1b[K"
+        )
+        self._stream.flush()
+        self._shown = True
+
+    def clear(self) -> None:
+        """Take it away again."""
+        if self._shown:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+            self._shown = False

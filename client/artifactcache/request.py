@@ -1,0 +1,140 @@
+"""What a caller may ask for. Whatever is wrong with the arguments alone is found here, before anything is opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from artifactcache.errors import InvalidRequest
+
+KINDS = ("reflink", "hardlink", "copy")  # ways to place files at a destination, the preferred first
+MODES = ("auto", "view", *KINDS)
+EXISTS = ("error", "replace", "merge")
+PATTERNS_MAX = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which artifact, and which of its files."""
+
+    uri: str
+    run_id: str
+    artifact_path: str
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+
+    @property
+    def asked_for(self) -> str:
+        """The URI, also where a run's ID was given."""
+        return self.uri or f"runs:/{self.run_id}/{self.artifact_path}".rstrip("/")
+
+
+def selection(
+    uri: object,
+    run_id: object = None,
+    artifact_path: object = None,
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
+) -> Selection:
+    """Check what names an artifact."""
+    if (uri is None) == (run_id is None):
+        raise InvalidRequest("give either a uri or a run_id")
+    if artifact_path is not None and run_id is None:
+        raise InvalidRequest("artifact_path is a path inside the run of a run_id; a uri names its own")
+    return Selection(
+        uri="" if uri is None else _name(uri, "uri"),
+        run_id="" if run_id is None else _name(run_id, "run_id"),
+        artifact_path="" if artifact_path is None else _text(artifact_path, "artifact_path"),
+        include=_patterns(include, "include"),
+        exclude=_patterns(exclude, "exclude"),
+    )
+
+
+def timeout(seconds: object) -> float | None:
+    """Check a timeout in seconds."""
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+        raise InvalidRequest(f"timeout is a number of seconds above 0, not {seconds!r}")
+    return float(min(seconds, 1e300))  # float() of a huge int overflows
+
+
+def callback(progress: object) -> None:
+    """Check a progress callback."""
+    if progress is not None and not callable(progress):
+        raise InvalidRequest(f"progress is something to call, not {progress!r}")
+
+
+def manner(mode: object, exists: object, writable: bool, has_dst: bool) -> None:
+    """Check how the artifact is to be handed over."""
+    if mode not in MODES:
+        raise InvalidRequest(f"mode is one of {', '.join(MODES)}, not {mode!r}")
+    if exists not in EXISTS:
+        raise InvalidRequest(f"exists is one of {', '.join(EXISTS)}, not {exists!r}")
+    if has_dst and mode == "view":
+        raise InvalidRequest("a view lies inside the store: leave dst out, or choose another mode")
+    if not has_dst and mode in KINDS:
+        raise InvalidRequest(f"mode {mode!r} places files: say where, with dst")
+    if writable and not has_dst:
+        raise InvalidRequest("a view is read-only: writable=True needs a dst")
+    if writable and mode == "hardlink":
+        raise InvalidRequest("hard links share their bytes with others: choose mode reflink or copy, or auto")
+
+
+def destination(dst: object) -> bytes:
+    """Check a destination and return its absolute path, without the slashes at its end.
+
+    A relative one is resolved against the working directory, now. `~` is a name like any other.
+    """
+    if not isinstance(dst, (str, bytes, os.PathLike)):
+        raise InvalidRequest(f"dst is a path, not {dst!r}")
+    try:
+        given = os.fsencode(dst)
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"dst {dst!r} has characters that no file name can have") from None
+    if not given:
+        raise InvalidRequest("dst is empty")
+    if b"\0" in given:
+        raise InvalidRequest("dst has a NUL byte in it")
+    try:
+        path = os.path.join(os.getcwdb(), given).rstrip(b"/")
+    except OSError as error:
+        raise InvalidRequest(f"dst is relative to a working directory that is gone: {error.strerror}") from None
+    if os.path.basename(path) in (b".", b".."):  # not lexically: what lies before ".." may be a symlink
+        path = os.path.realpath(path)
+    if path in (b"", b"/"):
+        raise InvalidRequest("dst is the root of the filesystem")
+    return path
+
+
+def _name(value: object, what: str) -> str:
+    text = _text(value, what)
+    if not text:
+        raise InvalidRequest(f"{what} is empty")
+    return text
+
+
+def _text(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{what} is a str, not {value!r}")
+    if "\0" in value:
+        raise InvalidRequest(f"{what} has a NUL character in it")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"{what} {value!r} is not Unicode: it has lone surrogates") from None
+    return value
+
+
+def _patterns(value: object, what: str) -> tuple[str, ...]:
+    if value == ():
+        return ()
+    if isinstance(value, str):  # one pattern; as an iterable it would be one pattern a letter
+        value = (value,)
+    if not isinstance(value, Iterable):
+        raise InvalidRequest(f"{what} is a glob pattern or several, not {value!r}")
+    patterns = tuple(_name(pattern, f"a pattern of {what}") for pattern in value)
+    if len(patterns) > PATTERNS_MAX:
+        raise InvalidRequest(f"{what} has more than {PATTERNS_MAX} patterns")
+    return patterns

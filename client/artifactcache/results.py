@@ -1,0 +1,180 @@
+"""What the calls return. Names and units are those of `cache.proto`: bytes, and seconds since the epoch."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a piece of work is."""
+
+    bytes_done: int
+    bytes_total: int
+    files_done: int
+    files_total: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fetched(os.PathLike[str]):
+    """An artifact that was handed over, and how. It is a path, and a context manager that ends with `release()`."""
+
+    location: str = field(repr=False)
+    """`path` as a str, which is what `str()` and `os.fspath()` give."""
+    uri: str
+    """What was asked for."""
+    version: str
+    """What the URI resolved to."""
+    digest: str
+    """The tree's digest."""
+    mode: str
+    """How it was handed over: "view", "reflink", "hardlink" or "copy"."""
+    file_count: int
+    """How many files were handed over."""
+    size_bytes: int
+    """The sum of their sizes."""
+    hit: bool
+    """True where this call took no bytes from the origin."""
+    origin_bytes: int
+    """How many bytes this call took from the origin."""
+    stale: bool
+    """True where the origin could not be asked although it should have been."""
+    writable: bool
+    """True where the files are the caller's own, so that writing to them changes nobody else's."""
+    # A list, because `list.pop` hands the one entry to exactly one of several threads.
+    _leases: list[Callable[[], None]] = field(default_factory=list, repr=False)
+
+    @property
+    def path(self) -> pathlib.Path:
+        """Where it is: a folder, or a file where the artifact is one file. Absolute."""
+        return pathlib.Path(self.location)
+
+    def release(self) -> None:
+        """End the lease of a view: its files may be evicted from now on. Doing so again changes nothing."""
+        try:
+            end_lease = self._leases.pop()
+        except IndexError:
+            return
+        end_lease()
+
+    def __fspath__(self) -> str:
+        return self.location
+
+    def __str__(self) -> str:
+        return self.location
+
+    def __enter__(self) -> Fetched:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+@dataclass(frozen=True, slots=True)
+class Warmed:
+    """An artifact that was made present, without being handed over."""
+
+    uri: str
+    version: str
+    digest: str
+    file_count: int
+    size_bytes: int
+    hit: bool
+    origin_bytes: int
+    stale: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An artifact that the daemon holds."""
+
+    version: str
+    digest: str
+    file_count: int
+    size_bytes: int
+    fetched_at: float
+    used_at: float
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    lease_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of an artifact, or one empty folder: then `path` ends with "/" and `digest` is empty."""
+
+    path: str
+    """Relative to the artifact; bytes that are not UTF-8 are escaped as `os.fsdecode` does."""
+    digest: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """An artifact that the daemon holds, with its files in the manifest's order."""
+
+    artifact: Held
+    files: tuple[File, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What a verification found."""
+
+    blobs_checked: int
+    bytes_checked: int
+    corrupted: tuple[str, ...]
+    """Digests of the blobs that were wrong or gone."""
+    affected: tuple[str, ...]
+    """The versions that held one of them."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counters: those of the store are of now, the others since the daemon started."""
+
+    artifact_count: int
+    tree_count: int
+    blob_count: int
+    blob_bytes: int
+    artifact_bytes: int
+    free_bytes: int
+    capacity_bytes: int
+    min_free_bytes: int
+    fetch_count: int
+    hit_count: int
+    origin_bytes: int
+    served_bytes: int
+    download_count: int
+    session_count: int
+    lease_count: int
+    quarantine_count: int
+    started_at: float
+    store_root: str
+
+
+@dataclass(frozen=True, slots=True)
+class WhoAmI:
+    """What the kernel told the daemon about this process, and whom the daemon serves."""
+
+    uid: int
+    user: str
+    gids: tuple[int, ...]
+    pid: int
+    tracking_uri: str
+    access_check: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """Which daemon answers."""
+
+    version: str
+    pid: int

@@ -1,0 +1,271 @@
+"""The client's end of a session: who it is, over which channel it calls, and when it is to be opened again.
+
+A session is one connection to handoff.sock; its leases end with it. The channel beside it belongs to nobody: each
+call carries the session's token, so all sessions of a process with one daemon share one channel. It is never closed,
+because closing takes place in grpc's own threads and a fork that meets them leaves a child that hangs.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import urllib.parse
+import weakref
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import grpc
+
+from artifactcache import forks, handoff, status
+from artifactcache.deadline import Deadline
+from artifactcache.errors import CacheError, DaemonUnavailable, InvalidRequest, PermissionDenied, Unauthenticated
+from artifactcache.paths import GRPC_SOCKET, SOCKET_DIR_VARIABLE, SYSTEM_SOCKET_DIR, user_socket_dir
+from artifactcache.v1 import cache_pb2 as pb
+from artifactcache.v1.cache_pb2_grpc import CacheStub
+
+MESSAGE_BYTES_MAX = 16 * 1024 * 1024
+RECONNECT_BACKOFF_MS = 100  # the least that grpc accepts; a daemon that comes back is on this host
+READY_SECONDS_MAX = 2.0  # between a restarted daemon's handoff.sock and its cache.sock
+RELEASE_SECONDS_MAX = 5.0  # a lease that cannot be given back by then ends with the session
+
+_CHANNEL_OPTIONS = (
+    ("grpc.enable_http_proxy", 0),  # `http_proxy` is for the network
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.initial_reconnect_backoff_ms", RECONNECT_BACKOFF_MS),
+    ("grpc.max_reconnect_backoff_ms", RECONNECT_BACKOFF_MS),
+    # The caller's own thread reads the stream. It saves two changes of thread a call, and a thread at a fork.
+    # The value of grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, whose import costs 10 ms.
+    ("SingleThreadedUnaryStream", 1),
+)
+
+Result = TypeVar("Result")
+Watch = Callable[[pb.Progress], None]
+
+_stubs: dict[str, Any] = {}
+_stubs_lock = threading.Lock()
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+_with_views: set[Connection] = set()
+
+
+class Connection:
+    """One session, from Hello to the end of its connection."""
+
+    def __init__(self, socket_dir: str, connection: handoff.Handoff, deadline: Deadline) -> None:
+        """Introduce this process to the daemon at the other end of `connection`."""
+        self._socket_dir = socket_dir
+        self._handoff = connection
+        self._token = connection.hello("", deadline)
+        self._metadata = (("authorization", f"Bearer {self._token}"),)
+        self._stub = _stub(socket_dir)
+
+    def ended(self) -> bool:
+        """Tell whether the session is over: closed here, left behind by a fork, or closed by the daemon."""
+        return self._handoff.hung_up()
+
+    def join(self, deadline: Deadline) -> handoff.Handoff:
+        """Open a hand-over's own connection; the caller closes it."""
+        joined = handoff.Handoff(self._socket_dir, deadline)
+        try:
+            joined.hello(self._token, deadline)
+        except BaseException:
+            joined.close()
+            raise
+        return joined
+
+    def unary(self, method: str, request: object, deadline: Deadline) -> Any:
+        """Make a call with one answer. Raises grpc.RpcError."""
+        forks.gate.enter()
+        try:
+            return getattr(self._stub, method)(request, timeout=deadline.remaining(), metadata=self._metadata)
+        finally:
+            forks.gate.leave()
+
+    def stream(self, method: str, request: object, deadline: Deadline, watch: Watch | None = None) -> list[Any]:
+        """Make a call with many answers and return them; progress goes to `watch`. Raises grpc.RpcError.
+
+        What `watch` raises breaks the call off and goes on to the caller.
+        """
+        answers: list[Any] = []
+        gate = forks.gate
+        gate.enter()
+        try:
+            call = getattr(self._stub, method)(request, timeout=deadline.remaining(), metadata=self._metadata)
+            gate.began(call)
+            try:
+                for answer in call:
+                    if watch is None or not answer.HasField("progress"):
+                        answers.append(answer)
+                        continue
+                    gate.leave()  # the watcher may take its time, or fork
+                    try:
+                        watch(answer.progress)
+                    finally:
+                        gate.enter()
+            except BaseException:
+                call.cancel()
+                raise
+            finally:
+                gate.ended(call)
+        finally:
+            gate.leave()
+        return answers
+
+    def release(self, lease: int) -> None:
+        """End a lease, if it has not ended with the session already. What goes wrong here goes wrong silently."""
+        if self.ended():
+            return
+        try:
+            self.unary("Release", pb.ReleaseRequest(lease=lease), Deadline(RELEASE_SECONDS_MAX))
+        except (grpc.RpcError, CacheError):
+            pass  # the lease ends with the session
+
+    def view_lease(self, lease: int) -> Callable[[], None]:
+        """Keep the session until it is closed or the process ends, and return what ends the lease."""
+        _with_views.add(self)
+        return lambda: self.release(lease)
+
+    def await_channel(self) -> None:
+        """Wait until the channel has found a daemon that was restarted."""
+        deadline = Deadline(READY_SECONDS_MAX)
+        forks.gate.enter()
+        try:
+            self._stub.Ping(pb.PingRequest(), timeout=deadline.remaining(), wait_for_ready=True)
+        except grpc.RpcError:
+            pass  # the call that follows says what is wrong
+        finally:
+            forks.gate.leave()
+
+    def close(self) -> None:
+        """End the session, and all its leases."""
+        _with_views.discard(self)
+        self._handoff.close()
+
+    def __del__(self) -> None:
+        connection = getattr(self, "_handoff", None)
+        if connection is not None:
+            connection.close()
+
+
+class Session:
+    """Calls the daemon, opening the session when it is first needed, and again when the daemon was restarted."""
+
+    def __init__(self, socket_dir: str | None) -> None:
+        """Talk to the daemon whose sockets are in `socket_dir`; None looks for them, as the README says."""
+        self._socket_dir = socket_dir
+        self._connection: Connection | None = None
+        self._lock = threading.Lock()
+        _sessions.add(self)
+
+    def call(self, operation: Callable[[Connection], Result], deadline: Deadline) -> Result:
+        """Do `operation`; once more where the session turns out to be gone, again where a fork broke it off."""
+        renewed = False
+        while True:
+            connection = self.connection(deadline)
+            epoch = forks.gate.epoch
+            try:
+                return operation(connection)
+            except grpc.RpcError as error:
+                forked = forks.gate.epoch != epoch and error.code() is grpc.StatusCode.CANCELLED
+                if not forked and (renewed or not _stale(connection, error)):
+                    raise status.typed(error) from None
+            except (DaemonUnavailable, Unauthenticated):  # from a hand-over
+                if renewed or not connection.ended():
+                    raise
+                forked = False
+            if not forked:
+                renewed = True
+                self.connection(deadline).await_channel()
+
+    def connection(self, deadline: Deadline) -> Connection:
+        """Return the session's connection, made anew where it has ended."""
+        connection = self._connection
+        if connection is not None and not connection.ended():
+            return connection
+        remaining = deadline.remaining()
+        lock = self._lock
+        if not lock.acquire(timeout=-1 if remaining is None else remaining):
+            raise deadline.exceeded()
+        try:
+            connection = self._connection
+            if connection is None or connection.ended():
+                if connection is not None:
+                    connection.close()
+                connection = self._connection = self._connect(deadline)
+            return connection
+        finally:
+            lock.release()
+
+    def _connect(self, deadline: Deadline) -> Connection:
+        given = self._socket_dir or os.environ.get(SOCKET_DIR_VARIABLE)
+        if given:
+            return _introduce(os.path.abspath(given), deadline)
+        try:
+            return _introduce(SYSTEM_SOCKET_DIR, deadline)
+        except (DaemonUnavailable, PermissionDenied) as error:
+            absent = error
+        uid = os.geteuid()
+        own_dir = user_socket_dir(os.environ, uid)
+        try:
+            return _introduce(own_dir, deadline, owner=uid)
+        except DaemonUnavailable as error:
+            raise DaemonUnavailable(f"{error}; nor does the host's own: {absent}") from None
+
+    def close(self) -> None:
+        """End the session, and all its leases."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def forget(self) -> None:
+        """In a forked child: leave the parent's session to the parent."""
+        forks.gate.left_behind.append(self._connection)
+        self._connection = None
+        self._lock = threading.Lock()
+
+
+def _introduce(socket_dir: str, deadline: Deadline, owner: int | None = None) -> Connection:
+    connection = handoff.Handoff(socket_dir, deadline)
+    try:
+        if owner is not None and connection.peer_uid() != owner:
+            raise DaemonUnavailable(f"the daemon in {socket_dir} belongs to user {connection.peer_uid()}, not to you")
+        return Connection(socket_dir, connection, deadline)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _stale(connection: Connection, error: grpc.RpcError) -> bool:
+    """Tell whether a call failed only because the daemon was restarted since the last one."""
+    named = status.named_by_daemon(error)
+    if named is None:
+        return error.code() is grpc.StatusCode.UNAVAILABLE
+    return named is Unauthenticated and connection.ended()
+
+
+def _stub(socket_dir: str) -> Any:
+    with _stubs_lock:
+        stub = _stubs.get(socket_dir)
+        if stub is None:
+            path = os.path.join(socket_dir, GRPC_SOCKET)
+            if len(os.fsencode(path)) > handoff.SOCKET_PATH_BYTES_MAX:
+                raise InvalidRequest(f"{path}: too long for a socket's path; choose a shorter socket_dir")
+            forks.gate.enter()
+            try:
+                target = "unix:" + urllib.parse.quote(os.fsencode(path))
+                channel = grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
+                stub = _stubs[socket_dir] = CacheStub(channel)  # type: ignore[no-untyped-call]
+            finally:
+                forks.gate.leave()
+        return stub
+
+
+def _after_fork_in_child() -> None:
+    global _stubs, _stubs_lock, _with_views
+    forks.gate.left_behind.append((_stubs, _with_views))
+    _stubs, _stubs_lock, _with_views = {}, threading.Lock(), set()
+    for session in list(_sessions):
+        session.forget()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

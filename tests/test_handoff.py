@@ -1,0 +1,552 @@
+"""The handoff socket against a client that keeps no rules: nothing is linked elsewhere, and nobody else notices.
+
+Everything here is sent by hand. The session is that of the user who runs the tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from artifactcache.v1 import cache_pb2 as pb
+from artifactcache.v1 import cache_pb2_grpc as pb_grpc
+from tests.conftest import CallerOf
+from tests.rig import trees
+from tests.rig.caller import Caller
+from tests.rig.daemon import Daemon
+from tests.rig.mlflow_server import MlflowServer
+from tests.rig.until import until
+from tests.rig.users import User
+from tests.rig.wire import Handoff, bearer, error_name, leased, manifest_lines, stub
+
+FILES: trees.Files = {"a": b"file a", "sub/b": b"file b", "sub/deep/c": b"file c", "empty": b""}
+FOLDERS = ("sub", "sub/deep")
+
+
+class Session:
+    """A session that holds a lease of `FILES`."""
+
+    def __init__(self, daemon: Daemon, uri: str) -> None:
+        self.daemon = daemon
+        self.handoff = Handoff(daemon.socket_dir)
+        self.token = self.handoff.hello()
+        with stub(daemon.socket_dir) as cache:
+            self.lease = leased(cache, self.token, uri).lease
+
+    def join(self) -> Handoff:
+        """A connection of its own for one hand-over."""
+        joined = Handoff(self.daemon.socket_dir)
+        joined.hello(self.token)
+        return joined
+
+    def link(self, fd: int, lease: int | None = None) -> pb.HandoffReply:
+        """Ask for links into the folder behind `fd`."""
+        with self.join() as joined:
+            request = pb.LinkRequest(lease=self.lease if lease is None else lease)
+            return joined.ask(link=request, fds=(fd,))[0]
+
+
+@pytest.fixture(scope="module")
+def uri(mlflow_proxied: MlflowServer) -> str:
+    """The artifact of this module."""
+    return f"runs:/{mlflow_proxied.run(FILES)}"
+
+
+@pytest.fixture
+def session(daemon: Daemon, uri: str) -> Iterator[Session]:
+    """One session with its lease."""
+    session = Session(daemon, uri)
+    yield session
+    session.handoff.close()
+
+
+@pytest.fixture
+def tree(room: Path) -> Path:
+    """A folder made as the contract says."""
+    return make_tree(room / ".artifactcache-test")
+
+
+def make_tree(staging: Path) -> Path:
+    staging.mkdir(mode=0o700)
+    tree = staging / "tree"
+    for folder in (tree, *(tree / name for name in FOLDERS)):
+        folder.mkdir()
+        folder.chmod(0o777)
+    return tree
+
+
+@contextlib.contextmanager
+def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
+    fd = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def names_below(folder: Path) -> set[str]:
+    """Every file below a folder, without following links."""
+    return {os.path.join(where, name) for where, _, names in os.walk(folder) for name in names}
+
+
+def test_links_by_the_rules(session: Session, tree: Path) -> None:
+    """A client that keeps the rules gets the daemon's own blobs under the right names."""
+    with opened(tree) as fd:
+        reply = session.link(fd)
+    assert reply.link.file_count == 3, reply
+    assert trees.read(tree) == {name: data for name, data in FILES.items() if data}
+    if os.geteuid() == 0:
+        assert (tree / "a").stat().st_uid == session.daemon.user.uid  # type: ignore[union-attr]
+
+
+def test_the_manifest_and_the_blobs(session: Session) -> None:
+    """The descriptors are read-only, and are those of the manifest's files that are not empty, from `first` on."""
+    with session.join() as joined:
+        lines = manifest_lines(joined, session.lease)
+        assert [line.split(b" ", 2)[2] for line in lines] == [b"a", b"empty", b"sub/b", b"sub/deep/c"]
+        for first in (0, 1, 2):
+            reply, fds = joined.ask(blobs=pb.BlobsRequest(lease=session.lease, first=first))
+            contents = []
+            for fd in fds:
+                assert os.get_blocking(fd)
+                with pytest.raises(OSError):
+                    os.write(fd, b"x")
+                with os.fdopen(fd, "rb") as file:
+                    contents.append(file.read())
+            assert reply.blobs.count == len(fds)
+            assert contents == [b"file a", b"file b", b"file c"][first:]
+
+
+@pytest.mark.parametrize("first", [3, 4, 1 << 40, (1 << 63) - 1, -1, -(1 << 62)])
+def test_blobs_beyond_the_end(session: Session, first: int) -> None:
+    """A place that no blob has is a failure, not somebody else's blob."""
+    with session.join() as joined:
+        reply, fds = joined.ask(blobs=pb.BlobsRequest(lease=session.lease, first=first))
+    assert (reply.failure.error, fds) == ("InvalidRequest", [])
+
+
+def assert_nothing_linked(elsewhere: Path, reply: pb.HandoffReply) -> None:
+    assert reply.WhichOneof("reply") == "failure", reply
+    assert reply.failure.error in ("InvalidRequest", "PermissionDenied", "ModeUnavailable"), reply
+    assert reply.failure.message
+    assert names_below(elsewhere) == set()
+
+
+@pytest.mark.parametrize("where", FOLDERS)
+def test_a_folder_that_is_a_symlink(session: Session, tree: Path, room: Path, where: str) -> None:
+    """A symlink in a folder's place is not followed, even to a folder of the same user."""
+    elsewhere = room / "elsewhere"
+    (elsewhere / "deep").mkdir(parents=True)
+    elsewhere.chmod(0o777)
+    (elsewhere / "deep").chmod(0o777)
+    for name in reversed(FOLDERS):
+        if name.startswith(where):
+            (tree / name).rmdir()
+    (tree / where).symlink_to(elsewhere)
+    with opened(tree) as fd:
+        assert_nothing_linked(elsewhere, session.link(fd))
+
+
+@pytest.mark.parametrize("where", FOLDERS)
+def test_a_folder_of_another_user(session: Session, tree: Path, where: str, all_users: dict[str, User]) -> None:
+    """Every folder has to be the session's user's own, whatever its mode: so one moved in from elsewhere is refused."""
+    if not all_users:
+        pytest.skip("needs several users")
+    os.chown(tree / where, all_users["bob"].uid, all_users["bob"].gid)
+    with opened(tree) as fd:
+        assert_nothing_linked(tree / where, session.link(fd))
+
+
+def test_a_tree_of_another_user(session: Session, tree: Path, all_users: dict[str, User]) -> None:
+    """So has the tree itself."""
+    if not all_users:
+        pytest.skip("needs several users")
+    os.chown(tree, all_users["bob"].uid, all_users["bob"].gid)
+    with opened(tree) as fd:
+        assert_nothing_linked(tree, session.link(fd))
+
+
+@pytest.mark.parametrize("below", ["", "blobs", "staging", "views", "manifests", "quarantine"])
+def test_the_store_itself(session: Session, below: str) -> None:
+    """A descriptor of the daemon's own folders makes no links in them."""
+    if os.geteuid() != 0:
+        pytest.skip("the store is the caller's own")
+    store = session.daemon.root
+    before = names_below(store)
+    with opened(store / below) as fd:
+        reply = session.link(fd)
+    assert reply.WhichOneof("reply") == "failure", reply
+    assert names_below(store) == before
+
+
+def test_a_folder_that_is_missing(session: Session, tree: Path) -> None:
+    """The folders are the client's to make."""
+    (tree / "sub" / "deep").rmdir()
+    with opened(tree) as fd:
+        reply = session.link(fd)
+    assert reply.WhichOneof("reply") == "failure", reply
+
+
+def test_a_name_that_is_taken(session: Session, tree: Path) -> None:
+    """Nothing is overwritten: a name that is there already is a failure, and stays as it was."""
+    (tree / "a").write_bytes(b"mine")
+    with opened(tree) as fd:
+        reply = session.link(fd)
+    assert reply.WhichOneof("reply") == "failure", reply
+    assert (tree / "a").read_bytes() == b"mine"
+
+
+def test_a_name_that_is_a_symlink(session: Session, tree: Path, room: Path) -> None:
+    """Nor is a symlink in a file's place followed."""
+    (tree / "a").symlink_to(room / "target")
+    with opened(tree) as fd:
+        reply = session.link(fd)
+    assert reply.WhichOneof("reply") == "failure", reply
+    assert not (room / "target").exists()
+
+
+def _regular_file(room: Path) -> int:
+    (room / "file").write_text("x")
+    return os.open(room / "file", os.O_RDWR)
+
+
+def _socket(room: Path) -> int:
+    left, right = socket.socketpair()
+    right.close()
+    return left.detach()
+
+
+def _pipe(room: Path) -> int:
+    reader, writer = os.pipe()
+    os.close(writer)
+    return reader
+
+
+def _fifo(room: Path) -> int:
+    os.mkfifo(room / "fifo")
+    return os.open(room / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+
+
+def _path_of_a_symlink(room: Path) -> int:
+    (room / "target").mkdir(mode=0o777)
+    (room / "link").symlink_to("target")
+    return os.open(room / "link", os.O_PATH | os.O_NOFOLLOW)
+
+
+def _deleted_folder(room: Path) -> int:
+    (room / "gone").mkdir()
+    fd = os.open(room / "gone", os.O_RDONLY)
+    (room / "gone").rmdir()
+    return fd
+
+
+def _proc(room: Path) -> int:
+    return os.open("/proc/self/fd", os.O_RDONLY)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [_regular_file, _socket, _pipe, _fifo, _path_of_a_symlink, _deleted_folder, _proc],
+    ids=lambda kind: kind.__name__[1:],
+)
+def test_a_descriptor_of_no_tree(session: Session, room: Path, kind: Callable[[Path], int]) -> None:
+    """Whatever is passed in a folder's place is a failure, and neither blocks the daemon nor ends it."""
+    fd = kind(room)
+    try:
+        reply = session.link(fd)
+    finally:
+        os.close(fd)
+    assert reply.WhichOneof("reply") == "failure", reply
+    assert session.daemon.is_alive()
+
+
+@pytest.mark.parametrize("count", [0, 2, 100])
+def test_a_wrong_number_of_descriptors(session: Session, tree: Path, count: int) -> None:
+    """One descriptor is asked for; none, or several, are a failure, and the daemon keeps none of them."""
+    before = len(os.listdir(f"/proc/{session.daemon.pid}/fd"))
+    with opened(tree) as fd, session.join() as joined:
+        reply, _ = joined.ask(link=pb.LinkRequest(lease=session.lease), fds=(fd,) * count)
+    assert reply.WhichOneof("reply") == "failure", reply
+    assert names_below(tree) == set()
+    until(lambda: len(os.listdir(f"/proc/{session.daemon.pid}/fd")) <= before + 2, "the daemon to close descriptors")
+
+
+def test_descriptors_beside_requests_that_take_none(session: Session, tree: Path) -> None:
+    """They are closed, not kept: a client cannot fill the daemon's table of descriptors."""
+    before = len(os.listdir(f"/proc/{session.daemon.pid}/fd"))
+    with opened(tree) as fd, session.join() as joined:
+        for _ in range(20):
+            _, fds = joined.ask(manifest=pb.ManifestRequest(lease=session.lease), fds=(fd,) * 100)
+            for each in fds:
+                os.close(each)
+    until(lambda: len(os.listdir(f"/proc/{session.daemon.pid}/fd")) <= before + 2, "the daemon to close descriptors")
+
+
+def test_a_lease_of_another_session(session: Session, daemon: Daemon, uri: str, tree: Path) -> None:
+    """A lease belongs to the session that took it: nobody else can link, read or end it."""
+    other = Session(daemon, uri)
+    with opened(tree) as fd:
+        reply = other.link(fd, lease=session.lease)
+    assert reply.failure.error in ("InvalidRequest", "NotFound", "PermissionDenied"), reply
+    with other.join() as joined:
+        for request in (
+            {"manifest": pb.ManifestRequest(lease=session.lease)},
+            {"blobs": pb.BlobsRequest(lease=session.lease)},
+        ):
+            reply, fds = joined.ask(**request)
+            assert (reply.WhichOneof("reply"), fds) == ("failure", []), reply
+    assert names_below(tree) == set()
+    with stub(daemon.socket_dir) as cache, contextlib.suppress(grpc.RpcError):
+        cache.Release(pb.ReleaseRequest(lease=session.lease), metadata=bearer(other.token))
+    other.handoff.close()
+    with opened(tree) as fd:
+        assert session.link(fd).link.file_count == 3
+
+
+@pytest.mark.parametrize("lease", [0, 12345678, (1 << 64) - 1])
+def test_a_lease_that_never_was(session: Session, tree: Path, lease: int) -> None:
+    """It is a failure."""
+    with opened(tree) as fd:
+        assert_nothing_linked_or_unknown(session.link(fd, lease=lease))
+    assert names_below(tree) == set()
+
+
+def assert_nothing_linked_or_unknown(reply: pb.HandoffReply) -> None:
+    assert reply.failure.error in ("InvalidRequest", "NotFound", "PermissionDenied"), reply
+
+
+def test_a_released_lease(session: Session, tree: Path) -> None:
+    """After Release the lease is gone; to release it again is no error."""
+    with stub(session.daemon.socket_dir) as cache:
+        for _ in range(2):
+            cache.Release(pb.ReleaseRequest(lease=session.lease), metadata=bearer(session.token))
+    with opened(tree) as fd:
+        assert_nothing_linked_or_unknown(session.link(fd))
+
+
+def test_a_folder_swapped_for_a_symlink_while_linking(session: Session, room: Path) -> None:
+    """While the daemon links, the folders are swapped for symlinks to a folder elsewhere, again and again: it links
+    into the tree or fails, and never elsewhere."""
+    elsewhere = room / "elsewhere"
+    (elsewhere / "deep").mkdir(parents=True)
+    for folder in (elsewhere, elsewhere / "deep"):
+        folder.chmod(0o777)
+    outcomes = set()
+    for attempt in range(60):
+        tree = make_tree(room / f"staging-{attempt}")
+        (tree / "link").symlink_to(elsewhere)
+        done = threading.Event()
+
+        def swap(tree: Path = tree, done: threading.Event = done) -> None:
+            while not done.is_set():
+                for old, new in (("sub", "real"), ("link", "sub"), ("sub", "link"), ("real", "sub")):
+                    os.rename(tree / old, tree / new)
+
+        swapper = threading.Thread(target=swap)
+        swapper.start()
+        try:
+            with opened(tree) as fd:
+                outcomes.add(session.link(fd).WhichOneof("reply"))
+        finally:
+            done.set()
+            swapper.join()
+        assert names_below(elsewhere) == set(), "the daemon linked through a symlink"
+    assert outcomes <= {"link", "failure"}
+
+
+PACKETS = {
+    "one byte": b"\0",
+    "noise": os.urandom(1000),
+    "no request": pb.HandoffRequest().SerializeToString() or b"\x08\x01",
+    "a reply": pb.HandoffReply(welcome=pb.Welcome(token="x")).SerializeToString(),
+    "half a message": pb.HandoffRequest(hello=pb.Hello(token="x" * 100)).SerializeToString()[:50],
+    "a huge length": b"\x0a\xff\xff\xff\xff\x0f",
+    "text": b"GET / HTTP/1.1\r\n\r\n",
+    "the largest packet": b"\xff" * 65_536,
+    "more than the largest packet": b"x" * 100_000,
+    "a token that is no token": pb.HandoffRequest(hello=pb.Hello(token="nonsense")).SerializeToString(),
+    "a token of 60 KB": pb.HandoffRequest(hello=pb.Hello(token="x" * 60_000)).SerializeToString(),
+    "a request before Hello": pb.HandoffRequest(manifest=pb.ManifestRequest(lease=1)).SerializeToString(),
+}
+
+
+@pytest.mark.parametrize("packet", PACKETS.values(), ids=PACKETS.keys())
+@pytest.mark.parametrize("greeted", [False, True])
+@pytest.mark.parametrize("fd_count", [0, 3])
+def test_malformed_packets(daemon: Daemon, packet: bytes, greeted: bool, fd_count: int) -> None:
+    """They are answered with a failure, or by hanging up; everybody else is served as before."""
+    with Handoff(daemon.socket_dir) as handoff:
+        if greeted:
+            handoff.hello()
+        try:
+            handoff.send_bytes(packet, (0,) * fd_count)
+            reply, fds = handoff.receive()
+            assert (reply.WhichOneof("reply"), fds) == ("failure", [])
+        except (EOFError, ConnectionError):
+            pass
+    assert daemon.is_alive()
+
+
+def test_an_empty_packet(daemon: Daemon) -> None:
+    """A packet of no bytes looks like the end of a connection, and is one."""
+    with Handoff(daemon.socket_dir) as handoff:
+        handoff.hello()
+        handoff.send_bytes(b"")
+        with contextlib.suppress(EOFError, ConnectionError):
+            assert handoff.receive()[0].WhichOneof("reply") == "failure"
+    assert daemon.is_alive()
+
+
+def test_a_second_hello(daemon: Daemon) -> None:
+    """A connection says Hello once; whatever the daemon makes of a second one, both tokens are not confused."""
+    with Handoff(daemon.socket_dir) as handoff:
+        first = handoff.hello()
+        try:
+            reply, _ = handoff.ask(hello=pb.Hello())
+        except (EOFError, ConnectionError):
+            return
+        assert reply.WhichOneof("reply") == "failure" or reply.welcome.token == first
+
+
+def test_connections_that_say_nothing(daemon: Daemon, uri: str) -> None:
+    """Hundreds of connections that never say Hello keep nobody from being served."""
+    silent = [Handoff(daemon.socket_dir) for _ in range(300)]
+    try:
+        session = Session(daemon, uri)
+        assert session.lease
+        session.handoff.close()
+    finally:
+        for handoff in silent:
+            handoff.close()
+    assert daemon.is_alive()
+
+
+def test_clients_that_do_not_read(daemon: Daemon, session: Session) -> None:
+    """A client that asks and never reads the answers blocks only itself."""
+    joined = session.join()
+    joined.socket.setblocking(False)
+    packet = pb.HandoffRequest(blobs=pb.BlobsRequest(lease=session.lease)).SerializeToString()
+    with contextlib.suppress(BlockingIOError, ConnectionError):
+        for _ in range(5000):
+            joined.send_bytes(packet)
+    assert daemon.is_alive()
+    joined.close()
+
+
+def _calls(cache: pb_grpc.CacheStub, uri: str) -> dict[str, Callable[..., object]]:
+    artifact = pb.ArtifactSelection(uri=uri)
+    return {
+        "WhoAmI": lambda **more: cache.WhoAmI(pb.WhoAmIRequest(), **more),
+        "Fetch": lambda **more: list(cache.Fetch(pb.FetchRequest(artifact=artifact), **more)),
+        "Release": lambda **more: cache.Release(pb.ReleaseRequest(lease=1), **more),
+        "List": lambda **more: list(cache.List(pb.ListRequest(), **more)),
+        "Inspect": lambda **more: list(cache.Inspect(pb.InspectRequest(artifact=artifact), **more)),
+        "Verify": lambda **more: list(cache.Verify(pb.VerifyRequest(), **more)),
+        "Stats": lambda **more: cache.Stats(pb.StatsRequest(), **more),
+    }
+
+
+TOKENS: dict[str, list[tuple[str, str]] | None] = {
+    "none": None,
+    "empty": [("authorization", "")],
+    "no bearer": [("authorization", "x" * 43)],
+    "wrong": bearer("x" * 43),
+    "not ASCII enough": bearer("~" * 5000),
+    "another scheme": [("authorization", "Basic eDp5")],
+    "two": [*bearer("a"), *bearer("b")],
+}
+
+
+@pytest.mark.parametrize("rpc", ["WhoAmI", "Fetch", "Release", "List", "Inspect", "Verify", "Stats"])
+@pytest.mark.parametrize("token", TOKENS)
+def test_no_token_no_service(daemon: Daemon, uri: str, rpc: str, token: str) -> None:
+    """Every call but Ping needs the token of a session that is open."""
+    with stub(daemon.socket_dir) as cache, pytest.raises(grpc.RpcError) as caught:
+        _calls(cache, uri)[rpc](metadata=TOKENS[token], timeout=20)
+    assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
+    assert error_name(caught.value) == "Unauthenticated"
+
+
+def test_ping_needs_no_token(daemon: Daemon) -> None:
+    """It says which daemon answers, and nothing more."""
+    with stub(daemon.socket_dir) as cache:
+        assert cache.Ping(pb.PingRequest()).pid == daemon.pid
+
+
+def test_a_token_ends_with_its_session(daemon: Daemon) -> None:
+    """After the connection is closed its token opens nothing: neither calls nor hand-overs."""
+    handoff = Handoff(daemon.socket_dir)
+    token = handoff.hello()
+    with stub(daemon.socket_dir) as cache:
+        cache.WhoAmI(pb.WhoAmIRequest(), metadata=bearer(token))
+        handoff.close()
+
+        def refused() -> bool:
+            try:
+                cache.WhoAmI(pb.WhoAmIRequest(), metadata=bearer(token), timeout=20)
+            except grpc.RpcError as error:
+                return error_name(error) == "Unauthenticated"
+            return False
+
+        until(refused, "the token to end")
+    with Handoff(daemon.socket_dir) as late:
+        reply, _ = late.ask(hello=pb.Hello(token=token))
+        assert reply.failure.error == "Unauthenticated"
+
+
+def test_a_token_of_another_process(session: Session, daemon: Daemon, room: Path, caller_of: CallerOf) -> None:
+    """A token that was told to somebody else does not let them join: neither another user nor another process."""
+    code = """
+        from tests.rig.wire import Handoff
+        from artifactcache.v1 import cache_pb2 as pb
+        with Handoff(socket_dir) as handoff:
+            reply, _ = handoff.ask(hello=pb.Hello(token=token))
+        result = reply.failure.error
+    """
+    thief: Caller = caller_of(daemon, room, "bob")
+    assert thief.run(code, socket_dir=str(daemon.socket_dir), token=session.token) in (
+        "Unauthenticated",
+        "PermissionDenied",
+    )
+
+
+def test_leases_end_with_the_session(daemon: Daemon, uri: str) -> None:
+    """When the connection closes, for whatever reason, its leases are gone; a joined connection takes none with it."""
+    with stub(daemon.socket_dir) as cache, Handoff(daemon.socket_dir) as watcher:
+        watch = bearer(watcher.hello())
+
+        def leases() -> int:
+            return cache.Stats(pb.StatsRequest(), metadata=watch).lease_count
+
+        until(lambda: leases() == 0, "leases of earlier tests to end")
+        session = Session(daemon, uri)
+        assert leases() == 1
+        session.join().close()
+        with session.join() as joined:
+            manifest_lines(joined, session.lease)
+        assert leases() == 1
+        session.handoff.close()
+        until(lambda: leases() == 0, "the lease to end")
+
+
+def test_leases_end_with_a_killed_process(daemon: Daemon, alice: Caller, uri: str) -> None:
+    """So they do when the client is killed."""
+    with stub(daemon.socket_dir) as cache, Handoff(daemon.socket_dir) as watcher:
+        watch = bearer(watcher.hello())
+
+        def leases() -> int:
+            return cache.Stats(pb.StatsRequest(), metadata=watch).lease_count
+
+        until(lambda: leases() == 0, "leases of earlier tests to end")
+        with alice.start("import artifactcache\nsay(str(artifactcache.fetch(uri)))\nhear()", uri=uri) as job:
+            assert Path(job.hear()).is_dir()
+            assert leases() == 1
+            job.kill()
+        until(lambda: leases() == 0, "the lease to end")

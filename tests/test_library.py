@@ -1,0 +1,224 @@
+"""What the package is to the process that imports it: light, silent, and safe around fork."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from artifactcache import errors
+from tests.rig import trees
+from tests.rig.caller import Caller
+from tests.rig.daemon import Daemon
+from tests.rig.mlflow_server import MlflowServer
+from tests.rig.trees import SMALL
+
+
+@pytest.fixture(scope="module")
+def uri(mlflow_proxied: MlflowServer) -> str:
+    """The artifact of this module."""
+    return f"runs:/{mlflow_proxied.run(SMALL)}"
+
+
+def test_import_is_light(alice: Caller) -> None:
+    """`import artifactcache` imports neither grpc nor mlflow nor the messages."""
+    code = "import sys, artifactcache\nresult = sorted({name.split('.')[0] for name in sys.modules})"
+    assert not {"grpc", "mlflow", "google"} & set(alice.run(code))
+
+
+def test_everything_that_is_promised_is_there(alice: Caller) -> None:
+    """The public names, and no error that is not under CacheError."""
+    code = """
+        import artifactcache
+        result = [sorted(artifactcache.__all__), [n for n in artifactcache.__all__ if not hasattr(artifactcache, n)]]
+    """
+    names, missing = alice.run(code)
+    assert missing == []
+    assert {"fetch", "Client", "Fetched", *errors.BY_NAME} <= set(names)
+
+
+def test_a_view_lives_as_long_as_the_process(alice: Caller, uri: str) -> None:
+    """`str(fetch(...))` is a normal thing to write: garbage collection ends no lease."""
+    code = """
+        import artifactcache, gc
+        path = str(artifactcache.fetch(uri))
+        gc.collect()
+        with artifactcache.Client() as client:
+            result = [os.path.isdir(path), client.stats().lease_count]
+    """
+    there, leases = alice.run(code, uri=uri)
+    assert there
+    assert leases >= 1
+
+
+def test_release_ends_the_lease(alice: Caller, uri: str) -> None:
+    """`release()`, twice as well, and the end of a `with` block end it."""
+    code = """
+        import artifactcache, time
+        with artifactcache.Client() as client:
+            before = client.stats().lease_count
+            fetched = client.fetch(uri)
+            held = client.stats().lease_count
+            fetched.release()
+            fetched.release()
+            released = client.stats().lease_count
+            with client.fetch(uri) as again:
+                inside = client.stats().lease_count
+                path = os.fspath(again)
+            result = [held - before, released - before, inside - before, client.stats().lease_count - before, path]
+    """
+    held, released, inside, after, path = alice.run(code, uri=uri)
+    assert (held, released, inside, after) == (1, 0, 1, 0)
+    assert Path(path).is_dir()
+
+
+def test_no_daemon(alice: Caller, room: Path) -> None:
+    """DaemonUnavailable, with a message that says what to do."""
+    with pytest.raises(errors.DaemonUnavailable, match="ARTIFACTCACHE_SOCKET_DIR"):
+        alice.fetch("runs:/" + "0" * 32, env={"ARTIFACTCACHE_SOCKET_DIR": str(room)})
+    with pytest.raises(errors.DaemonUnavailable):
+        alice.fetch("runs:/" + "0" * 32, env={"ARTIFACTCACHE_SOCKET_DIR": str(room / "missing")})
+
+
+def test_a_daemon_that_comes_back(alice: Caller, daemon: Daemon, uri: str) -> None:
+    """A process that used the daemon goes on with the next one after a restart, as a Client and in one shot."""
+    code = """
+        import artifactcache
+        with artifactcache.Client() as client:
+            client.fetch(uri)
+            artifactcache.fetch(uri)
+            say("ready")
+            hear()
+            result = [client.fetch(uri).hit, artifactcache.fetch(uri).hit]
+    """
+    with alice.start(code, uri=uri) as job:
+        job.hear()
+        daemon.restart()
+        job.say("go")
+        assert job.result() == [True, True]
+
+
+def test_fork_between_calls(alice: Caller, uri: str) -> None:
+    """A process that has called forks; parent and child both go on calling, each as itself."""
+    code = """
+        import artifactcache, json
+        artifactcache.fetch(uri)
+        with artifactcache.Client() as client:
+            client.fetch(uri)
+            pids = []
+            for _ in range(3):
+                reader, writer = os.pipe()
+                pid = os.fork()
+                if pid == 0:
+                    try:
+                        found = [client.whoami().pid == os.getpid(), artifactcache.fetch(uri).hit]
+                    except BaseException as error:
+                        found = repr(error)
+                    os.write(writer, json.dumps(found).encode())
+                    os._exit(0)
+                os.close(writer)
+                with os.fdopen(reader) as pipe:
+                    pids.append(json.load(pipe))
+                os.waitpid(pid, 0)
+                assert client.whoami().pid == os.getpid()
+        result = pids
+    """
+    assert alice.run(code, uri=uri) == [[True, True]] * 3
+
+
+def test_a_child_takes_no_lease_with_it(alice: Caller, uri: str) -> None:
+    """The end of a forked child ends none of the parent's leases, and the parent's session stays its own."""
+    code = """
+        import artifactcache
+        with artifactcache.Client() as client:
+            fetched = client.fetch(uri)
+            before = client.stats().lease_count
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0)
+            os.waitpid(pid, 0)
+            result = [before, client.stats().lease_count]
+    """
+    before, after = alice.run(code, uri=uri)
+    assert before == after >= 1
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_multiprocessing(alice: Caller, uri: str, room: Path, method: str) -> None:
+    """Workers of every start method call, as PyTorch's DataLoader workers do."""
+    script = room / "workers.py"
+    script.write_text(
+        "import multiprocessing, sys, artifactcache\n"
+        "def work(number):\n"
+        "    return artifactcache.fetch(sys.argv[1]).hit\n"
+        "if __name__ == '__main__':\n"
+        "    artifactcache.fetch(sys.argv[1])\n"
+        "    with multiprocessing.get_context(sys.argv[2]).Pool(3) as pool:\n"
+        "        assert all(pool.map(work, range(12)))\n"
+        "    print('fine')\n"
+    )
+    process = alice.popen((str(alice.interpreter.python), str(script), uri, method))
+    out, _ = process.communicate(timeout=120)
+    assert (process.returncode, out) == (0, b"fine\n")
+
+
+def test_threads(alice: Caller, mlflow_proxied: MlflowServer) -> None:
+    """One Client in many threads, on several artifacts at once."""
+    runs = [f"runs:/{mlflow_proxied.run(trees.unique(files_count=1))}" for _ in range(4)]
+    code = """
+        import artifactcache, concurrent.futures
+        with artifactcache.Client() as client, concurrent.futures.ThreadPoolExecutor(16) as pool:
+            places = [(uri, f"{number}-{again}") for again in range(8) for number, uri in enumerate(uris)]
+            jobs = [pool.submit(client.fetch, uri, dst) for uri, dst in places]
+            result = [job.result().file_count for job in jobs]
+    """
+    assert alice.run(code, uris=runs) == [2] * 32
+
+
+def test_a_closed_client(alice: Caller, uri: str) -> None:
+    """After its `with` block a Client's views are no longer leased; the process ends without a word."""
+    code = """
+        import artifactcache
+        with artifactcache.Client() as outer:
+            base = outer.stats().lease_count
+            with artifactcache.Client() as client:
+                client.fetch(uri)
+                inside = outer.stats().lease_count
+            import time
+            deadline = time.monotonic() + 20
+            while outer.stats().lease_count != base and time.monotonic() < deadline:
+                time.sleep(0.01)
+            result = [inside - base, outer.stats().lease_count - base]
+    """
+    assert alice.run(code, uri=uri) == [1, 0]
+
+
+def test_fetched_is_a_path(alice: Caller, uri: str) -> None:
+    """`Fetched` goes wherever a path goes."""
+    code = """
+        import artifactcache, pathlib
+        fetched = artifactcache.fetch(uri)
+        result = [pathlib.Path(fetched) == fetched.path, os.path.join(fetched, "x"), os.fspath(fetched), str(fetched)]
+    """
+    same, joined, plain, text = alice.run(code, uri=uri)
+    assert same
+    assert joined == f"{plain}/x"
+    assert text == plain
+
+
+def test_pathlike_arguments(alice: Caller, uri: str) -> None:
+    """A destination may be a Path, text or bytes-free PathLike."""
+    code = """
+        import artifactcache, pathlib
+        result = os.fspath(artifactcache.fetch(uri, pathlib.Path("a") / "b"))
+    """
+    path = alice.run(code, uri=uri)
+    assert trees.read(alice.cwd / path) == SMALL
+
+
+def test_nothing_is_printed(alice: Caller, uri: str) -> None:
+    """A fetch that works writes nothing to standard output or standard error."""
+    command = (str(alice.interpreter.python), "-c", "import sys, artifactcache; artifactcache.fetch(sys.argv[1])", uri)
+    process = alice.popen(command, stderr=-1)
+    assert process.communicate(timeout=60) == (b"", b"")
+    assert process.returncode == 0

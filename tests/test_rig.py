@@ -1,0 +1,77 @@
+"""The rig itself: a test that stands on a lie proves nothing."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from tests.rig import trees
+from tests.rig.caller import Caller
+from tests.rig.counting import CountingProxy
+from tests.rig.interpreter import Interpreter
+from tests.rig.lying import HONEST, LyingOrigin
+from tests.rig.mlflow_server import MlflowServer
+from tests.rig.mounts import Filesystem
+from tests.rig.users import User
+
+
+def test_a_mounted_filesystem_is_what_it_says(filesystem: Filesystem) -> None:
+    """The kernel confirms the kind of each mount."""
+    kind = subprocess.check_output(("stat", "--file-system", "--format=%T", filesystem.root), text=True).strip()
+    assert kind == {"ext4": "ext2/ext3"}.get(filesystem.kind.name, filesystem.kind.name)
+
+
+@pytest.mark.parametrize("role", ["alice", "bob", "daemon"])
+def test_a_caller_is_its_user_and_has_no_capabilities(
+    role: str, all_users: dict[str, User], interpreter: Interpreter, room: Path
+) -> None:
+    """What runs as a user has that user's IDs, no other group, and empty capability sets."""
+    if not all_users:
+        pytest.skip("running as several users needs root")
+    user = all_users[role]
+    caller = Caller(interpreter, user, room, room)
+    status = caller.run("result = open('/proc/self/status').read()")
+    fields = {line.split(":")[0]: line.split()[1:] for line in status.splitlines()}
+    assert fields["Uid"] == [str(user.uid)] * 4
+    assert fields["Gid"] == [str(user.gid)] * 4
+    assert fields["Groups"] == []
+    assert {fields[f"Cap{name}"][0] for name in ("Inh", "Prm", "Eff", "Amb")} == {"0" * 16}
+
+
+def test_a_caller_imports_the_code_under_test(all_users: dict[str, User], interpreter: Interpreter, room: Path) -> None:
+    """Every user can import the client, the daemon and MLflow."""
+    caller = Caller(interpreter, all_users.get("alice"), room, room)
+    paths = caller.run("import artifactcache, cacheserver, mlflow, grpc, ssl\nresult = artifactcache.__file__")
+    assert paths.endswith("client/artifactcache/__init__.py")
+
+
+def test_the_proxy_counts_exactly_what_mlflow_downloads(
+    origin: CountingProxy, mlflow_proxied: MlflowServer, tmp_path: Path
+) -> None:
+    """MLflow's own download through the proxy is right, and the count is the sum of the file sizes."""
+    run_id = mlflow_proxied.run(trees.SMALL)
+    mlflow.artifacts.download_artifacts(run_id=run_id, dst_path=str(tmp_path), tracking_uri=origin.uri)
+    assert trees.read(tmp_path) == trees.SMALL
+    assert origin.bytes == sum(map(len, trees.SMALL.values()))
+
+
+def test_the_model_is_a_model(model: Any, mlflow_proxied: MlflowServer) -> None:
+    """MLflow itself loads the model that the tests ask for."""
+    mlflow.set_registry_uri(mlflow_proxied.uri)
+    mlflow.set_tracking_uri(mlflow_proxied.uri)
+    loaded = mlflow.pyfunc.load_model("models:/doubler@champion")
+    assert loaded.predict([[3.0]])[0] == pytest.approx(6.0)
+
+
+def test_mlflow_downloads_from_the_honest_run_of_the_liar(liar: LyingOrigin, tmp_path: Path) -> None:
+    """What the misbehaving server gets refused for is its lies, not its grammar."""
+    run_id = liar.run(HONEST)
+    mlflow.artifacts.download_artifacts(run_id=run_id, dst_path=str(tmp_path / "a"), tracking_uri=liar.uri)
+    mlflow.artifacts.download_artifacts(f"runs:/{run_id}/data", dst_path=str(tmp_path / "b"), tracking_uri=liar.uri)
+    data = {"a.bin": b"0123456789", "empty": b""}
+    assert trees.read(tmp_path / "a") == {"MLmodel": b"0123456789"} | {f"data/{k}": v for k, v in data.items()}
+    assert trees.read(tmp_path / "b") == {f"data/{k}": v for k, v in data.items()}
