@@ -62,7 +62,7 @@ class Cache:
         """Brings nothing any more, and writes down what was used."""
         self._downloads.close()
         self._origin.close()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
         self.record_uses()
 
     # -- the verbs --------------------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ class Cache:
         return Part(location, Manifest.of(entries), listing.file_name, arrivals, taken)
 
     def _derived(self, location: Location, selection: Selection) -> Part | None:
-        """The part that a whole tree held above has already. Raises NotFound where that tree has no such path."""
+        """The part that a whole tree held above has already."""
         for held in reversed(self._index.above(location.uri)):
             tree = self._store.tree(held.tree)
             if held.selection or not held.settled or tree is None or self._store.unsound(tree):
@@ -219,7 +219,7 @@ class Cache:
                 return Part(location, selection.of_manifest(tree.manifest), held.file_name)
             manifest = None if held.file_name else tree.manifest.below(path)
             if manifest is None:
-                raise NotFound(f"{location.uri}: not in {held.uri}, which is held whole.")
+                return None  # it may have been added since: the origin is asked
             file_name = location.uri.rpartition("/")[2] if tree.manifest.has_file(path) else ""
             return Part(location, selection.of_manifest(manifest), file_name)
         return None

@@ -27,7 +27,7 @@ from cacheserver.space import Limits
 from cacheserver.store import Store
 
 SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7), with its NUL
-STOP_SECONDS = 10
+STOP_SECONDS = 5
 CHORES_SECONDS = 30
 ARRIVALS_KEPT_SECONDS = 86_400  # how long an unfinished download is worth resuming
 
@@ -81,6 +81,8 @@ def run(config: Config) -> None:
     cache.close()
     store.close()
     os.close(sockets_lock)
+    logging.shutdown()
+    os._exit(0)  # a download of MLflow's cannot be interrupted, and Python would wait for its thread
 
 
 def _chores(cache: Cache, store: Store) -> None:
@@ -102,7 +104,10 @@ def _socket_folder(here: Place) -> int:
         )
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        if os.stat(folder).st_uid == os.geteuid():
+        owner = os.stat(folder).st_uid
+        if owner not in (0, os.geteuid()):
+            raise CacheError(f"The sockets' folder {folder} belongs to uid {owner}, who could listen in your place.")
+        if owner == os.geteuid():
             os.chmod(folder, 0o755 if here.serves_all else 0o700)
         lock = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:

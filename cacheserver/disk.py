@@ -283,7 +283,9 @@ class Disk:
             os.mkdir(os.path.join(os.fsencode(path), folder), 0o755)
         for entry in manifest.files:
             if entry.size == 0:
-                os.close(os.open(os.path.join(os.fsencode(path), entry.path), os.O_CREAT | os.O_EXCL, 0o444))
+                fd = os.open(os.path.join(os.fsencode(path), entry.path), os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
+                os.fchmod(fd, 0o444)
+                os.close(fd)
         return path
 
     def finish_view(self, path: str, manifest: Manifest) -> None:

@@ -15,6 +15,7 @@ import socket
 import stat
 import struct
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ PACKET_BYTES_MAX = 65536
 DESCRIPTORS_PER_PACKET_MAX = 4  # a client has reason to send one
 CONNECTIONS_MAX = 8192
 WORKERS_MAX = 16
-SEND_TIMEOUT_SECONDS = 30  # for a client that asks and does not read
+ACCEPT_PAUSE_SECONDS = 0.05  # without it, a connection that waits for a free descriptor would keep the thread spinning
 _SO_PEERGROUPS = 59
 _NO_GROUPS_MAX = 65536
 
@@ -110,12 +111,13 @@ class Handoff:
             client, _ = self._listener.accept()
         except OSError as error:  # the client has gone already, or descriptors have run out
             _log.warning("a connection could not be taken: %s", error.strerror)
+            time.sleep(ACCEPT_PAUSE_SECONDS)
             return
         if self._count >= CONNECTIONS_MAX:
             client.close()
             return
         self._count += 1
-        client.settimeout(SEND_TIMEOUT_SECONDS)
+        client.setblocking(False)  # a client that asks and does not read is hung up on, not waited for
         self._selector.register(client, selectors.EVENT_READ, Connection(client, _peer(client)))
 
     def _wake(self) -> None:
@@ -152,6 +154,10 @@ class Handoff:
                 reply_fds = self._do(connection, _decode(packet), fds, reply)
             except CacheError as error:
                 reply.failure.error, reply.failure.message = type(error).__name__, str(error)
+            except OSError as error:  # of the store's disk, not of the socket
+                _log.exception("a request on the handoff socket failed")
+                reply.failure.error = CacheError.__name__
+                reply.failure.message = f"The store cannot be read or written: {error.strerror}."
             try:
                 _send(connection.socket, reply.SerializeToString(), reply_fds)
             finally:

@@ -265,7 +265,8 @@ class Index:
         """Records when artifacts, by URI and selection, were last handed out."""
         with self._transaction():
             self._db.conn.executemany(
-                "UPDATE artifacts SET used_at = max(used_at, ?) WHERE origin = ? AND uri = ? AND selection = ?",
+                "UPDATE artifacts SET used_at = max(used_at, ?), asked = 1"
+                " WHERE origin = ? AND uri = ? AND selection = ?",
                 [(at, self._origin, uri, selection) for (uri, selection), at in uses.items()],
             )
 

@@ -11,8 +11,9 @@ import stat
 from collections.abc import Callable
 from concurrent.futures import Executor
 
-from artifactcache.errors import InvalidRequest, ModeUnavailable
+from artifactcache.errors import InvalidRequest, ModeUnavailable, NoSpace
 from cacheserver import names
+from cacheserver.disk import FULL_ERRNOS
 from cacheserver.words import Entry, Manifest
 
 PARALLEL_FILES_MIN = 2000  # below this the second thread costs more than it brings
@@ -107,9 +108,9 @@ def _link_one(digest: str, name: bytes, blobs_fd: int, fd: int, renew: Callable[
             raise ModeUnavailable(
                 f"Hard links cannot be had at the destination: {NO_LINKS[error.errno]} ({error.strerror})."
             ) from None
-        if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.ENOENT):
-            raise InvalidRequest(f"{names.show(name)} cannot be linked: {error.strerror}.") from None
-        raise
+        if error.errno in FULL_ERRNOS:
+            raise NoSpace(f"The destination's disk is full: {names.show(name)} could not be linked.") from None
+        raise InvalidRequest(f"{names.show(name)} cannot be linked into the destination: {error.strerror}.") from None
 
 
 def _descend(root_fd: int, folder: bytes, owner: int) -> int:

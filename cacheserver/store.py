@@ -314,7 +314,10 @@ class Store:
         with self._blobs_lock:
             row = self.index.blobs([digest]).get(digest)
             if row is not None:
-                self.index.record_blob(self._disk.fresh_inode(row))
+                try:
+                    self.index.record_blob(self._disk.fresh_inode(row))
+                except OSError as error:
+                    raise no_space(error, "a blob that has all its links needs a second inode") or error from None
         self._forget_cached()
 
     def _build_view(self, tree: Tree) -> None:
