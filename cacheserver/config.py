@@ -153,19 +153,26 @@ def _section(section: str, values: dict[str, Any], text: str, name: str) -> Any:
     read: dict[str, Any] = {}
     for key, value in values.items():
         if key not in readers:
-            raise ConfigError(f"{name}{_line(text, key)}: [{section}] has no key {key}.{_suggest(key, readers)}")
+            raise ConfigError(f"{name}{_line(text, section, key)}: [{section}] has no key {key}.{_suggest(key, readers)}")
         try:
             read[key] = readers[key](value)
         except ValueError as error:
-            raise ConfigError(f"{name}{_line(text, key)}: [{section}] {key} = {value!r}: must be {error}.") from None
+            raise ConfigError(f"{name}{_line(text, section, key)}: [{section}] {key} = {value!r}: must be {error}.") from None
     return kind(**read)
 
 
-def _line(text: str, word: str) -> str:
-    """The line where a key or a section stands, for a message; tomllib does not tell."""
-    pattern = re.compile(rf"\s*\[?\s*[\"']?{re.escape(word)}[\"']?\s*[]=.]")
+def _line(text: str, section: str, key: str = "") -> str:
+    """The line where a section, or a key of it, stands, for a message; tomllib does not tell."""
+    head, entry = (re.compile(rf"\s*\[?\s*[\"']?{re.escape(word)}[\"']?\s*[]=.]") for word in (section, key))
+    within = False
     for number, line in enumerate(text.splitlines(), start=1):
-        if pattern.match(line):
+        if head.match(line) and not (within and not line.lstrip().startswith("[")):
+            within = True
+            if not key or f".{key}" in line:
+                return f":{number}"
+        elif line.lstrip().startswith("["):
+            within = False
+        elif within and entry.match(line):
             return f":{number}"
     return ""
 

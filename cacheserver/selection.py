@@ -38,6 +38,7 @@ class Selection:
                 raise InvalidRequest(
                     f"The pattern {pattern[:80]!r} is empty, contains NUL, or is longer than {PATTERN_LENGTH_MAX}."
                 )
+        _ = chosen._compiled  # here, and not when the origin has been asked already
         return chosen
 
     @classmethod
@@ -52,14 +53,15 @@ class Selection:
         return json.dumps([self.include, self.exclude]) if self.include or self.exclude else ""
 
     @cached_property
-    def _compiled(self) -> tuple[list[re.Pattern[bytes]], list[re.Pattern[bytes]]]:
+    def _compiled(self) -> tuple[list[re.Pattern[str]], list[re.Pattern[str]]]:
         return [_compile(p) for p in self.include], [_compile(p) for p in self.exclude]
 
     def takes(self, path: bytes) -> bool:
         """Whether the file, or the empty folder, at `path` is wanted."""
         include, exclude = self._compiled
-        path = path.rstrip(b"/")
-        return (not include or any(p.fullmatch(path) for p in include)) and not any(p.fullmatch(path) for p in exclude)
+        # As text: "?" is one character, not one byte of it. A byte that is not UTF-8 is a character of its own.
+        text = path.rstrip(b"/").decode("utf-8", "surrogateescape")
+        return (not include or any(p.fullmatch(text) for p in include)) and not any(p.fullmatch(text) for p in exclude)
 
     def of_manifest(self, manifest: Manifest) -> Manifest:
         """The wanted part of a manifest."""
@@ -74,7 +76,7 @@ ALL = Selection()
 
 
 @lru_cache(maxsize=1024)
-def _compile(pattern: str) -> re.Pattern[bytes]:
+def _compile(pattern: str) -> re.Pattern[str]:
     if pattern.endswith("/"):
         pattern += "**"
     out, i = "", 0
@@ -94,7 +96,7 @@ def _compile(pattern: str) -> re.Pattern[bytes]:
         else:
             out, i = out + re.escape(pattern[i]), i + 1
     try:
-        return re.compile(out.encode("utf-8", "surrogateescape"), re.DOTALL)
+        return re.compile(out, re.DOTALL)
     except re.error as error:
         raise InvalidRequest(f"The pattern {pattern!r} cannot be read: {error}.") from None
 

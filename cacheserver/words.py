@@ -111,7 +111,7 @@ def overlay(lower: Manifest, upper: Manifest) -> Manifest:
 
 
 def _without_filled_folders(ordered: list[Entry]) -> Iterator[Entry]:
-    for entry, after in zip(ordered, [*ordered[1:], None], strict=True):
+    for entry, after in zip(ordered, [*ordered[1:], None], strict=False):
         if entry.is_folder and after is not None and after.path.startswith(entry.path):
             continue
         yield entry
@@ -127,8 +127,8 @@ def _decode_line(line: bytes) -> Entry:
     digest, size, path = line.split(b" ", 2)
     if b"\\" in path:
         path = _unescape(path)
-    if not path:
-        raise ValueError("an entry has no path")
+    if not path or not size.isdigit():
+        raise ValueError("an entry has no path, or no size")
     return Entry(path, digest.decode("ascii"), int(size))
 
 
@@ -138,7 +138,10 @@ def _unescape(path: bytes) -> bytes:
         if byte != ord("\\"):
             out += bytes((byte,))
             continue
-        out += _UNESCAPES[next(rest, -1)]
+        escaped = next(rest, -1)
+        if escaped not in _UNESCAPES:
+            raise ValueError("a path has an unknown escape")
+        out += _UNESCAPES[escaped]
     return out
 
 

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import shutil
+import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,8 +37,13 @@ class StartDaemon(Protocol):
 
 def pytest_configure(config: pytest.Config) -> None:
     """Nothing in the tests' own process may be served by a cache, or tell anyone that it ran."""
+    signal.signal(signal.SIGTERM, _interrupt)  # so that the fixtures clean up then as well
     config.addinivalue_line("markers", "slow: takes many seconds or much room; runs all the same")
     os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true", ARTIFACTCACHE="off")
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt(f"signal {signum}")
 
 
 # --- the session -----------------------------------------------------------------------------------------------

@@ -112,6 +112,8 @@ class Handoff:
             raise deadline.exceeded() from None
         except OSError as error:
             raise DaemonUnavailable(f"the daemon at {self._path} went away: {error.strerror}") from None
+        finally:
+            self._socket.settimeout(None)  # with a timeout, recv() would wait in spite of MSG_DONTWAIT
         try:
             reply = self._decode(data, flags, wanted)
             count = reply.blobs.count if expected is None else expected

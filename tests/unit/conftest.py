@@ -1,0 +1,36 @@
+"""Fixtures: dice whose seed is printed, and a whole cache over a real store and an origin that obeys the test."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit.house import House, Shelf
+
+
+@pytest.fixture
+def dice() -> random.Random:
+    """Random numbers; set ARTIFACTCACHE_TEST_SEED to the printed seed to see the same ones again."""
+    seed = int(os.environ.get("ARTIFACTCACHE_TEST_SEED") or random.SystemRandom().randrange(2**32))
+    print(f"ARTIFACTCACHE_TEST_SEED={seed}")
+    return random.Random(seed)
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Iterator[Shelf]:
+    """A store on a real disk."""
+    shelf = Shelf(tmp_path / "store")
+    yield shelf
+    shelf.close()
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    """A store, and a cache of the fake origin over it."""
+    house = House(tmp_path / "store")
+    yield house
+    house.close()

@@ -1,0 +1,209 @@
+"""A store and a cache as the daemon puts them together, over an origin that does what a test tells it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from artifactcache.errors import Corrupted, NotFound, OriginUnavailable
+from cacheserver import uris
+from cacheserver.cache import Cache
+from cacheserver.disk import Disk
+from cacheserver.flights import Flight
+from cacheserver.index import Index
+from cacheserver.origin import MlflowOrigin
+from cacheserver.selection import Selection
+from cacheserver.space import Amount, Limits
+from cacheserver.store import Store
+from cacheserver.uris import Artifact, Kind
+from cacheserver.words import Brought, Entry, File, Held, Listing, Location, Manifest, Resolved, folder, join
+
+TRACKING_URI = "http://origin.example"
+PATIENCE_SECONDS = 30  # how long a test waits for a thread before it gives up
+ROOMY = Limits(Amount(10**15), Amount(0))
+
+
+class FakeOrigin:
+    """An origin whose every file is in `files`, by its bare artifact URI; a URI that ends with "/" is an empty folder.
+
+    It misbehaves on command: `down`, `sized`, `before_download`, `edit_listing`.
+    """
+
+    name = TRACKING_URI
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.versions: dict[str, Resolved] = {}
+        self.aliases: dict[str, str] = {}
+        self.down = False
+        self.guarded = False
+        self.sized = True
+        self.before_download: Callable[[str], None] = lambda uri: None
+        self.edit_listing: Callable[[list[File]], list[File]] = lambda files: files
+        self.downloads: Counter[str] = Counter()
+        self.listings: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def guards(self, artifact: Artifact) -> bool:
+        """Whether bare URIs are to be looked at each time."""
+        return self.guarded and artifact.kind is Kind.BARE
+
+    def version_of(self, artifact: Artifact) -> Artifact:
+        """What `aliases` says."""
+        self._answer()
+        if artifact.base not in self.aliases:
+            raise NotFound(artifact.base)
+        return artifact.at_version(self.aliases[artifact.base])
+
+    def resolve(self, artifact: Artifact) -> Resolved:
+        """What `versions` says."""
+        self._answer()
+        if artifact.base not in self.versions:
+            raise NotFound(artifact.base)
+        return self.versions[artifact.base]
+
+    def listing(self, location: Location, *, named_by_client: bool) -> Listing:
+        """What `files` says."""
+        self._answer()
+        self.listings[location.uri] += 1
+        prefix = location.root if location.root.endswith("/") else location.root + "/"
+        if location.path and location.uri in self.files:
+            name = location.path.rpartition("/")[2]
+            return Listing(self.edit_listing([self._file(location.uri, name, location.path)]), name)
+        below = location.uri + "/"
+        found = [self._file(u, u[len(below) :], u[len(prefix) :]) for u in self.files if u.startswith(below)]
+        if not found and location.path:
+            raise NotFound(location.uri)
+        return Listing(self.edit_listing([f for f in found if f.path]), "")
+
+    def download(self, location: Location, file: File, to: str, *, named_by_client: bool) -> None:
+        """Writes the file, and refuses what is not of the listed size, as the contract of an origin says."""
+        uri = join(location.root, file.remote)
+        self._answer()
+        self.before_download(uri)
+        Path(to).write_bytes(self.files[uri])
+        if file.size is not None and file.size != len(self.files[uri]):
+            raise Corrupted(f"{uri}: other size than listed")
+        with self._lock:
+            self.downloads[uri] += 1
+
+    def run(self, run_id: str, *models: tuple[str, str], settled: bool = True) -> str:
+        """Makes a run whose bytes are at the returned root; `models` are name and root of its logged models."""
+        version, root = f"runs:/{run_id}", f"s3://bucket/{run_id}/artifacts"
+        self.versions[version] = Resolved(version, root, models, settled)
+        return root
+
+    def _file(self, uri: str, name: str, remote: str) -> File:
+        if uri.endswith("/"):
+            return File(name.rstrip("/").encode("utf-8", "surrogateescape"), 0, remote.rstrip("/"), is_folder=True)
+        size = len(self.files[uri]) if self.sized else None
+        return File(name.encode("utf-8", "surrogateescape"), size, remote)
+
+    def _answer(self) -> None:
+        if self.down:
+            raise OriginUnavailable("the origin is down")
+
+
+class Shelf:
+    """A store on a real disk, with what a test needs to look into it and to meddle with it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.ticks = 1000.0
+        self.disk = Disk(str(root), shared=False)
+        self.index = Index(self.disk.index_path, TRACKING_URI)
+        self.store = Store(self.disk, self.index, lambda: self.ticks)
+
+    def close(self) -> None:
+        """Lets the store go."""
+        self.store.close()
+
+    def put(self, files: dict[str, bytes], uri: str = "s3://bucket/tree", settled: bool = True) -> Held:
+        """Takes files into the store as the artifact `uri`, the way a download does."""
+        arrived, entries = {}, []
+        for name, content in files.items():
+            if name.endswith("/"):
+                entries.append(folder(name.encode()))
+                continue
+            path = self.store.stage()
+            Path(path).write_bytes(content)
+            arrived[f"{uri}/{name}"] = staged = self.store.measure(path)
+            entries.append(Entry(name.encode(), staged.row.digest, staged.row.size))
+        self.store.keep(arrived, 1.0)
+        self.store.commit(Manifest.of(entries), [(uri, "", "", settled, True)], arrived, 1.0)
+        held = self.index.held(uri, "")
+        assert held is not None
+        return held
+
+    def blob(self, digest: str) -> Path:
+        """Where a blob is."""
+        return self.root / "blobs" / digest[:2] / digest[2:]
+
+    def digest(self, held: Held, path: str) -> str:
+        """The digest of one file of a tree."""
+        tree = self.store.tree(held.tree)
+        assert tree is not None
+        return next(e.digest for e in tree.manifest.files if e.path == path.encode())
+
+    def content(self, held: Held) -> dict[str, bytes | None]:
+        """What is held: bytes by path; None for an empty folder."""
+        tree = self.store.tree(held.tree)
+        assert tree is not None
+        return {
+            os.fsdecode(e.path): None if e.is_folder else self.blob(e.digest).read_bytes() if e.size else b""
+            for e in tree.manifest.entries
+        }
+
+    def damage(self, digest: str) -> None:
+        """Turns a blob's bytes into others of the same size, as root or a bad disk could; its mtime shows it."""
+        overwrite(self.blob(digest))
+
+    def staging(self) -> list[str]:
+        """What is not finished."""
+        return os.listdir(self.root / "staging")
+
+
+class House(Shelf):
+    """A cache over a store and a fake origin."""
+
+    def __init__(self, root: Path, limits: Limits = ROOMY) -> None:
+        super().__init__(root)
+        self.now = 1_700_000_000.0
+        self.origin = FakeOrigin()
+        self.cache = Cache(self.store, cast(MlflowOrigin, self.origin), limits, lambda: self.now)
+
+    def close(self) -> None:
+        """Brings nothing any more."""
+        self.cache.close()
+        super().close()
+
+    def start(self, uri: str, selection: Selection | None = None, *, refresh: bool = False) -> Flight[Brought]:
+        """Starts a fetch."""
+        return self.cache.bring(uris.parse(uri), selection or Selection(), refresh=refresh)[0]
+
+    def bring(self, uri: str, selection: Selection | None = None, *, refresh: bool = False) -> Brought:
+        """Fetches, and waits for it."""
+        return self.start(uri, selection, refresh=refresh).future.result(timeout=PATIENCE_SECONDS)
+
+    def find(self, uri: str, *, view: bool = False) -> Brought | None:
+        """What is held and needs no question to the origin."""
+        return self.cache.find(uris.parse(uri), Selection(), view=view)
+
+
+def overwrite(path: Path) -> None:
+    """Other bytes of the same size, written into the same inode. Its mtime becomes another one whatever the clock."""
+    before = path.stat()
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        first = file.read(1)
+        file.seek(0)
+        file.write(bytes([first[0] ^ 0xFF]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000))
+    path.chmod(0o444)

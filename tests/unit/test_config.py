@@ -1,0 +1,148 @@
+"""The configuration, and where a daemon lives by it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cacheserver.config import Config, ConfigError, keys, parse
+from cacheserver.place import place, store_root
+from cacheserver.space import Amount
+
+FULL = """\
+[store]
+root = "/srv/cache"
+capacity = "500GiB"
+min_free = "10%"
+
+[origin]
+tracking_uri = "http://mlflow.example:5000"
+unreachable_after = 3
+
+[access]
+check = "none"
+users = "all"
+hardlink_for_root = true
+
+[server]
+socket_dir = "/run/somewhere"
+"""
+
+
+def test_every_key_is_read() -> None:
+    """A configuration that sets all keys to something else than their defaults has them all."""
+    config = parse(FULL, "c.toml")
+    assert config.store.root == "/srv/cache"
+    assert config.store.capacity == Amount(500 * 2**30) and config.store.min_free == Amount(10, percent=True)
+    assert config.origin.tracking_uri == "http://mlflow.example:5000" and config.origin.unreachable_after == 3.0
+    assert config.access.check == "none" and config.access.users == "all" and config.access.hardlink_for_root is True
+    assert config.server.socket_dir == "/run/somewhere"
+    only_one_value = {("access", "check")}
+    for section, key, default in keys():
+        assert (getattr(getattr(config, section), key) != default) == ((section, key) not in only_one_value), (section, key)
+
+
+def test_nothing_has_to_be_configured() -> None:
+    """An empty text, and sections without keys, are the defaults."""
+    assert parse("", "c.toml") == Config() == parse("[store]\n[origin]\n[access]\n[server]\n", "c.toml")
+
+
+@pytest.mark.parametrize("value", ["500", "1_000", "0"])
+def test_bytes_may_be_a_plain_number(value: str) -> None:
+    """A number without a unit is bytes."""
+    assert parse(f"[store]\ncapacity = {value}", "c.toml").store.capacity == Amount(int(value))
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "values"),
+    [
+        ("store", "root", ["1", "true", '""', '"relative/path"', '"~/cache"', "[]", '"/a\\u0000b"', '["/srv"]']),
+        ("store", "capacity", ["-1", "1.5", "true", '""', '"lots"', '"101%"', '"-1GiB"', "[]"]),
+        ("store", "min_free", ["-1", "false", '"5 gib"', "{}"]),
+        ("origin", "tracking_uri", ["5000", '""', '"mlflow.example"', "[]", '["http://x"]']),
+        ("origin", "unreachable_after", ["0", "-1", "3601", "nan", "inf", '"10"', "true"]),
+        ("access", "check", ['"caller"', '"None"', '""', "false", "[]", '["none"]', "{}"]),
+        ("access", "users", ['"everybody"', "1", "true", "[]"]),
+        ("access", "hardlink_for_root", ["1", "0", '"true"', "[]"]),
+        ("server", "socket_dir", ['"run"', "1", '""', "[]"]),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_shown_with_its_line(section: str, key: str, values: list[str]) -> None:
+    """The message has the place, the key, the value and what to write instead."""
+    for value in values:
+        with pytest.raises(ConfigError) as wrong:
+            parse(f"# a comment\n\n[{section}]\n{key} = {value}\n", "c.toml")
+        assert str(wrong.value).startswith(f"c.toml:4: [{section}] {key} = "), value
+        assert ": must be " in str(wrong.value), value
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("\n[stores]\n", "c.toml:2: [stores] is no section. Did you mean store?"),
+        ("\n[zzz]\n", "c.toml:2: [zzz] is no section. There are: store, origin, access, server."),
+        ("[store.more]\n", "c.toml:1: [store] has no key more."),
+        ("[store]\ncapacty = 1\n", "c.toml:2: [store] has no key capacty. Did you mean capacity?"),
+        ("[store]\n  zzz = 1\n", "c.toml:2: [store] has no key zzz. There are: root, capacity, min_free."),
+        ("[store]\ntracking_uri = 'http://x'\n", "c.toml:2: [store] has no key tracking_uri."),
+        ("[store]\nroot = '/a'\n[access]\nroot = '/a'\n", "c.toml:4: [access] has no key root."),
+        ("[store]\n'ro ot' = '/a'\n", "c.toml:2: [store] has no key ro ot."),
+        ("root = '/a'\n", "c.toml:1: [root] is no section."),
+    ],
+)
+def test_a_key_or_section_that_nobody_reads_does_not_exist(text: str, message: str) -> None:
+    """A misspelt key is not ignored: the message has its line and the nearest that there is."""
+    with pytest.raises(ConfigError) as wrong:
+        parse(text, "c.toml")
+    assert message in str(wrong.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["[store", "root", "[store]\nroot = /a", "[store]\nroot = '/a'\nroot = '/b'", "[store]\n[store]", "a = \x00"]
+)
+def test_what_is_not_toml_is_said_to_be_so(text: str) -> None:
+    """With the line and column that the parser gives, or with where the text ends."""
+    with pytest.raises(ConfigError, match=r"^c\.toml: this is not TOML: .*(at line \d+, column \d+|end of document)\)\.$"):
+        parse(text, "c.toml")
+
+
+def _place(environ: dict[str, str], text: str = "", uid: int = 4242) -> Any:
+    return place(parse(text, "c.toml"), {"MLFLOW_TRACKING_URI": "http://env", "HOME": "/home/u", **environ}, uid)
+
+
+def test_a_daemon_without_configuration_lives_in_the_users_folders() -> None:
+    """The store is in the cache folder, the sockets are in the run-time folder, and only the user is served."""
+    here = _place({"XDG_RUNTIME_DIR": "/run/user/4242"})
+    assert here.root == "/home/u/.cache/cacheserver" and here.socket_dir == "/run/user/4242/cacheserver"
+    assert here.tracking_uri == "http://env" and not here.serves_all
+    assert _place({"XDG_CACHE_HOME": "/big"}).root == "/big/cacheserver"
+
+
+def test_systemd_says_where_a_system_daemon_lives() -> None:
+    """STATE_DIRECTORY and RUNTIME_DIRECTORY, of which systemd may give several, the first counts; all are served."""
+    here = _place({"STATE_DIRECTORY": "/var/lib/c:/x", "RUNTIME_DIRECTORY": "/run/cacheserver:/run/y"})
+    assert (here.root, here.socket_dir, here.serves_all) == ("/var/lib/c", "/run/cacheserver", True)
+
+
+def test_a_unit_of_a_user_serves_that_user_only() -> None:
+    """systemd's user manager sets the same variables, below the user's run-time folder."""
+    here = _place({"RUNTIME_DIRECTORY": "/run/user/4242/cacheserver", "XDG_RUNTIME_DIR": "/run/user/4242/"})
+    assert here.socket_dir == "/run/user/4242/cacheserver" and not here.serves_all
+
+
+def test_the_configuration_wins_over_the_environment() -> None:
+    """Each place that is configured is taken, whatever the environment says."""
+    environ = {"STATE_DIRECTORY": "/s", "RUNTIME_DIRECTORY": "/r", "ARTIFACTCACHE_SOCKET_DIR": "/sockets"}
+    here = _place(environ, FULL.replace('users = "all"', 'users = "self"'))
+    assert (here.root, here.socket_dir) == ("/srv/cache", "/run/somewhere")
+    assert here.tracking_uri == "http://mlflow.example:5000" and not here.serves_all
+    assert _place({}, '[access]\nusers = "all"').serves_all
+    assert _place(environ).socket_dir == "/sockets"
+    assert store_root(parse(FULL, "c.toml"), {}) == "/srv/cache"
+
+
+def test_without_a_tracking_server_there_is_nothing_to_cache() -> None:
+    """The message says which two places it can be named in."""
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI, or \\[origin\\] tracking_uri"):
+        place(Config(), {"HOME": "/home/u"}, 4242)

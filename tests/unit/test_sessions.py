@@ -1,0 +1,80 @@
+"""Sessions and their leases."""
+
+from __future__ import annotations
+
+import pytest
+
+from artifactcache.errors import InvalidRequest, QuotaExceeded, Unauthenticated
+from cacheserver import sessions as room
+from cacheserver.sessions import Peer, Sessions
+
+ALICE, ALICES_OTHER, BOB = Peer(1001, 1001, 50), Peer(1001, 1001, 51), Peer(1002, 1002, 52)
+
+
+def test_a_token_names_its_session_until_that_ends() -> None:
+    """Every session has a token of its own, long enough not to be guessed; after the end it is worth nothing."""
+    sessions = Sessions()
+    one, other = sessions.open(ALICE), sessions.open(ALICE)
+    assert one.token != other.token and len(one.token) >= 43
+    assert sessions.get(one.token) is one and sessions.get(one.token).peer == ALICE
+    sessions.close(one)
+    for token in (one.token, "", "guessed", other.token[:-1]):
+        with pytest.raises(Unauthenticated):
+            sessions.get(token)
+    assert sessions.get(other.token) is other
+
+
+def test_only_the_same_process_of_the_same_user_joins() -> None:
+    """A token that leaked to another user, or to another process, opens nothing."""
+    sessions = Sessions()
+    session = sessions.open(ALICE)
+    assert sessions.join(session.token, Peer(1001, 7, 50, (7,))) is session
+    for peer in (ALICES_OTHER, BOB, Peer(1002, 1002, 50)):
+        with pytest.raises(Unauthenticated):
+            sessions.join(session.token, peer)
+
+
+def test_a_lease_is_of_its_session_alone() -> None:
+    """A lease gives the tree to the session it was given to, until it is released or the session ends."""
+    sessions = Sessions()
+    alice, bob = sessions.open(ALICE), sessions.open(BOB)
+    first, second, bobs = (sessions.lease(s, t) for s, t in ((alice, "t1"), (alice, "t1"), (bob, "t2")))
+    assert len({first, second, bobs}) == 3
+    assert sessions.leased(alice, first) == "t1" and sessions.leased(bob, bobs) == "t2"
+    for session, lease in ((alice, bobs), (bob, first), (alice, 0), (alice, 10**9)):
+        with pytest.raises(InvalidRequest):
+            sessions.leased(session, lease)
+    assert sessions.counts() == (2, {"t1": 2, "t2": 1})
+    sessions.release(bob, first)  # not bob's: nothing happens
+    sessions.release(alice, first)
+    sessions.release(alice, first)
+    assert sessions.counts() == (2, {"t1": 1, "t2": 1})
+    sessions.close(alice)
+    assert sessions.counts() == (1, {"t2": 1})
+
+
+def test_a_session_that_has_ended_gets_no_lease() -> None:
+    """A fetch that outlives its client leaves no promise behind."""
+    sessions = Sessions()
+    session = sessions.open(ALICE)
+    sessions.close(session)
+    with pytest.raises(Unauthenticated):
+        sessions.lease(session, "t")
+    assert sessions.counts() == (0, {})
+
+
+def test_there_is_an_end_to_sessions_and_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks for more than the limits hears QuotaExceeded, and gets it again once something has ended."""
+    monkeypatch.setattr(room, "SESSIONS_MAX", 2)
+    monkeypatch.setattr(room, "LEASES_PER_SESSION_MAX", 2)
+    sessions = Sessions()
+    one, other = sessions.open(ALICE), sessions.open(BOB)
+    with pytest.raises(QuotaExceeded):
+        sessions.open(ALICE)
+    lease, _ = sessions.lease(one, "t"), sessions.lease(one, "t")
+    with pytest.raises(QuotaExceeded):
+        sessions.lease(one, "t")
+    sessions.release(one, lease)
+    sessions.lease(one, "t")
+    sessions.close(other)
+    sessions.open(BOB)
