@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STUBS_BIN := .venv-stubs/bin
+STUBS := .venv-stubs
 PROTO := proto/artifactcache/v1/cache.proto
 PIP := -m pip install --quiet --disable-pip-version-check
 
@@ -16,9 +16,9 @@ $(VENV)/done: requirements.lock pyproject.toml client/pyproject.toml
 	touch $@
 
 # The stubs must load with the oldest grpcio and protobuf that the client supports, so these make them.
-$(STUBS_BIN)/done:
+$(STUBS)/done:
 	$(PYTHON) -m venv .venv-stubs
-	$(STUBS_BIN)/python $(PIP) 'grpcio-tools==1.62.3' 'protobuf==4.25.9' 'setuptools==80.9.0'
+	$(STUBS)/bin/python $(PIP) 'grpcio-tools==1.62.3' 'protobuf==4.25.9' 'setuptools==80.9.0'
 	touch $@
 
 demo: $(VENV)/done  ## log a model to a real MLflow, fetch it cold, then warm
@@ -27,14 +27,14 @@ demo: $(VENV)/done  ## log a model to a real MLflow, fetch it cold, then warm
 test: check  ## everything that CI runs
 	$(BIN)/python -m pytest $(PYTEST)
 
-check: $(VENV)/done $(STUBS_BIN)/done  ## style, types, stubs
+check: $(VENV)/done $(STUBS)/done  ## style, types, stubs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	PYTHON=$(STUBS_BIN)/python sh proto/stubs.sh --check
+	PYTHON=$(STUBS)/bin/python sh proto/stubs.sh --check
 
-stubs: $(STUBS_BIN)/done  ## make the gRPC stubs anew
-	PYTHON=$(STUBS_BIN)/python sh proto/stubs.sh
+stubs: $(STUBS)/done  ## make the gRPC stubs anew
+	PYTHON=$(STUBS)/bin/python sh proto/stubs.sh
 
 bench: $(VENV)/done  ## the README's figures: a table, and tests/bench/results.json
 	$(BIN)/python -m tests.bench

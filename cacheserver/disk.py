@@ -166,14 +166,15 @@ class Disk:
 
     def suspects(self, rows: Iterable[BlobRow]) -> list[BlobRow]:
         """Those blobs whose inode does not look as the index says, or is gone."""
-        found, fd = [], self.blobs_fd
-        for row in rows:
+        found, fd, look = [], self.blobs_fd, os.stat
+        for row in rows:  # the one loop that every warm fetch by link or copy goes through: 2 µs a blob
+            digest, size, _, inode, mtime_ns = row
             try:
-                seen = os.stat(f"{row.digest[:2]}/{row.digest[2:]}", dir_fd=fd, follow_symlinks=False)
+                seen = look(f"{digest[:2]}/{digest[2:]}", dir_fd=fd, follow_symlinks=False)
             except OSError:
                 found.append(row)
                 continue
-            if seen.st_size != row.size or seen.st_mtime_ns != row.mtime_ns or seen.st_ino != row.inode:
+            if seen.st_ino != inode or seen.st_mtime_ns != mtime_ns or seen.st_size != size:
                 found.append(row)
         return found
 
@@ -258,7 +259,7 @@ class Disk:
         return self._at("views", tree)
 
     def view_is_intact(self, manifest: Manifest, rows: dict[str, BlobRow]) -> bool:
-        """Whether every file of a view that is not empty is the inode that the index knows."""
+        """Whether every file of a view is the inode that the index knows, or empty where it should be."""
         try:
             fd = os.open(self.view_path(manifest.digest), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
@@ -268,6 +269,10 @@ class Disk:
                 if entry.size:
                     row, seen = rows[entry.digest], os.stat(entry.path, dir_fd=fd, follow_symlinks=False)
                     if (seen.st_ino, seen.st_mtime_ns, seen.st_size) != (row.inode, row.mtime_ns, row.size):
+                        return False
+                elif not entry.is_folder:
+                    seen = os.stat(entry.path, dir_fd=fd, follow_symlinks=False)
+                    if seen.st_size or not stat.S_ISREG(seen.st_mode):
                         return False
         except OSError:
             return False

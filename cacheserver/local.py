@@ -64,8 +64,7 @@ class LocalFiles:
                 self._check(source, path)
                 target = os.open(to, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
                 try:
-                    while os.copy_file_range(source, target, COPY_BYTES):
-                        pass
+                    _copy(source, target)
                 finally:
                     os.close(target)
             finally:
@@ -139,18 +138,31 @@ class LocalFiles:
         needed = stat.S_IROTH | (stat.S_IXOTH if is_folder else 0)
         if self._world_only and mode & needed != needed:
             raise self._private(path)
+        if self._world_only:  # a symlink may have led through folders that no listing has looked at
+            self._check_parents(os.readlink(f"/proc/self/fd/{fd}"), path)
 
-    def _check_parents(self, true: str) -> None:
+    def _check_parents(self, true: str, path: str = "") -> None:
         while true != "/":
             true = os.path.dirname(true)
             if not os.stat(true).st_mode & stat.S_IXOTH:
-                raise self._private("")
+                raise self._private(path)
 
     def _private(self, path: str) -> PermissionDenied:
         return PermissionDenied(
             f"{names.show(f'{self._root}/{path}')} is not readable by every user of this host: a daemon that serves"
             " several users hands out only such files by a file: URI. Fetch the run or the model that it belongs to."
         )
+
+
+def _copy(source: int, target: int) -> None:
+    try:
+        while os.copy_file_range(source, target, COPY_BYTES):
+            pass
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        while os.sendfile(target, source, None, COPY_BYTES):  # between kinds of filesystems; goes on where the first ended
+            pass
 
 
 def _refusal(error: OSError, path: str) -> CacheError:

@@ -43,6 +43,8 @@ def test_a_run(alice: Caller, mlflow_proxied: MlflowServer, dst: Path | None) ->
     assert handed.uri == f"runs:/{run_id}"
     assert not handed.stale
     assert (handed.mode == "view") == (dst is None)
+    reads = "result = [open(os.path.join(at, name)).name for at, _, names in os.walk(path) for name in names]"
+    assert len(alice.run(reads, path=str(handed.path))) == trees.count(SMALL)
 
 
 def test_a_path_in_a_run(alice: Caller, mlflow_proxied: MlflowServer, dst: Path | None) -> None:

@@ -7,7 +7,7 @@ import re
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -43,10 +43,18 @@ def place(filesystem: Filesystem) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-@pytest.fixture
-def near(place: Path, start_daemon: StartDaemon, mlflow_proxied: MlflowServer) -> Daemon:
-    """A daemon whose store is on the filesystem."""
-    return start_daemon(mlflow_proxied.uri, root=place / "store")
+@pytest.fixture(scope="module")
+def daemon_on(module_start: StartDaemon, mlflow_proxied: MlflowServer) -> Callable[[Filesystem], Daemon]:
+    """The daemon whose store is on a filesystem; one for all tests, because starting one takes seconds."""
+    there: dict[str, Daemon] = {}
+
+    def daemon_on(filesystem: Filesystem) -> Daemon:
+        name = filesystem.kind.name
+        if name not in there:
+            there[name] = module_start(mlflow_proxied.uri, root=filesystem.root / "store-of-modes")
+        return there[name]
+
+    return daemon_on
 
 
 class Here:
@@ -72,9 +80,9 @@ class Here:
 
 
 @pytest.fixture
-def here(filesystem: Filesystem, place: Path, near: Daemon, caller_of: CallerOf) -> Here:
+def here(filesystem: Filesystem, place: Path, daemon_on: Callable[[Filesystem], Daemon], caller_of: CallerOf) -> Here:
     """Everything on one filesystem."""
-    return Here(filesystem, place, near, caller_of)
+    return Here(filesystem, place, daemon_on(filesystem), caller_of)
 
 
 def files_of(handed: Handed) -> list[Path]:

@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except OSError as error:  # only stdout is left: a closed pipe, a full disk
         _drop_stdout()
-        if not isinstance(error, BrokenPipeError):
+        if not isinstance(error, BrokenPipeError):  # whoever closed the pipe knows
             print(f"artifactcache: cannot write the output: {error.strerror}", file=sys.stderr)
         return EXIT_ERROR
 
@@ -158,8 +158,14 @@ def _inspect(client: Client, arguments: argparse.Namespace, bar: render.Bar) -> 
         print(render.document(inspected))
     elif arguments.format == "b3sum":
         for file in inspected.files:
-            if file.digest:
-                _write(render.b3sum_line(file))
+            line = render.b3sum_line(file) if file.digest else b""
+            if line is None:
+                print(
+                    f"artifactcache: left out, b3sum has no way to name it: {render.printable(file.path)}",
+                    file=sys.stderr,
+                )
+            else:
+                _write(line)
     else:
         held = inspected.artifact
         _line(f"{held.version}  {held.digest}  {held.file_count} files  {render.size(held.size_bytes)}")

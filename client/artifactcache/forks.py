@@ -10,6 +10,7 @@ the parent's connection.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from typing import Protocol
@@ -36,8 +37,6 @@ class Gate:
         self._forks_under_way = 0
         self.epoch = 0
         """How many forks there were; a call that was cancelled while it grew is to be made again."""
-        self.left_behind: list[object] = []
-        """In a child: channels of the parent, kept so that they are never freed."""
 
     def enter(self) -> None:
         """Go inside, as soon as nobody forks."""
@@ -85,13 +84,18 @@ class Gate:
 
     def after_fork_in_child(self) -> None:
         """Begin afresh: the other threads, and whatever locks they held, are not here any more."""
-        self.left_behind.append((self._calls, self._changed))
+        never_free(self._calls)
         self._changed = threading.Condition()
         self._inside = set()
         self._calls = set()
         self._forks_under_way = 0
         for connection in list(handoff.open_connections):
             connection.close()
+
+
+def never_free(value: object) -> None:
+    """Give an object a reference that nothing takes back, not even the end of the interpreter."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
 
 
 gate = Gate()

@@ -52,10 +52,18 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown)
 
 
-def b3sum_line(file: File) -> bytes:
-    """Write a line for `b3sum --check`: a name with a backslash, newline or return is escaped, and marked so."""
-    path = os.fsencode(file.path)
-    escaped = path.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
+def b3sum_line(file: File) -> bytes | None:
+    """Write a line for `b3sum --check`: a name with a backslash or newline is escaped, and marked so.
+
+    None where b3sum could not check it: it reads UTF-8 only, and takes a return before a newline for part of that.
+    """
+    try:
+        path = file.path.encode()
+    except UnicodeEncodeError:
+        return None
+    if path.endswith(b"\r"):
+        return None
+    escaped = path.replace(b"\\", b"\\\\").replace(b"\n", b"\\n")
     return (b"\\" if escaped != path else b"") + file.digest.encode() + b"  " + escaped + b"\n"
 
 

@@ -219,7 +219,6 @@ class Session:
 
     def forget(self) -> None:
         """In a forked child: leave the parent's session to the parent."""
-        forks.gate.left_behind.append(self._connection)
         self._connection = None
         self._lock = threading.Lock()
 
@@ -262,7 +261,7 @@ def _stub(socket_dir: str) -> Any:
 
 def _after_fork_in_child() -> None:
     global _stubs, _stubs_lock, _with_views
-    forks.gate.left_behind.append((_stubs, _with_views))
+    forks.never_free(_stubs)
     _stubs, _stubs_lock, _with_views = {}, threading.Lock(), set()
     for session in list(_sessions):
         session.forget()

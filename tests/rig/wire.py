@@ -106,10 +106,10 @@ def manifest_lines(handoff: Handoff, lease: int) -> list[bytes]:
 
 
 def ping(socket_dir: Path) -> bool:
-    """Whether a daemon answers on both sockets."""
+    """Whether a daemon answers on both sockets, be it with a refusal."""
     try:
         with stub(socket_dir) as cache, Handoff(socket_dir) as handoff:
             cache.Ping(pb.PingRequest(), timeout=5)
-            return bool(handoff.hello())
+            return handoff.ask(hello=pb.Hello())[0].WhichOneof("reply") is not None
     except (grpc.RpcError, OSError, EOFError):
         return False

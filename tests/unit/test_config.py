@@ -40,7 +40,10 @@ def test_every_key_is_read() -> None:
     assert config.server.socket_dir == "/run/somewhere"
     only_one_value = {("access", "check")}
     for section, key, default in keys():
-        assert (getattr(getattr(config, section), key) != default) == ((section, key) not in only_one_value), (section, key)
+        assert (getattr(getattr(config, section), key) != default) == ((section, key) not in only_one_value), (
+            section,
+            key,
+        )
 
 
 def test_nothing_has_to_be_configured() -> None:
@@ -99,11 +102,14 @@ def test_a_key_or_section_that_nobody_reads_does_not_exist(text: str, message: s
 
 
 @pytest.mark.parametrize(
-    "text", ["[store", "root", "[store]\nroot = /a", "[store]\nroot = '/a'\nroot = '/b'", "[store]\n[store]", "a = \x00"]
+    "text",
+    ["[store", "root", "[store]\nroot = /a", "[store]\nroot = '/a'\nroot = '/b'", "[store]\n[store]", "a = \x00"],
 )
 def test_what_is_not_toml_is_said_to_be_so(text: str) -> None:
     """With the line and column that the parser gives, or with where the text ends."""
-    with pytest.raises(ConfigError, match=r"^c\.toml: this is not TOML: .*(at line \d+, column \d+|end of document)\)\.$"):
+    with pytest.raises(
+        ConfigError, match=r"^c\.toml: this is not TOML: .*(at line \d+, column \d+|end of document)\)\.$"
+    ):
         parse(text, "c.toml")
 
 

@@ -62,7 +62,9 @@ def takes(pattern: str, path: str | bytes) -> bool:
 )
 def test_what_a_pattern_takes(pattern: str, taken: list[str], left: list[str]) -> None:
     """`*`, `?` and classes stay inside one folder and mean characters, `**` crosses folders, all else is literal."""
-    assert {path: takes(pattern, path) for path in taken + left} == dict.fromkeys(taken, True) | dict.fromkeys(left, False)
+    assert {path: takes(pattern, path) for path in taken + left} == dict.fromkeys(taken, True) | dict.fromkeys(
+        left, False
+    )
 
 
 def test_names_that_are_not_utf_8_match_too() -> None:
@@ -96,7 +98,9 @@ def _random_pattern(dice: random.Random) -> str:
         else:
             segments.append("".join(dice.choices(["a", "b", "*", "?", "[ab]", "[!a]"], k=dice.randint(1, 4))))
     # Two stars that came to stand side by side inside a name are one.
-    return "/".join(s if s == "**" and n == 0 or s == "**" else re.sub(r"\*+", "*", s) for n, s in enumerate(segments))
+    return "/".join(
+        s if (s == "**" and n == 0) or s == "**" else re.sub(r"\*+", "*", s) for n, s in enumerate(segments)
+    )
 
 
 def _random_path(dice: random.Random) -> str:

@@ -39,7 +39,8 @@ def test_an_amount_is_read(text: str, amount: Amount) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", "GiB", "-1", "-5%", "101%", "1e9", "1,5GiB", "5 gib", "5G", "5 GiB x", ".5GiB", "5.", "٣GiB", "1_000"]
+    "text",
+    ["", " ", "GiB", "-1", "-5%", "101%", "1e9", "1,5GiB", "5 gib", "5G", "5 GiB x", ".5GiB", "5.", "٣GiB", "1_000"],
 )
 def test_what_is_no_amount_is_refused_with_the_form_it_has(text: str) -> None:
     """The words finish the sentence "… must be"."""
@@ -53,7 +54,9 @@ def test_per_cent_are_of_the_filesystem() -> None:
     assert Amount(7.5).of(1000) == 7
 
 
-def fits(needed: int, *, capacity: Amount, min_free: Amount, stored: int = 0, reserved: int = 0, free: int = 1000) -> bool:
+def fits(
+    needed: int, *, capacity: Amount, min_free: Amount, stored: int = 0, reserved: int = 0, free: int = 1000
+) -> bool:
     """Whether it fits on a disk of 1000 bytes."""
     limits = Limits(capacity, min_free)
     return shortage(needed, stored=stored, reserved=reserved, total=1000, free=free, limits=limits) is None
@@ -78,7 +81,9 @@ def test_the_words_say_how_much_is_missing_and_what_to_change() -> None:
     limits = Limits(Amount(10 * GIB), Amount(GIB))
     over = shortage(4 * GIB, stored=8 * GIB, reserved=GIB, total=100 * GIB, free=90 * GIB, limits=limits)
     assert over is not None
-    assert all(words in over for words in ("4.0 GiB more", "10.0 GiB", "8.0 GiB are held", "3.0 GiB are missing", "capacity"))
+    assert all(
+        words in over for words in ("4.0 GiB more", "10.0 GiB", "8.0 GiB are held", "3.0 GiB are missing", "capacity")
+    )
     under = shortage(2 * GIB, stored=0, reserved=0, total=100 * GIB, free=2 * GIB, limits=limits)
     assert under is not None and "1.0 GiB are missing" in under and "free some space" in under
 
@@ -96,7 +101,14 @@ def test_what_fits_alone_and_not_together_is_refused_to_the_second(dice: random.
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1536, "1.5 KiB"), (5 * GIB, "5.0 GiB"), (3 * 2**60, "3072.0 PiB")],
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536, "1.5 KiB"),
+        (5 * GIB, "5.0 GiB"),
+        (3 * 2**60, "3072.0 PiB"),
+    ],
 )
 def test_bytes_are_shown_with_a_unit(count: int, text: str) -> None:
     """A number for a person."""

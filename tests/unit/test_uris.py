@@ -44,7 +44,11 @@ MODEL = "m-0123456789abcdef0123456789abcdef"
         ("file:/srv/x", Artifact(Kind.BARE, "file:/srv/x"), "file:/srv/x"),
         ("mlflow-artifacts:/1/r/artifacts/m", Artifact(Kind.BARE, "mlflow-artifacts:/1/r/artifacts/m"), ""),
         ("mlflow-artifacts://host:5000/1/r", Artifact(Kind.BARE, "mlflow-artifacts://host:5000/1/r"), ""),
-        ("abfss://c@account.dfs.core.windows.net/p", Artifact(Kind.BARE, "abfss://c@account.dfs.core.windows.net/p"), ""),
+        (
+            "abfss://c@account.dfs.core.windows.net/p",
+            Artifact(Kind.BARE, "abfss://c@account.dfs.core.windows.net/p"),
+            "",
+        ),
     ],
 )
 def test_every_form_is_read(uri: str, artifact: Artifact, canonical: str) -> None:
@@ -55,7 +59,9 @@ def test_every_form_is_read(uri: str, artifact: Artifact, canonical: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["a#b", "a?b", "a%20b", "a b", "a\nb", "a\\b", "#", "?", "%", "café", "a;b", "a&b=c"])
-@pytest.mark.parametrize("head", [f"runs:/{RUN}/", "models:/m/1/", "models:/m@champion/", "s3://bucket/", "file:///srv/"])
+@pytest.mark.parametrize(
+    "head", [f"runs:/{RUN}/", "models:/m/1/", "models:/m@champion/", "s3://bucket/", "file:///srv/"]
+)
 def test_a_name_is_taken_literally(head: str, name: str) -> None:
     """`#`, `?` and `%20` are characters of a name like any other: no two names make one artifact."""
     assert parse(f"{head}{name}").uri == f"{head}{name}"
@@ -153,9 +159,21 @@ def test_an_alias_becomes_a_version_and_keeps_its_path() -> None:
 def test_a_canonical_uri_is_stable(dice: random.Random) -> None:
     """Whatever is accepted has a canonical URI that is read as the same artifact; nothing else is ever raised."""
     accepted = 0
-    heads = [f"runs:/{RUN}", "runs:/", "models:/m/1", "models:/m@a", "models:/m", f"models:/{MODEL}", "s3://b", "file:", "x:"]
+    heads = [
+        f"runs:/{RUN}",
+        "runs:/",
+        "models:/m/1",
+        "models:/m@a",
+        "models:/m",
+        f"models:/{MODEL}",
+        "s3://b",
+        "file:",
+        "x:",
+    ]
     for _ in range(5000):
-        uri = dice.choice(heads) + "".join(dice.choices(["/", "/", "a", ".", "..", "@", ":", "%2e", "#", " ", "é", "1"], k=6))
+        uri = dice.choice(heads) + "".join(
+            dice.choices(["/", "/", "a", ".", "..", "@", ":", "%2e", "#", " ", "é", "1"], k=6)
+        )
         try:
             artifact = parse(uri)
         except InvalidRequest:

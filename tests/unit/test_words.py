@@ -95,7 +95,9 @@ def test_what_is_counted() -> None:
 
 def test_the_part_below_a_path() -> None:
     """A folder gives its content, a file itself under its own name, anything else nothing."""
-    manifest = Manifest.of([file(b"a/b/c"), file(b"a/b/d/e", TWO), file(b"a.b", THREE), folder(b"empty/in"), file(b"ab")])
+    manifest = Manifest.of(
+        [file(b"a/b/c"), file(b"a/b/d/e", TWO), file(b"a.b", THREE), folder(b"empty/in"), file(b"ab")]
+    )
     assert manifest.below(b"a/b") == Manifest.of([file(b"c"), file(b"d/e", TWO)])
     assert manifest.below(b"a/b/c") == Manifest.of([file(b"c")])
     assert manifest.below(b"empty") == Manifest.of([folder(b"in")])

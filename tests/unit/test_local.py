@@ -1,0 +1,255 @@
+"""Artifact stores that are folders of this host."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from artifactcache.errors import CacheError, Corrupted, NotFound, PermissionDenied
+from cacheserver.local import LocalFiles
+from cacheserver.words import File
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """An artifact root."""
+    root = tmp_path / "artifacts"
+    root.mkdir()
+    return root
+
+
+def files(root: Path, *, forbidden: str = "/nowhere", world_only: bool = False) -> LocalFiles:
+    """The artifact store over it."""
+    return LocalFiles(str(root), forbidden=forbidden, world_only=world_only)
+
+
+def listed(root: Path, path: str = "") -> list[File]:
+    """What is listed, sorted."""
+    return sorted(files(root).listing(path).files)
+
+
+def test_all_files_and_empty_folders_are_listed(root: Path) -> None:
+    """With sizes, by their paths below what was asked for; the origin's spelling is kept beside."""
+    (root / "a/b").mkdir(parents=True)
+    (root / "a/empty").mkdir()
+    (root / "a/b/two").write_bytes(b"22")
+    (root / "one").write_bytes(b"1")
+    (root / "zero").write_bytes(b"")
+    assert listed(root) == [
+        File(b"a/b/two", 2, "a/b/two"),
+        File(b"a/empty", 0, "a/empty", is_folder=True),
+        File(b"one", 1, "one"),
+        File(b"zero", 0, "zero"),
+    ]
+    assert listed(root, "a") == [File(b"b/two", 2, "a/b/two"), File(b"empty", 0, "a/empty", is_folder=True)]
+    assert files(root).listing("a/b/two") == ([File(b"two", 2, "a/b/two")], "two")
+    assert files(root).listing("a/empty") == ([], "")
+
+
+def test_odd_names_are_listed_and_copied(root: Path, tmp_path: Path) -> None:
+    """`#`, `?`, `%20`, spaces, newlines and bytes that are no UTF-8 are names like any other."""
+    odd = [b"a#b", b"a?b", b"a%20b", b"a b", b"new\nline", b"\xff\xfe", b"back\\slash"]
+    for name in odd:
+        Path(os.fsdecode(os.fsencode(root) + b"/" + name)).write_bytes(name)
+    assert [f.path for f in listed(root)] == sorted(odd)
+    for number, file in enumerate(listed(root)):
+        files(root).copy(file.remote, str(tmp_path / str(number)))
+        assert (tmp_path / str(number)).read_bytes() == file.path
+
+
+def test_a_copy_is_of_the_files_bytes(root: Path, tmp_path: Path) -> None:
+    """All of them, in a new file that is the daemon's own."""
+    content = os.urandom(3_000_000)
+    (root / "x").write_bytes(content)
+    (root / "empty").write_bytes(b"")
+    for name in ("x", "empty"):
+        files(root).copy(name, str(tmp_path / name))
+        assert (tmp_path / name).read_bytes() == (root / name).read_bytes()
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_copy_crosses_filesystems(tmp_path: Path) -> None:
+    """An artifact on tmpfs comes into a store on disk: the kernel's own way to copy refuses that."""
+    shm = Path("/dev/shm")
+    if not os.access(shm, os.W_OK) or shm.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no second filesystem at /dev/shm")
+    source = shm / f"artifactcache-test-{os.getpid()}"
+    source.mkdir()
+    try:
+        content = os.urandom(3_000_000)
+        (source / "x").write_bytes(content)
+        files(source).copy("x", str(tmp_path / "x"))
+        assert (tmp_path / "x").read_bytes() == content
+    finally:
+        (source / "x").unlink(missing_ok=True)
+        source.rmdir()
+
+
+def test_a_symlink_inside_is_followed(root: Path, tmp_path: Path) -> None:
+    """Files and folders may be symlinks, as long as they stay below the root."""
+    (root / "real").mkdir()
+    (root / "real/x").write_bytes(b"123")
+    (root / "folder").symlink_to("real")
+    (root / "file").symlink_to("real/x")
+    assert listed(root) == [File(b"file", 3, "file"), File(b"folder/x", 3, "folder/x"), File(b"real/x", 3, "real/x")]
+    files(root).copy("folder/x", str(tmp_path / "copy"))
+    assert (tmp_path / "copy").read_bytes() == b"123"
+
+
+@pytest.mark.parametrize(
+    "target", ["/etc/passwd", "../secret", "../secret/file", "sub/../../secret/file", "/proc/self/fd/0"]
+)
+def test_a_symlink_that_leads_out_is_refused(root: Path, tmp_path: Path, target: str) -> None:
+    """Neither its size nor a byte of it is told, whether it is listed, named, or on the way to what is named."""
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/file").write_bytes(b"secret")
+    (root / "sub").mkdir()
+    (root / "link").symlink_to(target)
+    for ask in (
+        lambda: files(root).listing(""),
+        lambda: files(root).listing("link"),
+        lambda: files(root).listing("link/file"),
+        lambda: files(root).copy("link", str(tmp_path / "copy")),
+        lambda: files(root).copy("link/file", str(tmp_path / "copy")),
+    ):
+        with pytest.raises((PermissionDenied, NotFound)):
+            ask()
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize("path", ["../secret", "..", "sub/../../secret", "/etc/passwd"])
+def test_a_path_that_leads_out_is_refused(root: Path, tmp_path: Path, path: str) -> None:
+    """Even one that no listing would have given."""
+    (tmp_path / "secret").write_bytes(b"secret")
+    (root / "sub").mkdir()
+    with pytest.raises(PermissionDenied):
+        files(root).copy(path, str(tmp_path / "copy"))
+    with pytest.raises(PermissionDenied):
+        files(root).listing(path)
+    assert not (tmp_path / "copy").exists()
+
+
+def test_symlinks_in_a_circle_end(root: Path) -> None:
+    """A folder that contains itself, and a symlink to itself, are errors of ours, not endless listings."""
+    (root / "self").symlink_to("self")
+    with pytest.raises(CacheError):
+        files(root).listing("")
+    (root / "self").unlink()
+    (root / "a").mkdir()
+    (root / "a/up").symlink_to("..")
+    with pytest.raises(CacheError):
+        files(root).listing("")
+
+
+def _fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+
+
+@pytest.mark.parametrize("make", [_fifo, _socket])
+def test_what_is_no_plain_file_is_refused_without_waiting(
+    root: Path, tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    """A FIFO or a socket in the artifact holds nobody up."""
+    make(root / "odd")
+    for ask in (lambda: files(root).copy("odd", str(tmp_path / "copy")), lambda: files(root).listing("odd")):
+        with pytest.raises((Corrupted, PermissionDenied)):
+            ask()
+    assert not (tmp_path / "copy").exists()
+
+
+def test_what_is_not_there_is_not_found(root: Path, tmp_path: Path) -> None:
+    """A missing root, path or file, and a path below a file."""
+    (root / "file").write_bytes(b"x")
+    for ask in (
+        lambda: files(root / "none").listing(""),
+        lambda: files(root).listing("none"),
+        lambda: files(root).listing("file/below"),
+        lambda: files(root / "file").listing(""),
+        lambda: files(root).copy("none", str(tmp_path / "copy")),
+    ):
+        with pytest.raises(NotFound):
+            ask()
+
+
+def test_the_store_itself_is_no_origin(root: Path, tmp_path: Path) -> None:
+    """Neither the store's folder nor anything in it, by whatever name it is reached; a neighbour is fine."""
+    (root / "in").mkdir()
+    (tmp_path / "alias").symlink_to(root)
+    for way in (root, root / "in", tmp_path / "alias", tmp_path / "alias/in", tmp_path / "x/../artifacts"):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        with pytest.raises(PermissionDenied, match="lies in the store itself"):
+            files(way, forbidden=str(root)).listing("")
+    neighbour = tmp_path / "artifacts2"
+    neighbour.mkdir()
+    assert files(neighbour, forbidden=str(root)).listing("").files == []
+
+
+def test_half_written_files_of_mlflow_are_not_seen(root: Path) -> None:
+    """MLflow writes a file under such a name until it is whole."""
+    (root / "whole").write_bytes(b"1")
+    (root / ".artifact.uploading.0123").write_bytes(b"ha")
+    assert [f.path for f in listed(root)] == [b"whole"]
+
+
+@pytest.fixture
+def public(root: Path) -> Path:
+    """A root that every user of the host can read; skipped where it lies below a folder that nobody may pass."""
+    for folder in root.parents:
+        if not folder.stat().st_mode & 0o001:
+            if folder.stat().st_uid != os.geteuid():
+                pytest.skip(f"{folder} is not open to all users")
+            folder.chmod(folder.stat().st_mode | 0o011)
+    (root / "sub").mkdir()
+    (root / "sub/file").write_bytes(b"x")
+    for path, mode in ((root, 0o755), (root / "sub", 0o755), (root / "sub/file", 0o644)):
+        path.chmod(mode)
+    return root
+
+
+def test_a_daemon_of_many_users_reads_what_all_may_read(public: Path, tmp_path: Path) -> None:
+    """Where every user could have read it, nothing is held back."""
+    assert files(public, world_only=True).listing("").files == [File(b"sub/file", 1, "sub/file")]
+    files(public, world_only=True).copy("sub/file", str(tmp_path / "copy"))
+    assert (tmp_path / "copy").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize(
+    ("closed", "mode"), [("sub/file", 0o640), ("sub", 0o750), ("sub", 0o754), ("", 0o750), ("..", 0o750)]
+)
+def test_a_daemon_of_many_users_reads_for_none_what_another_could_not(
+    public: Path, tmp_path: Path, closed: str, mode: int
+) -> None:
+    """A file, its folder, the root or a folder above that is not open to all keeps it from everybody."""
+    (public / closed).resolve().chmod(mode)
+    with pytest.raises(PermissionDenied, match="every user of this host"):
+        _list_and_copy(files(public, world_only=True), tmp_path)
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize("closed", ["sub", ""])
+@pytest.mark.parametrize("way", ["sub/file", "link"])
+def test_a_readable_file_in_a_closed_folder_is_not_read_for_others(
+    public: Path, tmp_path: Path, closed: str, way: str
+) -> None:
+    """A user who may not pass a folder gets no file of it, be it named directly or through a symlink beside it."""
+    (public / "link").symlink_to("sub/file")
+    (public / closed).chmod(0o700)
+    local = files(public, world_only=True)
+    for ask in (lambda: local.listing(way), lambda: local.copy(way, str(tmp_path / "copy"))):
+        with pytest.raises(PermissionDenied, match="every user of this host"):
+            ask()
+    assert not (tmp_path / "copy").exists()
+
+
+def _list_and_copy(local: LocalFiles, to: Path) -> None:
+    for file in local.listing("").files:
+        local.copy(file.remote, str(to / "copy"))
