@@ -35,7 +35,6 @@ class Part:
     manifest: Manifest
     file_name: str
     arrived: tuple[str, ...] = ()
-    taken: int = 0
 
 
 class Cache:
@@ -127,9 +126,10 @@ class Cache:
                     found = self._sync(artifact, selection, refresh, progress)
                 except MissingBlobs:
                     continue  # a blob that was counted on went into quarantine meanwhile
-                if self._sound(found.held):
-                    self._used(found.held)
-                    return found
+                if self._sound(found):
+                    self._store.view_is_sound(found.tree)  # one that is not is built again when it is handed out
+                    self._used(found)
+                    return Brought(found, origin_bytes=progress.bytes_done)  # of all attempts
             raise Corrupted(f"{artifact.uri}: its bytes do not stay what they are. Look at the store's disk.")
         except (OriginUnavailable, NotFound) as error:
             if held is not None and damaged:
@@ -142,7 +142,7 @@ class Cache:
                 return Brought(held, stale=True)
             raise
 
-    def _sync(self, artifact: Artifact, selection: Selection, refresh: bool, progress: Progress) -> Brought:
+    def _sync(self, artifact: Artifact, selection: Selection, refresh: bool, progress: Progress) -> Held:
         """Brings what the origin has and the store lacks, and records the tree."""
         locations, settled = self._locations(artifact, refresh)
         parts = [p for at in locations if (p := self._part(at, settled, artifact, selection, refresh, progress))]
@@ -151,6 +151,7 @@ class Cache:
         whole = parts[0].manifest
         for part in parts[1:]:
             whole = overlay(whole, part.manifest)
+        _check_paths(artifact.uri, [entry.path.rstrip(b"/") for entry in whole.entries])
         now, file_name = self._clock(), parts[-1].file_name
         if len(parts) > 1:
             for part in parts:
@@ -162,7 +163,7 @@ class Cache:
         self._store.commit(whole, rows, [uri for part in parts for uri in part.arrived], now)
         held = self._index.held(artifact.uri, selection.key)
         assert held is not None
-        return Brought(held, origin_bytes=sum(part.taken for part in parts))
+        return held
 
     def _locations(self, artifact: Artifact, refresh: bool) -> tuple[tuple[Location, ...], bool]:
         """Where the bytes are, and whether the origin has finished them."""
@@ -193,20 +194,20 @@ class Cache:
             listing = self._origin.listing(location, named_by_client=named_by_client)
         except NotFound:
             return None
-        wanted = _checked(location, [file for file in listing.files if selection.takes(file.path)])
+        wanted = [file for file in listing.files if selection.takes(file.path)]
+        _check_paths(location.uri, [file.path for file in wanted])
         have = {} if refresh else self._known(location)
         missing = [f for f in wanted if not f.is_folder and not _same(have.get(f.path), f)]
-        taken = 0
         if missing:
             needed = sum(file.size or 0 for file in missing)
             progress.files_total += len(missing)
             progress.bytes_total += needed
             with self._reserve(location, needed):
-                arrived, taken = self._downloads.bring(location, missing, progress, named_by_client=named_by_client)
+                arrived = self._downloads.bring(location, missing, progress, named_by_client=named_by_client)
             have |= arrived
         entries = [folder(f.path) if f.is_folder else Entry(f.path, *have[f.path]) for f in wanted]
         arrivals = tuple(key(location, file) for file in missing)
-        return Part(location, Manifest.of(entries), listing.file_name, arrivals, taken)
+        return Part(location, Manifest.of(entries), listing.file_name, arrivals)
 
     def _derived(self, location: Location, selection: Selection) -> Part | None:
         """The part that a whole tree held above has already."""
@@ -288,16 +289,14 @@ def _paths(location: Location, held: Held, tree: Tree) -> Iterator[tuple[bytes, 
         yield path, (entry.digest, entry.size)
 
 
-def _checked(location: Location, files: list[File]) -> list[File]:
+def _check_paths(uri: str, paths: list[bytes]) -> None:
     """Raises Corrupted where one name is listed twice, or as a file and as a folder."""
-    paths = [file.path for file in files]
     unique = set(paths)
     if len(unique) != len(paths):
-        raise Corrupted(f"{location.uri}: the origin lists one name twice.")
+        raise Corrupted(f"{uri}: the origin lists one name twice.")
     for path in paths:
         parent = path.rpartition(b"/")[0]
         while parent:
             if parent in unique:
-                raise Corrupted(f"{location.uri}: the origin lists a file that is a folder as well.")
+                raise Corrupted(f"{uri}: the origin lists a file that is a folder as well.")
             parent = parent.rpartition(b"/")[0]
-    return files

@@ -153,11 +153,15 @@ def _section(section: str, values: dict[str, Any], text: str, name: str) -> Any:
     read: dict[str, Any] = {}
     for key, value in values.items():
         if key not in readers:
-            raise ConfigError(f"{name}{_line(text, section, key)}: [{section}] has no key {key}.{_suggest(key, readers)}")
+            raise ConfigError(
+                f"{name}{_line(text, section, key)}: [{section}] has no key {key}.{_suggest(key, readers)}"
+            )
         try:
             read[key] = readers[key](value)
         except ValueError as error:
-            raise ConfigError(f"{name}{_line(text, section, key)}: [{section}] {key} = {value!r}: must be {error}.") from None
+            raise ConfigError(
+                f"{name}{_line(text, section, key)}: [{section}] {key} = {value!r}: must be {error}."
+            ) from None
     return kind(**read)
 
 

@@ -102,25 +102,24 @@ class Downloads:
 
     def bring(
         self, location: Location, files: list[File], progress: Progress, *, named_by_client: bool
-    ) -> tuple[dict[bytes, Arrived], int]:
-        """Takes files into the store. Returns digest and size by path, and how many bytes this call took.
+    ) -> dict[bytes, Arrived]:
+        """Takes files into the store. Returns digest and size by path; `progress` has the bytes that this call took.
 
         Raises errors of ours; files that arrived before the failure stay for the next attempt.
         """
         mine, wanted = self._claim(location, files)
-        taken = 0
+        claimed = set(mine)
         try:
             for batch in self._batches(location, mine, progress, named_by_client):
                 self._store.keep({key(location, mine[uri]): staged for uri, staged in batch.items()}, self._clock())
                 for uri, staged in batch.items():
-                    taken += staged.row.size
+                    claimed.remove(uri)
                     self._settle(uri).set_result((staged.row.digest, staged.row.size))
         except BaseException as error:
-            for uri in mine:
-                if uri in self._claims:
-                    self._settle(uri).set_exception(error)
+            for uri in claimed:  # no other: who has claimed a settled file since then settles it
+                self._settle(uri).set_exception(error)
             raise
-        return {file.path: future.result() for file, future in wanted}, taken
+        return {file.path: future.result() for file, future in wanted}
 
     def _claim(
         self, location: Location, files: list[File]
@@ -151,6 +150,10 @@ class Downloads:
         try:
             while batch := work.batch():
                 yield batch
+        except Exception:
+            if left := work.abandon():  # they are here: the next attempt need not download them again
+                yield left
+            raise
         finally:
             for staged in work.abandon().values():  # only after a failure is anything left
                 self._store.discard(staged.path)

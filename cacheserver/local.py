@@ -161,7 +161,8 @@ def _copy(source: int, target: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP):
             raise
-        while os.sendfile(target, source, None, COPY_BYTES):  # between kinds of filesystems; goes on where the first ended
+        # Between filesystems of two kinds; it goes on where the first way ended.
+        while os.sendfile(target, source, None, COPY_BYTES):
             pass
 
 

@@ -28,6 +28,7 @@ class Entry(NamedTuple):
 
     @property
     def is_folder(self) -> bool:
+        """Whether this is an empty folder."""
         return self.digest == "-"
 
 

@@ -265,6 +265,14 @@ def daemon(module_start: StartDaemon, origin: CountingProxy) -> Daemon:
     return module_start(origin.uri)
 
 
+@pytest.fixture(autouse=True)
+def _no_traceback(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whatever a test asks of the module's daemon, it answers without a traceback in its log."""
+    yield
+    if "daemon" in request.fixturenames:
+        request.getfixturevalue("daemon").assert_no_traceback()
+
+
 _log_offsets = pytest.StashKey[dict[str, int]]()
 
 

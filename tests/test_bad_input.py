@@ -75,9 +75,7 @@ def test_a_malformed_uri(alice: Caller, uri: str) -> None:
         {"uri": f"runs:/{RUN}", "dst": ""},
         {"uri": f"runs:/{RUN}", "dst": "a\0b"},
         {"uri": f"runs:/{RUN}", "include": [""]},
-        {"uri": f"runs:/{RUN}", "include": ["../*"]},
         {"uri": f"runs:/{RUN}", "include": ["a\0b"]},
-        {"uri": f"runs:/{RUN}", "exclude": ["/abs"]},
         {"uri": f"runs:/{RUN}", "include": ["x" * 100_000]},
         {"uri": f"runs:/{RUN}", "include": ["*"] * 100_000},
         {"uri": f"runs:/{RUN}", "timeout": -1},
@@ -94,7 +92,8 @@ def test_arguments_that_contradict(alice: Caller, options: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize(
-    "pattern", ["[", "[!", "**[", "{a,b}", "(", "*" * 200, "**/" * 200 + "x", "a**b", "\\", "[z-a]", "?" * 300]
+    "pattern",
+    ["[", "[!", "**[", "{a,b}", "(", "*" * 200, "**/" * 200 + "x", "a**b", "\\", "[z-a]", "?" * 300, "../*", "/abs"],
 )
 def test_patterns_that_are_no_good(alice: Caller, daemon: Daemon, mlflow_proxied: MlflowServer, pattern: str) -> None:
     """Any pattern is either refused or selects; none of them hangs the daemon or breaks it."""

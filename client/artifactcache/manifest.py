@@ -14,11 +14,9 @@ from artifactcache.errors import Corrupted, InvalidRequest
 
 DEPTH_MAX = 256  # folders below each other: one descriptor is held for each
 SIZE_BYTES_MAX = 2**63 - 1
-# ^ and $ tie every match to one line, so as many matches as lines means that every line is one. Only an empty
-# folder's line may end with "/", and has to. One group, because a tuple for each line would cost as much again.
-_LINE = re.compile(
-    rb"^(?:[0-9a-f]{64} (?![^\n]*/$)|- (?=0 [^\n]+/$))((?:0|[1-9][0-9]{0,18}) [^\n]+)$", re.MULTILINE
-)
+# ^ and $ tie every match to one line, so as many matches as lines means that every line is one. One group, because
+# a tuple for each line would cost as much again; looking ahead for the "/" at every line's end would, too.
+_LINE = re.compile(rb"^(?:[0-9a-f]{64}|-(?= 0 [^\n]+/$)) ((?:0|[1-9][0-9]{0,18}) [^\n]+)$", re.MULTILINE)
 _ESCAPE = re.compile(rb"\\(.?)", re.DOTALL)
 _ESCAPES = {b"\\": b"\\", b"n": b"\n", b"r": b"\r"}
 _NOT_NAMES = (b"", b".", b"..")
@@ -54,6 +52,7 @@ def decode(data: bytes) -> Manifest:
         raise Corrupted("the manifest has a line that is none, or was cut off")
     if b"\0" in data or b"\r" in data:
         raise Corrupted("the manifest has a byte in it that no line of it can have")
+    folder_lines = data.count(b"\n- ") + data.startswith(b"- ")
     escaped = b"\\" in data
     folders: dict[bytes, None] = {}  # a set that keeps the order
     paths: list[bytes] = []
@@ -71,14 +70,17 @@ def decode(data: bytes) -> Manifest:
         if folder not in folders:
             _check_folder(folder, path)
             folders[folder] = None
-        if name in _NOT_NAMES:
-            if name:
-                raise Corrupted(f"the manifest has a file that cannot be one: {path!r}")
+        if not name:
+            folder_lines -= 1
+        elif name in _NOT_NAMES:
+            raise Corrupted(f"the manifest has a file that cannot be one: {path!r}")
         elif digits == b"0":
             empty_paths.append(path)
         else:
             paths.append(path)
             sizes.append(int(digits))
+    if folder_lines:  # every folder's line ends with "/", so a file's does as well
+        raise Corrupted("the manifest has a file whose name ends with a slash")
     if (size_bytes := sum(sizes)) > SIZE_BYTES_MAX:
         raise Corrupted("the manifest's sizes add up to more than a filesystem can hold")
     _check_names_differ(folders, {*paths, *empty_paths})

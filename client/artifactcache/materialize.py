@@ -114,10 +114,8 @@ def _decode(source: int, order: Order) -> manifest.Manifest:
         tree = manifest.decode(file.read())
     if (tree.file_count, tree.size_bytes) != (order.file_count, order.size_bytes):
         raise Corrupted("the manifest does not describe the tree that the daemon promised")
-    if order.file_name:
-        only = [(folder, name) for folder, name, _ in tree.files + tree.empty_files]
-        if only != [(b"", order.file_name)] or tree.folders != [b""]:
-            raise Corrupted("the manifest does not describe the one file that the daemon promised")
+    if order.file_name and (tree.paths + tree.empty_paths, tree.folders) != ([order.file_name], [b""]):
+        raise Corrupted("the manifest does not describe the one file that the daemon promised")
     return tree
 
 
@@ -210,7 +208,8 @@ class _Work:
         """Create the empty files, and give the folders the modes that they are to have."""
         mode = self._staged.folder_mode
         empty_files: dict[bytes, list[bytes]] = {}
-        for folder, name, _ in self._tree.empty_files:
+        for path in self._tree.empty_paths:
+            folder, _, name = path.rpartition(b"/")
             empty_files.setdefault(folder, []).append(name)
         with staging.Descent(self._staged.tree, leave=lambda folder: os.fchmod(folder, mode)) as descent:
             for folder in self._tree.folders:
@@ -220,18 +219,18 @@ class _Work:
         os.fchmod(self._staged.tree, mode)
 
     def _hardlink(self) -> None:
-        if not self._tree.files:
+        if not self._tree.paths:
             return
         try:
             count = self._handoff.link(self._lease, self._staged.tree, self._deadline)
         except ModeUnavailable as error:
             raise _NotHere(f"no hard links ({error})") from None
-        if count != len(self._tree.files):
-            raise Corrupted(f"the daemon linked {count} of {len(self._tree.files)} files")
+        if count != len(self._tree.paths):
+            raise Corrupted(f"the daemon linked {count} of {len(self._tree.paths)} files")
 
     def _probe_reflink(self) -> None:
         """Try with the manifest, which lies beside the blobs: cheaper than to have 128 of them opened in vain."""
-        if not self._tree.files:
+        if not self._tree.paths:
             return
         self._staged.discard()
         name = b"probe"
@@ -256,21 +255,22 @@ class _Work:
 
     def _from_blobs(self, make: Callable[[int, int, int], None]) -> None:
         """Make every file that is not empty with `make(blob, new file, size)`."""
-        files = self._tree.files
+        paths, sizes = self._tree.paths, self._tree.sizes
         first = 0
         with staging.Descent(self._staged.tree) as descent:
-            while first < len(files):
+            while first < len(paths):
                 blobs = self._handoff.blobs(self._lease, first, self._deadline)
                 try:
-                    batch = files[first : first + len(blobs)]
-                    if len(batch) != len(blobs):
+                    if first + len(blobs) > len(paths):
                         raise Corrupted("the daemon sent more blobs than the tree has")
-                    for blob, (folder, name, size_bytes) in zip(blobs, batch, strict=True):
+                    for number, blob in enumerate(blobs, start=first):
                         self._deadline.remaining()
+                        size_bytes = sizes[number]
                         there = os.fstat(blob)
                         if there.st_size != size_bytes or not stat.S_ISREG(there.st_mode):
-                            path = os.fsdecode(os.path.join(folder, name))
-                            raise Corrupted(f"{path!r} has {there.st_size} bytes instead of {size_bytes}")
+                            shown = os.fsdecode(paths[number])
+                            raise Corrupted(f"{shown!r} has {there.st_size} bytes instead of {size_bytes}")
+                        folder, _, name = paths[number].rpartition(b"/")
                         target = os.open(name, FILE_FLAGS, 0o666, dir_fd=descent.go(folder))
                         try:
                             make(blob, target, size_bytes)

@@ -11,7 +11,7 @@ import os
 import stat
 
 from artifactcache.errors import DestinationExists
-from artifactcache.staging import FOLDER_FLAGS
+from artifactcache.staging import FOLDER_FLAGS, entries_of
 
 RENAME_NOREPLACE = 1  # renameat2(2)
 RENAME_EXCHANGE = 2
@@ -98,7 +98,7 @@ def publish_merged(source: int, target: int) -> None:
 
 
 def _check(source: int, target: int, path: bytes) -> None:
-    for name, is_folder in _entries(source):
+    for name, is_folder in entries_of(source):
         try:
             there = os.lstat(name, dir_fd=target)
         except FileNotFoundError:
@@ -115,7 +115,7 @@ def _check(source: int, target: int, path: bytes) -> None:
 
 
 def _move(source: int, target: int) -> None:
-    for name, is_folder in _entries(source):
+    for name, is_folder in entries_of(source):
         if is_folder and exists_at(target, name):
             with _opened(name, source) as inner, _opened(name, target) as inner_target:
                 _move(inner.descriptor, inner_target.descriptor)
@@ -134,8 +134,3 @@ class _opened:
 
     def __exit__(self, *_: object) -> None:
         os.close(self.descriptor)
-
-
-def _entries(folder: int) -> list[tuple[bytes, bool]]:
-    with os.scandir(folder) as entries:
-        return [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in entries]

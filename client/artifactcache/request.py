@@ -137,4 +137,7 @@ def _patterns(value: object, what: str) -> tuple[str, ...]:
     patterns = tuple(_name(pattern, f"a pattern of {what}") for pattern in value)
     if len(patterns) > PATTERNS_MAX:
         raise InvalidRequest(f"{what} has more than {PATTERNS_MAX} patterns")
+    for pattern in patterns:
+        if pattern.startswith("/") or ".." in pattern.split("/"):
+            raise InvalidRequest(f"{what} is relative to the artifact and stays inside it: {pattern!r} matches nothing")
     return patterns

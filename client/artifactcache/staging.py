@@ -195,7 +195,7 @@ def clear(top: int) -> None:
     Folders inside folders are moved up before what held them is deleted. Each is first closed to everybody else: a
     daemon that still links into it is refused from then on. Symlinks are deleted, never followed.
     """
-    while entries := _entries(top):
+    while entries := entries_of(top):
         for name, is_folder in entries:
             if is_folder:
                 _delete_folder(top, name)
@@ -203,7 +203,7 @@ def clear(top: int) -> None:
                 os.unlink(name, dir_fd=top)
 
 
-def _delete_folder(top: int, name: str) -> None:
+def _delete_folder(top: int, name: bytes) -> None:
     try:
         folder = os.open(name, FOLDER_FLAGS, dir_fd=top)
     except PermissionError:  # one that even its owner may not read
@@ -212,7 +212,7 @@ def _delete_folder(top: int, name: str) -> None:
     try:
         with contextlib.suppress(PermissionError):  # of another owner, but perhaps free to be deleted from
             os.fchmod(folder, 0o700)
-        for inner, is_folder in _entries(folder):
+        for inner, is_folder in entries_of(folder):
             if is_folder:
                 _move_up(inner, folder, top)
             else:
@@ -226,8 +226,8 @@ def _delete_folder(top: int, name: str) -> None:
             raise
 
 
-def _move_up(name: str, folder: int, top: int) -> None:
-    elsewhere = os.urandom(8).hex()
+def _move_up(name: bytes, folder: int, top: int) -> None:
+    elsewhere = os.urandom(8).hex().encode()
     try:
         os.rename(name, elsewhere, src_dir_fd=folder, dst_dir_fd=top)
     except PermissionError:  # to move a folder one must be allowed to write to it
@@ -235,9 +235,12 @@ def _move_up(name: str, folder: int, top: int) -> None:
         os.rename(name, elsewhere, src_dir_fd=folder, dst_dir_fd=top)
 
 
-def _entries(folder: int) -> list[tuple[str, bool]]:
+def entries_of(folder: int) -> list[tuple[bytes, bool]]:
+    """List a folder: each name, and whether it is a folder itself."""
+    # To begin at the beginning, and on btrfs to see what was made since the descriptor was opened.
+    os.lseek(folder, 0, os.SEEK_SET)
     with os.scandir(folder) as entries:
-        return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+        return [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in entries]
 
 
 class Descent:

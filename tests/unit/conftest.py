@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.house import House, Shelf
+from tests.unit.house import FILES, ROOT, House, Shelf
 
 
 @pytest.fixture
@@ -34,3 +34,10 @@ def house(tmp_path: Path) -> Iterator[House]:
     house = House(tmp_path / "store")
     yield house
     house.close()
+
+
+@pytest.fixture
+def filled(house: House) -> House:
+    """A house whose origin has FILES below ROOT."""
+    house.origin.files = {f"{ROOT}/{name}": content for name, content in FILES.items()}
+    return house

@@ -24,13 +24,15 @@ from cacheserver.words import Brought, Entry, File, Held, Listing, Location, Man
 
 TRACKING_URI = "http://origin.example"
 PATIENCE_SECONDS = 30  # how long a test waits for a thread before it gives up
+ROOT = "s3://bucket/p"
+FILES = {"a/one": b"1", "a/two": b"22", "b/three": b"333", "top": b"4444", "zero": b""}
 ROOMY = Limits(Amount(10**15), Amount(0))
 
 
 class FakeOrigin:
     """An origin whose every file is in `files`, by its bare artifact URI; a URI that ends with "/" is an empty folder.
 
-    It misbehaves on command: `down`, `sized`, `before_download`, `edit_listing`.
+    It misbehaves on command: `down`, `sized`, `before_download`, `after_download`, `edit_listing`.
     """
 
     name = TRACKING_URI
@@ -43,6 +45,7 @@ class FakeOrigin:
         self.guarded = False
         self.sized = True
         self.before_download: Callable[[str], None] = lambda uri: None
+        self.after_download: Callable[[str], None] = lambda uri: None
         self.edit_listing: Callable[[list[File]], list[File]] = lambda files: files
         self.downloads: Counter[str] = Counter()
         self.listings: Counter[str] = Counter()
@@ -93,6 +96,7 @@ class FakeOrigin:
             raise Corrupted(f"{uri}: other size than listed")
         with self._lock:
             self.downloads[uri] += 1
+        self.after_download(uri)
 
     def run(self, run_id: str, *models: tuple[str, str], settled: bool = True) -> str:
         """Makes a run whose bytes are at the returned root; `models` are name and root of its logged models."""
@@ -207,3 +211,30 @@ def overwrite(path: Path) -> None:
         file.write(bytes([first[0] ^ 0xFF]))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000))
     path.chmod(0o444)
+
+
+class Gate:
+    """Holds downloads of some files until it is opened, and says when one has come to it."""
+
+    def __init__(self, house: House, *names: str) -> None:
+        self._uris = {f"{ROOT}/{name}" for name in names}
+        self._reached = threading.Semaphore(0)
+        self._opened = threading.Event()
+        self.error: Exception | None = None
+        house.origin.before_download = self._hold
+
+    def _hold(self, uri: str) -> None:
+        if uri in self._uris:
+            self._reached.release()
+            assert self._opened.wait(PATIENCE_SECONDS)
+            if self.error:
+                raise self.error
+
+    def wait(self) -> None:
+        """Until one more download stands at the gate."""
+        assert self._reached.acquire(timeout=PATIENCE_SECONDS)
+
+    def open(self, error: Exception | None = None) -> None:
+        """Lets all through, or lets all fail."""
+        self.error = error
+        self._opened.set()

@@ -54,26 +54,23 @@ def test_per_cent_are_of_the_filesystem() -> None:
     assert Amount(7.5).of(1000) == 7
 
 
-def fits(
-    needed: int, *, capacity: Amount, min_free: Amount, stored: int = 0, reserved: int = 0, free: int = 1000
-) -> bool:
+def fits(needed: int, limits: Limits, *, stored: int = 0, reserved: int = 0, free: int = 1000) -> bool:
     """Whether it fits on a disk of 1000 bytes."""
-    limits = Limits(capacity, min_free)
     return shortage(needed, stored=stored, reserved=reserved, total=1000, free=free, limits=limits) is None
 
 
 def test_the_capacity_holds_to_the_byte() -> None:
     """What is held, what is on its way and what is needed together are at most the capacity."""
-    rule = {"capacity": Amount(50, percent=True), "min_free": Amount(0)}
-    assert fits(500, **rule) and not fits(501, **rule)
-    assert fits(200, stored=200, reserved=100, **rule) and not fits(201, stored=200, reserved=100, **rule)
+    rule = Limits(Amount(50, percent=True), Amount(0))
+    assert fits(500, rule) and not fits(501, rule)
+    assert fits(200, rule, stored=200, reserved=100) and not fits(201, rule, stored=200, reserved=100)
 
 
 def test_what_stays_free_holds_to_the_byte() -> None:
     """What is promised is counted as gone, whoever else fills the disk."""
-    rule = {"capacity": Amount(10**9), "min_free": Amount(100)}
-    assert fits(100, free=200, **rule) and not fits(101, free=200, **rule)
-    assert fits(100, free=300, reserved=100, **rule) and not fits(101, free=300, reserved=100, **rule)
+    rule = Limits(Amount(10**9), Amount(100))
+    assert fits(100, rule, free=200) and not fits(101, rule, free=200)
+    assert fits(100, rule, free=300, reserved=100) and not fits(101, rule, free=300, reserved=100)
 
 
 def test_the_words_say_how_much_is_missing_and_what_to_change() -> None:

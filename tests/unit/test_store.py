@@ -134,7 +134,7 @@ def test_a_manifest_that_is_wrong_is_no_tree(shelf: Shelf) -> None:
             ask()
 
 
-# -- views --------------------------------------------------------------------------------------------------------------
+# -- views ------------------------------------------------------------------------------------------------------------
 
 
 @BOTH
@@ -291,7 +291,7 @@ def test_views_survive_a_restart(shelf: Shelf) -> None:
     assert not shelf.store.view_is_sound(held.tree)
 
 
-# -- handing out and looking after --------------------------------------------------------------------------------------
+# -- handing out and looking after ------------------------------------------------------------------------------------
 
 
 def test_descriptors_come_in_the_manifests_order(shelf: Shelf) -> None:
