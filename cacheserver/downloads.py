@@ -7,8 +7,8 @@ settles the claim whatever happens, for others may wait for it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from cacheserver.disk import Staged
 from cacheserver.origin import MlflowOrigin
@@ -29,7 +29,7 @@ class _Work:
     """The files of one artifact, on their way through several workers into batches."""
 
     def __init__(self, files: dict[str, File], download: Callable[[File], Staged]) -> None:
-        self._waiting = iter(files.items())
+        self._waiting = iter(list(files.items()))
         self._download = download
         self._missing = len(files)  # not in any batch yet
         self._active = 0
@@ -85,6 +85,36 @@ class _Work:
             return self._done
 
 
+class _Claim:
+    """The files that one call is bringing; others that need one of them wait here. One for all: files are many."""
+
+    def __init__(self) -> None:
+        self._arrived: dict[str, Arrived] = {}
+        self._end: BaseException | None = None
+        self._changed = threading.Condition()
+
+    def settle(self, arrived: dict[str, Arrived]) -> None:
+        """These files are kept."""
+        with self._changed:
+            self._arrived.update(arrived)
+            self._changed.notify_all()
+
+    def end(self, error: BaseException) -> None:
+        """No file arrives any more; who waits for one gets `error`."""
+        with self._changed:
+            self._end = error
+            self._changed.notify_all()
+
+    def wait(self, uri: str) -> Arrived:
+        """Digest and size of a file, when it is kept. Raises what kept it from arriving."""
+        with self._changed:
+            self._changed.wait_for(lambda: uri in self._arrived or self._end)
+            if uri in self._arrived:
+                return self._arrived[uri]
+            assert self._end is not None
+            raise self._end
+
+
 class Downloads:
     """Downloads of single files."""
 
@@ -94,7 +124,7 @@ class Downloads:
         self._clock = clock
         self._pool = ThreadPoolExecutor(max_workers=DOWNLOADS_MAX, thread_name_prefix="download")
         self._lock = threading.Lock()
-        self._claims: dict[str, Future[Arrived]] = {}
+        self._claims: dict[str, _Claim] = {}
 
     def close(self) -> None:
         """Starts no download any more."""
@@ -107,38 +137,47 @@ class Downloads:
 
         Raises errors of ours; files that arrived before the failure stay for the next attempt.
         """
-        mine, wanted = self._claim(location, files)
-        claimed = set(mine)
+        claim = _Claim()
+        mine, theirs = self._claim(location, files, claim)
+        arrived: dict[bytes, Arrived] = {}
+        error: BaseException = AssertionError("every file of a claim is settled, or its error is")
         try:
             for batch in self._batches(location, mine, progress, named_by_client):
                 self._store.keep({key(location, mine[uri]): staged for uri, staged in batch.items()}, self._clock())
-                for uri, staged in batch.items():
-                    claimed.remove(uri)
-                    self._settle(uri).set_result((staged.row.digest, staged.row.size))
-        except BaseException as error:
-            for uri in claimed:  # no other: who has claimed a settled file since then settles it
-                self._settle(uri).set_exception(error)
+                kept = {uri: (staged.row.digest, staged.row.size) for uri, staged in batch.items()}
+                arrived.update({mine.pop(uri).path: one for uri, one in kept.items()})
+                self._release(kept)  # who asks for one of them from now on finds its arrival
+                claim.settle(kept)
+        except BaseException as caught:
+            error = caught
             raise
-        return {file.path: future.result() for file, future in wanted}
+        finally:
+            self._release(mine)
+            claim.end(error)
+        # Only now: two calls that need files of each other have both brought their own by then.
+        arrived.update({file.path: other.wait(join(location.root, file.remote)) for file, other in theirs})
+        return arrived
 
     def _claim(
-        self, location: Location, files: list[File]
-    ) -> tuple[dict[str, File], list[tuple[File, Future[Arrived]]]]:
-        """Those files that nobody else is bringing, and the futures of all."""
+        self, location: Location, files: list[File], claim: _Claim
+    ) -> tuple[dict[str, File], list[tuple[File, _Claim]]]:
+        """Those files that nobody else is bringing, by URI, and the others with whose they are."""
         mine: dict[str, File] = {}
-        futures: list[tuple[File, Future[Arrived]]] = []
+        theirs: list[tuple[File, _Claim]] = []
         with self._lock:
             for file in files:
                 uri = join(location.root, file.remote)
-                if uri not in self._claims:
-                    self._claims[uri] = Future()
+                owner = self._claims.setdefault(uri, claim)
+                if owner is claim:
                     mine[uri] = file
-                futures.append((file, self._claims[uri]))
-        return mine, futures
+                else:
+                    theirs.append((file, owner))
+        return mine, theirs
 
-    def _settle(self, uri: str) -> Future[Arrived]:
+    def _release(self, uris: Iterable[str]) -> None:
         with self._lock:
-            return self._claims.pop(uri)
+            for uri in uris:
+                del self._claims[uri]
 
     def _batches(
         self, location: Location, mine: dict[str, File], progress: Progress, named_by_client: bool

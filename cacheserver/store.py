@@ -21,7 +21,7 @@ from cacheserver.links import link_tree
 from cacheserver.watch import Watch
 from cacheserver.words import BlobRow, Entry, Held, Manifest, Progress
 
-CACHED_ENTRIES_MAX = 250_000  # about 60 MB of manifests in memory
+CACHED_ENTRIES_MAX = 100_000  # about 50 MB of manifests and rows in memory
 VERIFY_BATCH = 500
 # A view of more files than this is not looked at file by file each time, but watched. What no watch can see, a write
 # through a hard link elsewhere, is then found after so many seconds at the latest.
