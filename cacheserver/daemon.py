@@ -5,7 +5,6 @@ Law of this file: everything is made here and handed down; nothing below makes i
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import signal
@@ -14,6 +13,7 @@ import threading
 import time
 
 from artifactcache.errors import CacheError
+from cacheserver import lock
 from cacheserver.cache import Cache
 from cacheserver.config import Config
 from cacheserver.disk import Disk
@@ -109,14 +109,9 @@ def _socket_folder(here: Place) -> int:
             raise CacheError(f"The sockets' folder {folder} belongs to uid {owner}, who could listen in your place.")
         if owner == os.geteuid():
             os.chmod(folder, 0o755 if here.serves_all else 0o700)
-        lock = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        return lock.take(folder)
     except OSError as error:
         raise CacheError(f"The sockets' folder {folder} cannot be used: {error.strerror}.") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise CacheError(f"Another daemon has its sockets in {folder}: stop it, or use another folder.") from None
-    return lock
 
 
 def _fresh_path(here: Place, name: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
+import io
 import itertools
 import os
 import secrets
@@ -22,6 +22,7 @@ from blake3 import blake3
 from xxhash import xxh3_128
 
 from artifactcache.errors import CacheError, NoSpace
+from cacheserver import lock
 from cacheserver.libc import exchange, syncfs
 from cacheserver.words import BlobRow, Manifest
 
@@ -61,7 +62,7 @@ class Disk:
         self._numbers = itertools.count()
         try:
             os.makedirs(self.root, exist_ok=True)
-            self._lock_fd = _lock(os.path.join(self.root, "lock"))
+            self._lock_fd = lock.take(self.root)
             for name in FOLDERS:
                 os.makedirs(self._at(name), exist_ok=True)
             if shared is not None:
@@ -94,19 +95,19 @@ class Disk:
 
     def stage(self) -> str:
         """A path in staging/ that nothing has yet."""
-        return self._at("staging", f"{next(self._numbers)}-{secrets.token_hex(4)}")
+        return self._at("staging", str(next(self._numbers)))
 
     def measure(self, path: str) -> Staged:
         """Hashes a finished file in staging/ with both hashes in one pass, and gives it its final mode.
 
         Raises CacheError where it is not a plain file of one name: a file that has another name could be changed there.
         """
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb", buffering=0) as file:
+        with io.FileIO(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_uid != os.geteuid():
                 raise CacheError(f"{path} is not a file of the daemon's own.")
             os.fchmod(file.fileno(), 0o444)
-            blake, xxh3, size = _hashes(file)
+            blake, xxh3, size = _hashes(file, found.st_size)
         return Staged(path, BlobRow(blake, size, xxh3, found.st_ino, found.st_mtime_ns))
 
     def size(self, path: str) -> int:
@@ -184,11 +185,11 @@ class Disk:
             fd = self.open_blob(row.digest)
         except OSError:
             return None
-        with open(fd, "rb", buffering=0) as file:
+        with io.FileIO(fd) as file:
             before = os.fstat(fd)
             if not stat.S_ISREG(before.st_mode) or before.st_size != row.size:
                 return None
-            if _xxh3(file) != row.xxh3:
+            if _xxh3(file, row.size) != row.xxh3:
                 return None
             # Taken before the bytes were read: a write in between shows as another mtime next time.
             if stat.S_IMODE(before.st_mode) != 0o444 and before.st_uid == os.geteuid():
@@ -334,23 +335,27 @@ def _fan(digest: str) -> str:
     return f"{digest[:2]}/{digest[2:]}"
 
 
-def _hashes(file: object) -> tuple[str, str, int]:
-    blake, xxh3, size = blake3(), xxh3_128(), 0
-    buffer = bytearray(READ_BYTES)
+def _chunks(file: io.FileIO, size: int) -> Iterator[memoryview]:
+    """What is in a file that was `size` bytes long a moment ago; each chunk is good until the next."""
+    buffer = bytearray(min(size + 1, READ_BYTES))  # a larger one costs more to clear than a small file to hash
     view = memoryview(buffer)
-    while count := file.readinto(buffer):  # type: ignore[attr-defined]
-        blake.update(view[:count])
-        xxh3.update(view[:count])
-        size += count
-    return blake.hexdigest(), xxh3.hexdigest(), size
+    while count := file.readinto(buffer):
+        yield view[:count]
 
 
-def _xxh3(file: object) -> str:
+def _hashes(file: io.FileIO, size: int) -> tuple[str, str, int]:
+    blake, xxh3, seen = blake3(), xxh3_128(), 0
+    for chunk in _chunks(file, size):
+        blake.update(chunk)
+        xxh3.update(chunk)
+        seen += len(chunk)
+    return blake.hexdigest(), xxh3.hexdigest(), seen
+
+
+def _xxh3(file: io.FileIO, size: int) -> str:
     xxh3 = xxh3_128()
-    buffer = bytearray(READ_BYTES)
-    view = memoryview(buffer)
-    while count := file.readinto(buffer):  # type: ignore[attr-defined]
-        xxh3.update(view[:count])
+    for chunk in _chunks(file, size):
+        xxh3.update(chunk)
     return xxh3.hexdigest()
 
 
@@ -370,28 +375,3 @@ def _remove_tree(path: str) -> None:
             if not os.path.islink(inner):
                 os.chmod(inner, 0o755)
     shutil.rmtree(path)
-
-
-def _lock(path: str) -> int:
-    """Takes the store for this process. The lock goes with the descriptor."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise CacheError(
-            f"Another daemon uses the store {os.path.dirname(path)}: stop it, or use another store."
-        ) from None
-    # On some network filesystems everybody gets the lock: a second descriptor must not.
-    second = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return fd
-    finally:
-        os.close(second)
-    os.close(fd)
-    raise CacheError(
-        f"Locks do not work on the filesystem of {os.path.dirname(path)}: two daemons could damage the store."
-        " Put it on a local filesystem."
-    )

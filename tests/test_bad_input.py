@@ -93,7 +93,7 @@ def test_arguments_that_contradict(alice: Caller, options: dict[str, Any]) -> No
 
 @pytest.mark.parametrize(
     "pattern",
-    ["[", "[!", "**[", "{a,b}", "(", "*" * 200, "**/" * 200 + "x", "a**b", "\\", "[z-a]", "?" * 300, "../*", "/abs"],
+    ["[", "[!", "**[", "{a,b}", "(", "*" * 200, "**/" * 200 + "x", "a**b", "\\", "[z-a]", "?" * 300, "../*", "/x"],
 )
 def test_patterns_that_are_no_good(alice: Caller, daemon: Daemon, mlflow_proxied: MlflowServer, pattern: str) -> None:
     """Any pattern is either refused or selects; none of them hangs the daemon or breaks it."""

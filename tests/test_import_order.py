@@ -28,6 +28,7 @@ ORDER = (
     "flights",
     "sessions",
     "libc",
+    "lock",
     "lean",
     "disk",
     "links",

@@ -89,8 +89,8 @@ def staged(parent: bytes) -> Iterator[Staging]:
             remove_abandoned(staging)
             yield staging
     except BaseException:
-        with contextlib.suppress(OSError):  # somebody else has put something there
-            for folder in reversed(made):
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):  # somebody else has put something there
                 os.rmdir(folder)
         raise
 
@@ -100,9 +100,10 @@ def _make(parent: bytes, made: list[bytes], undo: contextlib.ExitStack) -> Stagi
         try:
             beside = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
-            if attempt > ATTEMPTS_MAX or os.path.lexists(parent):  # a symlink to nowhere
+            if attempt > ATTEMPTS_MAX:  # a symlink to nowhere
                 raise
-            _make_folders(parent, made)
+            with contextlib.suppress(FileNotFoundError):  # another client makes and removes the same ones
+                _make_folders(parent, made)
             continue
         mine = undo.enter_context(contextlib.ExitStack())
         mine.callback(os.close, beside)

@@ -208,7 +208,7 @@ def test_a_view_in_the_making_is_not_seen(disk: Disk) -> None:
 
 def test_a_second_daemon_is_refused(disk: Disk) -> None:
     """Until the first one lets go; the message names the store."""
-    with pytest.raises(CacheError, match=f"Another daemon uses the store {disk.root}"):
+    with pytest.raises(CacheError, match=f"Another daemon uses {disk.root}"):
         Disk(disk.root, shared=False)
     placed(disk, b"x")
     disk.close()

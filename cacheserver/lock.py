@@ -1,0 +1,42 @@
+"""A folder that one daemon has for itself."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from artifactcache.errors import CacheError
+
+
+def take(folder: str) -> int:
+    """Takes a folder for this process, by flock on its file `lock`. The lock goes with the descriptor.
+
+    Raises CacheError where another daemon has it, or where locks do not work; OSError.
+    """
+    path = os.path.join(folder, "lock")
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        if not _locked(fd):
+            raise CacheError(f"Another daemon uses {folder}: stop it, or use another folder.")
+        # On some network filesystems everybody gets the lock: a second descriptor must not.
+        second = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if _locked(second):
+                raise CacheError(
+                    f"Locks do not work on the filesystem of {folder}: two daemons could damage each other's work."
+                    " Use a folder on a local filesystem."
+                )
+        finally:
+            os.close(second)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
