@@ -57,7 +57,7 @@ def test_a_path_in_a_run(alice: Caller, mlflow_proxied: MlflowServer, dst: Path 
 def test_a_run_id(alice: Caller, mlflow_proxied: MlflowServer, path: str) -> None:
     """`run_id=` with `artifact_path=` is the same artifact as the `runs:/` URI."""
     run_id = mlflow_proxied.run(SMALL)
-    options = {"artifact_path": path} if path else {}
+    options: dict[str, Any] = {"artifact_path": path} if path else {}
     handed = alice.fetch(run_id=run_id, **options)
     assert trees.read(handed.path) == (trees.below(SMALL, path) if path else SMALL)
     assert alice.fetch(f"runs:/{run_id}/{path}").digest == handed.digest

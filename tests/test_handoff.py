@@ -470,7 +470,7 @@ def test_no_token_no_service(daemon: Daemon, uri: str, rpc: str, token: str) -> 
     """Every call but Ping needs the token of a session that is open."""
     with stub(daemon.socket_dir) as cache, pytest.raises(grpc.RpcError) as caught:
         _calls(cache, uri)[rpc](metadata=TOKENS[token], timeout=20)
-    assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
+    assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
     assert error_name(caught.value) == "Unauthenticated"
 
 
@@ -523,7 +523,7 @@ def test_leases_end_with_the_session(daemon: Daemon, uri: str) -> None:
         watch = bearer(watcher.hello())
 
         def leases() -> int:
-            return cache.Stats(pb.StatsRequest(), metadata=watch).lease_count
+            return int(cache.Stats(pb.StatsRequest(), metadata=watch).lease_count)
 
         until(lambda: leases() == 0, "leases of earlier tests to end")
         session = Session(daemon, uri)
@@ -542,7 +542,7 @@ def test_leases_end_with_a_killed_process(daemon: Daemon, alice: Caller, uri: st
         watch = bearer(watcher.hello())
 
         def leases() -> int:
-            return cache.Stats(pb.StatsRequest(), metadata=watch).lease_count
+            return int(cache.Stats(pb.StatsRequest(), metadata=watch).lease_count)
 
         until(lambda: leases() == 0, "leases of earlier tests to end")
         with alice.start("import artifactcache\nsay(str(artifactcache.fetch(uri)))\nhear()", uri=uri) as job:

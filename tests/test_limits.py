@@ -61,7 +61,7 @@ def test_100_000_files(
 
     66,000 of them are equal, which is more than ext4 lets one inode have names: one blob needs several inodes then.
     """
-    daemon = start_daemon(mlflow_file.uri, root=mounted("ext4").root / "store-of-100000")
+    daemon = start_daemon(mlflow_file.uri, root=mounted("ext4").root / "store-of-100000", unreachable_after=60.0)
     place = mounted("ext4").root / "place-of-100000"
     place.mkdir()
     alice = caller_of(daemon, place)
@@ -115,8 +115,8 @@ def test_a_file_of_5_gib(own: Caller, mlflow_file: MlflowServer) -> None:
 
 
 def test_deep_and_wide(own: Caller, mlflow_file: MlflowServer) -> None:
-    """Folders as deep as a path can be, and one folder with 3,000 names: as at the origin."""
-    deep = "/".join(["d" * 20] * 100)
+    """90 folders inside each other, 1,900 bytes of path, and one folder with 3,000 names: as at the origin."""
+    deep = "/".join(["d" * 20] * 90)
     files = {f"{deep}/leaf": b"leaf"} | {f"wide/{number}": b"" for number in range(3000)}
     uri = f"runs:/{mlflow_file.run(files)}"
     for mode in ("hardlink", "copy"):

@@ -75,7 +75,7 @@ class Handoff:
 def stub(socket_dir: Path | str) -> Iterator[pb_grpc.CacheStub]:
     """The gRPC service behind cache.sock."""
     with grpc.insecure_channel(f"unix:{Path(socket_dir) / 'cache.sock'}") as channel:
-        yield pb_grpc.CacheStub(channel)
+        yield pb_grpc.CacheStub(channel)  # type: ignore[no-untyped-call]
 
 
 def bearer(token: str) -> list[tuple[str, str]]:
@@ -94,7 +94,8 @@ def leased(cache: pb_grpc.CacheStub, token: str, uri: str, *, view: bool = False
     request = pb.FetchRequest(artifact=pb.ArtifactSelection(uri=uri), view=view)
     *_, last = cache.Fetch(request, metadata=bearer(token))
     assert last.WhichOneof("event") == "result", last
-    return last.result
+    result: pb.FetchResult = last.result
+    return result
 
 
 def manifest_lines(handoff: Handoff, lease: int) -> list[bytes]:
