@@ -185,10 +185,11 @@ class Disk:
             fd = self.open_blob(row.digest)
         except OSError:
             return None
+        before = os.fstat(fd)
+        if not stat.S_ISREG(before.st_mode) or before.st_size != row.size:
+            os.close(fd)
+            return None
         with io.FileIO(fd) as file:
-            before = os.fstat(fd)
-            if not stat.S_ISREG(before.st_mode) or before.st_size != row.size:
-                return None
             if _xxh3(file, row.size) != row.xxh3:
                 return None
             # Taken before the bytes were read: a write in between shows as another mtime next time.

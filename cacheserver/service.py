@@ -149,7 +149,14 @@ class Service(cache_pb2_grpc.CacheServicer):
             if not context.is_active():
                 return
             brought = flight.future.result()
-        yield pb.FetchEvent(result=self._hand_out(session, brought, started, request.view))
+        result = self._hand_out(session, brought, started, request.view)
+        delivered = False
+        try:
+            yield pb.FetchEvent(result=result)
+            delivered = context.is_active()
+        finally:
+            if not delivered:  # the caller has gone, and never learns of its lease
+                self._sessions.release(session, result.lease)
 
     def _hand_out(self, session: Session, brought: Brought, started: bool, view: bool) -> pb.FetchResult:
         held = brought.held
