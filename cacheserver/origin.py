@@ -121,7 +121,7 @@ class MlflowOrigin:
         self._patience = unreachable_after_seconds
         self._forbidden = os.path.realpath(forbidden)
         self._world_only = world_only
-        self._repository = lru_cache(maxsize=64)(partial(get_artifact_repository, tracking_uri=self._tracking_uri))
+        self._repositories = lru_cache(maxsize=64)(partial(get_artifact_repository, tracking_uri=self._tracking_uri))
         self._pool = ThreadPoolExecutor(max_workers=QUESTIONS_MAX, thread_name_prefix="origin")
 
     @property
@@ -230,6 +230,12 @@ class MlflowOrigin:
             remote = quote(remote, safe="/", errors="surrogateescape")  # it puts names into URLs as they are
         repository._download_file(remote, to)
 
+    def _repository(self, root: str) -> Any:
+        try:
+            return self._repositories(root)
+        except MlflowException as error:
+            raise InvalidRequest(f"MLflow knows no artifact store for {names.show(root)}: {error}") from None
+
     def _local(self, location: Location, named_by_client: bool) -> LocalFiles:
         return LocalFiles(
             local_file_uri_to_path(location.root),
@@ -243,7 +249,7 @@ class MlflowOrigin:
         while folders:
             folder = folders.pop()
             infos = self._entries(location, repository, folder)
-            inside = [i for i in infos if str(i.path).strip("/") not in ("", ".", folder)]
+            inside = [i for i in infos if i.path not in (".", folder)]  # some stores list the folder in itself
             if not inside and folder != location.path:
                 yield File(_below(location, folder), 0, folder, is_folder=True)
             for info in inside:
@@ -286,11 +292,13 @@ class MlflowOrigin:
 
 def _below(location: Location, remote: str) -> bytes:
     """A path of the repository as one below the location. Raises Corrupted where it is not."""
-    if not location.path:
-        return os.fsencode(remote)
-    if not remote.startswith(location.path + "/"):
-        raise Corrupted(f"{location.uri}: the origin lists {names.show(remote)}, which is not inside it.")
-    return os.fsencode(remote[len(location.path) + 1 :])
+    inside = f"{location.path}/" if location.path else ""
+    try:
+        if remote.startswith(inside):
+            return os.fsencode(remote[len(inside) :])
+    except UnicodeEncodeError:
+        pass  # half a surrogate pair: JSON can say it, no filesystem can have it
+    raise Corrupted(f"{location.uri}: the origin lists {names.show(remote)}, which cannot be inside it.")
 
 
 def _size(info: Any, sized: bool) -> int | None:

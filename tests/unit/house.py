@@ -18,7 +18,7 @@ from cacheserver.index import Index
 from cacheserver.origin import MlflowOrigin
 from cacheserver.selection import Selection
 from cacheserver.space import Amount, Limits
-from cacheserver.store import Store
+from cacheserver.store import Store, Tree
 from cacheserver.uris import Artifact, Kind
 from cacheserver.words import Brought, Entry, File, Held, Listing, Location, Manifest, Resolved, folder, join
 
@@ -26,6 +26,8 @@ TRACKING_URI = "http://origin.example"
 PATIENCE_SECONDS = 30  # how long a test waits for a thread before it gives up
 ROOT = "s3://bucket/p"
 FILES = {"a/one": b"1", "a/two": b"22", "b/three": b"333", "top": b"4444", "zero": b""}
+FEW = {f"d{n % 2}/{n}": f"file {n}".encode() for n in range(5)} | {"zero": b""}
+MANY = {f"d{n % 3}/{n}": f"file {n}".encode() for n in range(300)} | {"zero": b"", "d0/none": b"", "hollow/": b""}
 ROOMY = Limits(Amount(10**15), Amount(0))
 
 
@@ -150,19 +152,21 @@ class Shelf:
         """Where a blob is."""
         return self.root / "blobs" / digest[:2] / digest[2:]
 
-    def digest(self, held: Held, path: str) -> str:
-        """The digest of one file of a tree."""
+    def tree(self, held: Held) -> Tree:
+        """The tree of an artifact that is held."""
         tree = self.store.tree(held.tree)
         assert tree is not None
-        return next(e.digest for e in tree.manifest.files if e.path == path.encode())
+        return tree
+
+    def digest(self, held: Held, path: str) -> str:
+        """The digest of one file of a tree."""
+        return next(e.digest for e in self.tree(held).manifest.files if e.path == path.encode())
 
     def content(self, held: Held) -> dict[str, bytes | None]:
         """What is held: bytes by path; None for an empty folder."""
-        tree = self.store.tree(held.tree)
-        assert tree is not None
         return {
             os.fsdecode(e.path): None if e.is_folder else self.blob(e.digest).read_bytes() if e.size else b""
-            for e in tree.manifest.entries
+            for e in self.tree(held).manifest.entries
         }
 
     def damage(self, digest: str) -> None:

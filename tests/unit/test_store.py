@@ -12,21 +12,9 @@ from blake3 import blake3
 from artifactcache.errors import CacheError
 from cacheserver import fsck
 from cacheserver.index import MissingBlobs
-from cacheserver.store import ALWAYS_CHECKED_FILES_MAX, DESCRIPTORS_MAX, WATCHED_SECONDS, Tree
-from cacheserver.words import Entry, Held, Manifest, Progress
-from tests.unit.house import Shelf, overwrite
-
-FEW = {f"d{n % 2}/{n}": f"file {n}".encode() for n in range(5)} | {"zero": b""}
-MANY = {f"d{n % 3}/{n}": f"file {n}".encode() for n in range(300)} | {"zero": b"", "d0/none": b"", "hollow/": b""}
-assert len(FEW) < ALWAYS_CHECKED_FILES_MAX < len(MANY)
-BOTH = pytest.mark.parametrize("files", [FEW, MANY], ids=["looked at", "watched"])
-
-
-def tree_of(shelf: Shelf, held: Held) -> Tree:
-    """The tree of an artifact that is held."""
-    tree = shelf.store.tree(held.tree)
-    assert tree is not None
-    return tree
+from cacheserver.store import DESCRIPTORS_MAX
+from cacheserver.words import Entry, Manifest, Progress
+from tests.unit.house import FEW, MANY, Shelf, overwrite
 
 
 def test_what_was_kept_is_held(shelf: Shelf) -> None:
@@ -36,7 +24,7 @@ def test_what_was_kept_is_held(shelf: Shelf) -> None:
     assert shelf.content(held) == {**files, "hollow/": None}
     assert (held.file_count, held.size_bytes) == (4, 4)
     assert sorted(shelf.index.all_digests()) == sorted(blake3(b).hexdigest() for b in (b"1", b"22"))
-    assert shelf.staging() == [] and shelf.store.unsound(tree_of(shelf, held)) == frozenset()
+    assert shelf.staging() == [] and shelf.store.unsound(shelf.tree(held)) == frozenset()
 
 
 def test_rows_appear_only_when_their_files_are_there(shelf: Shelf) -> None:
@@ -62,7 +50,7 @@ def test_a_damaged_blob_that_arrives_again_is_replaced(shelf: Shelf) -> None:
     shelf.damage(shelf.digest(held, "x"))
     again = shelf.put({"y": b"1"}, "s3://bucket/other")
     assert shelf.content(held) == {"x": b"1"} and shelf.content(again) == {"y": b"1"}
-    assert shelf.store.unsound(tree_of(shelf, held)) == frozenset()
+    assert shelf.store.unsound(shelf.tree(held)) == frozenset()
 
 
 def _write(blob: Path) -> None:
@@ -90,12 +78,12 @@ def test_a_wrong_blob_is_found_and_put_aside(shelf: Shelf, meddle: Callable[[Pat
     held = shelf.put({"good": b"good", "bad": b"bad"})
     digest = shelf.digest(held, "bad")
     meddle(shelf.blob(digest))
-    assert shelf.store.unsound(tree_of(shelf, held)) == {digest}
+    assert shelf.store.unsound(shelf.tree(held)) == {digest}
     assert shelf.index.all_digests() == [shelf.digest(held, "good")]
     assert not shelf.blob(digest).exists() and shelf.store.quarantine_count() == (meddle is not _remove)
-    assert shelf.store.unsound(tree_of(shelf, held)) == {digest}
+    assert shelf.store.unsound(shelf.tree(held)) == {digest}
     shelf.put({"good": b"good", "bad": b"bad"})
-    assert shelf.store.unsound(tree_of(shelf, held)) == frozenset()
+    assert shelf.store.unsound(shelf.tree(held)) == frozenset()
 
 
 def test_a_blob_that_was_only_touched_stays(shelf: Shelf) -> None:
@@ -105,7 +93,7 @@ def test_a_blob_that_was_only_touched_stays(shelf: Shelf) -> None:
     os.utime(touched, ns=(0, 1))
     copied.with_name("new").write_bytes(b"too")
     copied.with_name("new").rename(copied)
-    assert shelf.store.unsound(tree_of(shelf, held)) == frozenset()
+    assert shelf.store.unsound(shelf.tree(held)) == frozenset()
     assert shelf.disk.suspects(shelf.index.tree_blobs(held.tree).values()) == []
     assert shelf.store.quarantine_count() == 0
 
@@ -114,10 +102,10 @@ def test_a_blob_that_came_back_for_one_tree_is_back_for_all(shelf: Shelf) -> Non
     """A tree that was looked at while a blob of it was missing is not remembered as incomplete."""
     one, other = shelf.put({"x": b"shared"}, "s3://b/1"), shelf.put({"y": b"shared", "z": b"z"}, "s3://b/2")
     shelf.damage(shelf.digest(one, "x"))
-    assert shelf.store.unsound(tree_of(shelf, one)) and tree_of(shelf, other).missing
+    assert shelf.store.unsound(shelf.tree(one)) and shelf.tree(other).missing
     shelf.put({"x": b"shared"}, "s3://b/1")
     shelf.put({"y": b"shared", "z": b"z"}, "s3://b/3")  # the same tree as the other's
-    assert not tree_of(shelf, one).missing and not tree_of(shelf, other).missing
+    assert not shelf.tree(one).missing and not shelf.tree(other).missing
 
 
 def test_a_manifest_that_is_wrong_is_no_tree(shelf: Shelf) -> None:
@@ -134,170 +122,10 @@ def test_a_manifest_that_is_wrong_is_no_tree(shelf: Shelf) -> None:
             ask()
 
 
-# -- views ------------------------------------------------------------------------------------------------------------
-
-
-@BOTH
-def test_a_view_is_the_tree(shelf: Shelf, files: dict[str, bytes]) -> None:
-    """Every file is its blob's inode, empty files and folders are there, nothing can be written, and it stays."""
-    held = shelf.put(files)
-    assert not shelf.store.view_is_sound(held.tree)
-    view = Path(shelf.store.view(held.tree))
-    assert view == shelf.root / "views" / held.tree
-    assert {str(p.relative_to(view)) for p in view.rglob("*") if p.is_file()} == {f for f in files if f[-1] != "/"}
-    assert all((view / f).is_dir() for f in files if f.endswith("/"))
-    for path in view.rglob("*"):
-        assert path.stat().st_mode & 0o777 == (0o555 if path.is_dir() else 0o444)
-        if path.is_file() and path.stat().st_size:
-            assert path.samefile(shelf.blob(blake3(path.read_bytes()).hexdigest()))
-    inode = view.stat().st_ino
-    assert shelf.store.view_is_sound(held.tree) and shelf.store.view_is_sound(held.tree)
-    assert Path(shelf.store.view(held.tree)).stat().st_ino == inode and shelf.staging() == []
-
-
-def _through_the_blob(shelf: Shelf, view: Path, name: str) -> None:
-    overwrite(shelf.blob(blake3((view / name).read_bytes()).hexdigest()))
-
-
-def _through_the_view(shelf: Shelf, view: Path, name: str) -> None:
-    overwrite(view / name)
-
-
-def _deleted(shelf: Shelf, view: Path, name: str) -> None:
-    (view / name).parent.chmod(0o755)
-    (view / name).unlink()
-
-
-def _replaced(shelf: Shelf, view: Path, name: str) -> None:
-    content = (view / name).read_bytes()
-    _deleted(shelf, view, name)
-    (view / name).write_bytes(content[::-1])
-
-
-def _as_a_symlink(shelf: Shelf, view: Path, name: str) -> None:
-    target = shelf.blob(blake3((view / name).read_bytes()).hexdigest())
-    _deleted(shelf, view, name)
-    (view / name).symlink_to(target)
-
-
-def _folder_moved(shelf: Shelf, view: Path, name: str) -> None:
-    view.chmod(0o755)
-    (view / name).parent.chmod(0o755)
-    (view / name).parent.rename(view / "moved")
-
-
-def _view_moved(shelf: Shelf, view: Path, name: str) -> None:
-    view.chmod(0o755)
-    view.rename(view.with_name("moved"))
-
-
-MEDDLINGS = [_through_the_blob, _through_the_view, _deleted, _replaced, _as_a_symlink, _folder_moved, _view_moved]
-
-
-@BOTH
-@pytest.mark.parametrize("meddle", MEDDLINGS)
-def test_a_view_that_somebody_meddled_with_is_not_sound(
-    shelf: Shelf, files: dict[str, bytes], meddle: Callable[[Shelf, Path, str], None]
-) -> None:
-    """At once, be it looked at each time or watched; afterwards it is built again, or its blob brought again."""
-    held = shelf.put(files)
-    view = Path(shelf.store.view(held.tree))
-    assert shelf.store.view_is_sound(held.tree) and shelf.store.view_is_sound(held.tree)
-    meddle(shelf, view, "d1/1")
-    assert not shelf.store.view_is_sound(held.tree)
-    if shelf.store.unsound(tree_of(shelf, held)):
-        assert meddle in (_through_the_blob, _through_the_view)
-        held = shelf.put(files)
-    view = Path(shelf.store.view(held.tree))
-    assert (view / "d1/1").read_bytes() == b"file 1" and not (view / "d1/1").is_symlink()
-    assert shelf.store.view_is_sound(held.tree) and shelf.staging() == []
-
-
-@BOTH
-@pytest.mark.parametrize("name", ["zero"])
-def test_an_empty_file_of_a_view_stays_empty(shelf: Shelf, files: dict[str, bytes], name: str) -> None:
-    """It has no blob, and is looked after all the same: written into, or gone, it makes the view unsound."""
-    held = shelf.put(files)
-    view = Path(shelf.store.view(held.tree))
-    assert shelf.store.view_is_sound(held.tree)
-    (view / name).chmod(0o644)
-    (view / name).write_bytes(b"no longer empty")
-    assert not shelf.store.view_is_sound(held.tree)
-    assert Path(shelf.store.view(held.tree), name).read_bytes() == b""
-    assert shelf.store.view_is_sound(held.tree)
-    _deleted(shelf, view, name)
-    assert not shelf.store.view_is_sound(held.tree)
-
-
-def test_a_view_is_exchanged_in_one_step(shelf: Shelf) -> None:
-    """Who has the old one open keeps it; the path is never missing; the old one is removed."""
-    held = shelf.put(FEW)
-    view = Path(shelf.store.view(held.tree))
-    _replaced(shelf, view, "d1/1")
-    with (view / "d0/0").open("rb") as reading:
-        assert not shelf.store.view_is_sound(held.tree)
-        old = view.stat().st_ino
-        shelf.store.view(held.tree)
-        assert view.stat().st_ino != old and view.stat().st_mode & 0o777 == 0o555
-        assert reading.read() == b"file 0"
-    assert shelf.staging() == []
-
-
-def test_a_write_that_no_watch_sees_is_found_in_time(shelf: Shelf, tmp_path: Path) -> None:
-    """Through a job's hard link elsewhere: found when the view is next looked at file by file."""
-    held = shelf.put(MANY)
-    shelf.store.view(held.tree)
-    os.link(shelf.blob(shelf.digest(held, "d1/1")), tmp_path / "job")
-    assert shelf.store.view_is_sound(held.tree)
-    overwrite(tmp_path / "job")
-    shelf.ticks += WATCHED_SECONDS
-    assert not shelf.store.view_is_sound(held.tree)
-
-
-def test_a_quarantined_blob_takes_the_views_with_it(shelf: Shelf) -> None:
-    """No view that has a wrong blob is taken for complete, whichever artifact it was found by."""
-    one, other = shelf.put({"x": b"bad", "y": b"y"}, "s3://b/1"), shelf.put({"z": b"bad"}, "s3://b/2")
-    unhurt = shelf.put({"y": b"y"}, "s3://b/3")
-    for held in (one, other, unhurt):
-        shelf.store.view(held.tree)
-    shelf.damage(shelf.digest(one, "x"))
-    assert shelf.store.unsound(tree_of(shelf, one))
-    assert not shelf.store.view_is_sound(one.tree) and not shelf.store.view_is_sound(other.tree)
-    assert shelf.store.view_is_sound(unhurt.tree)
-
-
-def test_a_blob_that_moved_to_a_fresh_inode_moves_in_its_views(shelf: Shelf) -> None:
-    """The view of the old inode is built again, and is the same bytes."""
-    held = shelf.put(FEW)
-    view = Path(shelf.store.view(held.tree))
-    digest = shelf.digest(held, "d1/1")
-    shelf.index.record_blob(shelf.disk.fresh_inode(shelf.index.blobs([digest])[digest]))
-    shelf.store.close()
-    shelf.__init__(shelf.root)  # type: ignore[misc]
-    assert not shelf.store.view_is_sound(held.tree)
-    assert Path(shelf.store.view(held.tree)) == view and (view / "d1/1").samefile(shelf.blob(digest))
-
-
-def test_views_survive_a_restart(shelf: Shelf) -> None:
-    """A store that is opened again has its views, and finds what happened to them meanwhile."""
-    held, other = shelf.put(MANY), shelf.put(FEW, "s3://bucket/few")
-    for one in (held, other):
-        shelf.store.view(one.tree)
-    shelf.store.close()
-    overwrite(shelf.root / "views" / other.tree / "d1/1")
-    shelf.__init__(shelf.root)  # type: ignore[misc]
-    assert not shelf.store.view_is_sound(other.tree)
-    _deleted(shelf, shelf.root / "views" / held.tree, "d2/2")
-    assert not shelf.store.view_is_sound(held.tree)
-
-
-# -- handing out and looking after ------------------------------------------------------------------------------------
-
-
 def test_descriptors_come_in_the_manifests_order(shelf: Shelf) -> None:
     """Of the files that are not empty, a packet's worth from any place on, read-only."""
     held = shelf.put(MANY)
-    filled = [e for e in tree_of(shelf, held).manifest.files if e.size]
+    filled = [e for e in shelf.tree(held).manifest.files if e.size]
     for first in (0, 1, DESCRIPTORS_MAX, len(filled) - 1, len(filled), len(filled) + 5):
         fds = shelf.store.open_blobs(held.tree, first)
         try:
@@ -312,7 +140,7 @@ def test_descriptors_come_in_the_manifests_order(shelf: Shelf) -> None:
 def test_descriptors_are_not_left_open_after_a_failure(shelf: Shelf) -> None:
     """A blob that is gone is an error of ours, and those opened before it are closed."""
     held = shelf.put(FEW)
-    last = tree_of(shelf, held).filled[-1]
+    last = shelf.tree(held).filled[-1]
     shelf.blob(last.digest).unlink()
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(CacheError, match=last.digest):
@@ -329,13 +157,13 @@ def test_verify_finds_what_no_inode_shows(shelf: Shelf) -> None:
     before = shelf.blob(digest).stat()
     shelf.damage(digest)
     os.utime(shelf.blob(digest), ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert shelf.store.unsound(tree_of(shelf, one)) == frozenset()  # a look at the inode cannot see it
+    assert shelf.store.unsound(shelf.tree(one)) == frozenset()  # a look at the inode cannot see it
     progress = Progress()
     found = shelf.store.verify(None, progress)
     assert (found.blobs_checked, found.bytes_checked) == (2, 4)
     assert found.corrupted == (digest,) and found.affected == ("s3://b/1", "s3://b/2")
     assert (progress.files_done, progress.files_total, progress.bytes_done, progress.bytes_total) == (2, 2, 4, 4)
-    assert shelf.store.unsound(tree_of(shelf, two)) == {digest} and shelf.store.quarantine_count() == 1
+    assert shelf.store.unsound(shelf.tree(two)) == {digest} and shelf.store.quarantine_count() == 1
     assert shelf.store.verify(None, Progress()).corrupted == ()
 
 

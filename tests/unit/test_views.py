@@ -1,0 +1,194 @@
+"""Views: read-only folders of the store that are right whenever they are handed out."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+
+from cacheserver.store import ALWAYS_CHECKED_FILES_MAX, WATCHED_SECONDS
+from tests.unit.house import FEW, MANY, Shelf, overwrite
+
+assert len(FEW) < ALWAYS_CHECKED_FILES_MAX < len(MANY)
+BOTH = pytest.mark.parametrize("files", [FEW, MANY], ids=["looked at", "watched"])
+
+
+@BOTH
+def test_a_view_is_the_tree(shelf: Shelf, files: dict[str, bytes]) -> None:
+    """Every file is its blob's inode, empty files and folders are there, nothing can be written, and it stays."""
+    held = shelf.put(files)
+    assert not shelf.store.view_is_sound(held.tree)
+    view = Path(shelf.store.view(held.tree))
+    assert view == shelf.root / "views" / held.tree
+    assert {str(p.relative_to(view)) for p in view.rglob("*") if p.is_file()} == {f for f in files if f[-1] != "/"}
+    assert all((view / f).is_dir() for f in files if f.endswith("/"))
+    for path in view.rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o555 if path.is_dir() else 0o444)
+        if path.is_file() and path.stat().st_size:
+            assert path.samefile(shelf.blob(blake3(path.read_bytes()).hexdigest()))
+    inode = view.stat().st_ino
+    assert shelf.store.view_is_sound(held.tree) and shelf.store.view_is_sound(held.tree)
+    assert Path(shelf.store.view(held.tree)).stat().st_ino == inode and shelf.staging() == []
+
+
+def _through_the_blob(shelf: Shelf, view: Path, name: str) -> None:
+    overwrite(shelf.blob(blake3((view / name).read_bytes()).hexdigest()))
+
+
+def _through_the_view(shelf: Shelf, view: Path, name: str) -> None:
+    overwrite(view / name)
+
+
+def _deleted(shelf: Shelf, view: Path, name: str) -> None:
+    (view / name).parent.chmod(0o755)
+    (view / name).unlink()
+
+
+def _replaced(shelf: Shelf, view: Path, name: str) -> None:
+    content = (view / name).read_bytes()
+    _deleted(shelf, view, name)
+    (view / name).write_bytes(content[::-1])
+
+
+def _as_a_symlink(shelf: Shelf, view: Path, name: str) -> None:
+    target = shelf.blob(blake3((view / name).read_bytes()).hexdigest())
+    _deleted(shelf, view, name)
+    (view / name).symlink_to(target)
+
+
+def _folder_moved(shelf: Shelf, view: Path, name: str) -> None:
+    view.chmod(0o755)
+    (view / name).parent.chmod(0o755)
+    (view / name).parent.rename(view / "moved")
+
+
+def _view_moved(shelf: Shelf, view: Path, name: str) -> None:
+    view.chmod(0o755)
+    view.rename(view.with_name("moved"))
+
+
+MEDDLINGS = [_through_the_blob, _through_the_view, _deleted, _replaced, _as_a_symlink, _folder_moved, _view_moved]
+
+
+@BOTH
+@pytest.mark.parametrize("meddle", MEDDLINGS)
+def test_a_view_that_somebody_meddled_with_is_not_sound(
+    shelf: Shelf, files: dict[str, bytes], meddle: Callable[[Shelf, Path, str], None]
+) -> None:
+    """At once, be it looked at each time or watched; afterwards it is built again, or its blob brought again."""
+    held = shelf.put(files)
+    view = Path(shelf.store.view(held.tree))
+    assert shelf.store.view_is_sound(held.tree) and shelf.store.view_is_sound(held.tree)
+    meddle(shelf, view, "d1/1")
+    assert not shelf.store.view_is_sound(held.tree)
+    if shelf.store.unsound(shelf.tree(held)):
+        assert meddle in (_through_the_blob, _through_the_view)
+        held = shelf.put(files)
+    view = Path(shelf.store.view(held.tree))
+    assert (view / "d1/1").read_bytes() == b"file 1" and not (view / "d1/1").is_symlink()
+    assert shelf.store.view_is_sound(held.tree) and shelf.staging() == []
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["zero"])
+def test_an_empty_file_of_a_view_stays_empty(shelf: Shelf, files: dict[str, bytes], name: str) -> None:
+    """It has no blob, and is looked after all the same: written into, or gone, it makes the view unsound."""
+    held = shelf.put(files)
+    view = Path(shelf.store.view(held.tree))
+    assert shelf.store.view_is_sound(held.tree)
+    (view / name).chmod(0o644)
+    (view / name).write_bytes(b"no longer empty")
+    assert not shelf.store.view_is_sound(held.tree)
+    assert Path(shelf.store.view(held.tree), name).read_bytes() == b""
+    assert shelf.store.view_is_sound(held.tree)
+    _deleted(shelf, view, name)
+    assert not shelf.store.view_is_sound(held.tree)
+
+
+def test_a_view_is_exchanged_in_one_step(shelf: Shelf) -> None:
+    """Who has the old one open keeps it; the path is never missing; the old one is removed."""
+    held = shelf.put(FEW)
+    view = Path(shelf.store.view(held.tree))
+    _replaced(shelf, view, "d1/1")
+    with (view / "d0/0").open("rb") as reading:
+        assert not shelf.store.view_is_sound(held.tree)
+        old = view.stat().st_ino
+        shelf.store.view(held.tree)
+        assert view.stat().st_ino != old and view.stat().st_mode & 0o777 == 0o555
+        assert reading.read() == b"file 0"
+    assert shelf.staging() == []
+
+
+def test_a_view_is_never_missing_while_it_is_exchanged(shelf: Shelf) -> None:
+    """Whoever comes to its path at any moment finds one."""
+    held = shelf.put({"x": b"right"})
+    view, stop, looks, missing = Path(shelf.store.view(held.tree)), threading.Event(), [0], [0]
+
+    def look() -> None:
+        while not stop.is_set():
+            looks[0] += 1
+            missing[0] += not view.exists()
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    for _ in range(30):
+        shelf.index.record_view(held.tree, exists=False)
+        shelf.store.view(held.tree)
+    stop.set()
+    looker.join()
+    assert missing == [0] and looks[0] > 0
+
+
+def test_a_write_that_no_watch_sees_is_found_in_time(shelf: Shelf, tmp_path: Path) -> None:
+    """Through a job's hard link elsewhere: found when the view is next looked at file by file."""
+    held = shelf.put(MANY)
+    shelf.store.view(held.tree)
+    os.link(shelf.blob(shelf.digest(held, "d1/1")), tmp_path / "job")
+    assert shelf.store.view_is_sound(held.tree)
+    overwrite(tmp_path / "job")
+    shelf.ticks += WATCHED_SECONDS
+    assert not shelf.store.view_is_sound(held.tree)
+
+
+def test_a_quarantined_blob_takes_the_views_with_it(shelf: Shelf) -> None:
+    """No view that has a wrong blob is taken for complete, whichever artifact it was found by."""
+    one, other = shelf.put({"x": b"bad", "y": b"y"}, "s3://b/1"), shelf.put({"z": b"bad"}, "s3://b/2")
+    unhurt = shelf.put({"y": b"y"}, "s3://b/3")
+    for held in (one, other, unhurt):
+        shelf.store.view(held.tree)
+    shelf.damage(shelf.digest(one, "x"))
+    assert shelf.store.unsound(shelf.tree(one))
+    shelf.put({"x": b"bad", "y": b"y"}, "s3://b/1")
+    shelf.put({"z": b"bad"}, "s3://b/2")
+    assert Path(shelf.store.view(one.tree), "x").read_bytes() == b"bad"
+    assert Path(shelf.store.view(other.tree), "z").read_bytes() == b"bad"
+    assert shelf.store.view_is_sound(unhurt.tree)
+
+
+def test_a_blob_that_moved_to_a_fresh_inode_moves_in_its_views(shelf: Shelf) -> None:
+    """The view of the old inode is built again, and is the same bytes."""
+    held = shelf.put(FEW)
+    view = Path(shelf.store.view(held.tree))
+    digest = shelf.digest(held, "d1/1")
+    shelf.index.record_blob(shelf.disk.fresh_inode(shelf.index.blobs([digest])[digest]))
+    shelf.store.close()
+    shelf.__init__(shelf.root)  # type: ignore[misc]
+    assert not shelf.store.view_is_sound(held.tree)
+    assert Path(shelf.store.view(held.tree)) == view and (view / "d1/1").samefile(shelf.blob(digest))
+
+
+def test_views_survive_a_restart(shelf: Shelf) -> None:
+    """A store that is opened again has its views, and finds what happened to them meanwhile."""
+    held, other = shelf.put(MANY), shelf.put(FEW, "s3://bucket/few")
+    for one in (held, other):
+        shelf.store.view(one.tree)
+    shelf.store.close()
+    overwrite(shelf.root / "views" / other.tree / "d1/1")
+    shelf.__init__(shelf.root)  # type: ignore[misc]
+    assert not shelf.store.view_is_sound(other.tree)
+    _deleted(shelf, shelf.root / "views" / held.tree, "d2/2")
+    assert not shelf.store.view_is_sound(held.tree)
