@@ -23,7 +23,7 @@ from xxhash import xxh3_128
 
 from artifactcache.errors import CacheError, NoSpace
 from cacheserver import lock
-from cacheserver.libc import exchange, syncfs
+from cacheserver.libc import syncfs
 from cacheserver.words import BlobRow, Manifest
 
 READ_BYTES = 1 << 20
@@ -64,14 +64,14 @@ class Disk:
             os.makedirs(self.root, exist_ok=True)
             self._lock_fd = lock.take(self.root)
             for name in FOLDERS:
-                os.makedirs(self._at(name), exist_ok=True)
+                os.makedirs(self.at(name), exist_ok=True)
             if shared is not None:
                 # Others may pass through to a view whose name they were given; nobody but the daemon can list anything.
                 for name in ("", "views"):
-                    os.chmod(self._at(name), 0o711 if shared else 0o700)
+                    os.chmod(self.at(name), 0o711 if shared else 0o700)
             for name in ("blobs", "manifests", "staging", "quarantine"):
-                os.chmod(self._at(name), 0o700)
-            self.blobs_fd = os.open(self._at("blobs"), os.O_RDONLY | os.O_DIRECTORY)
+                os.chmod(self.at(name), 0o700)
+            self.blobs_fd = os.open(self.at("blobs"), os.O_RDONLY | os.O_DIRECTORY)
             self._empty_staging()
         except OSError as error:
             raise CacheError(f"The store {self.root} cannot be used: {error.strerror}.") from None
@@ -84,7 +84,7 @@ class Disk:
     @property
     def index_path(self) -> str:
         """Where the index is."""
-        return self._at("index.db")
+        return self.at("index.db")
 
     def space(self) -> Space:
         """How full the filesystem is, as an ordinary user sees it."""
@@ -95,7 +95,7 @@ class Disk:
 
     def stage(self) -> str:
         """A path in staging/ that nothing has yet."""
-        return self._at("staging", str(next(self._numbers)))
+        return self.at("staging", str(next(self._numbers)))
 
     def measure(self, path: str) -> Staged:
         """Hashes a finished file in staging/ with both hashes in one pass, and gives it its final mode.
@@ -129,12 +129,12 @@ class Disk:
         """Renames synced files to their names, and syncs the names. Returns the rows that may be recorded now."""
         folders: set[str] = set()
         for one in staged:
-            target = self._at("blobs", _fan(one.row.digest))
+            target = self.at("blobs", _fan(one.row.digest))
             if os.path.dirname(target) not in folders:
                 folders.add(os.path.dirname(target))
                 os.makedirs(os.path.dirname(target), exist_ok=True)
             os.rename(one.path, target)
-        self._sync_folders(folders | {self._at("blobs")})
+        self._sync_folders(folders | {self.at("blobs")})
         return [one.row for one in staged]
 
     def unlink(self, digests: Iterable[str]) -> None:
@@ -146,19 +146,19 @@ class Disk:
     def discard(self, path: str) -> None:
         """Removes something from staging/, whatever it is."""
         if os.path.isdir(path) and not os.path.islink(path):
-            _remove_tree(path)
+            remove_tree(path)
         else:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
 
     def blobs_folder(self, fan: str) -> str:
         """The folder of the blobs whose digests begin with `fan`."""
-        return self._at("blobs", fan)
+        return self.at("blobs", fan)
 
     def blob_names(self) -> Iterator[str]:
         """The digest that each file in blobs/ is named by."""
         for fan in os.listdir(self.blobs_fd):
-            for name in os.listdir(self._at("blobs", fan)):
+            for name in os.listdir(self.at("blobs", fan)):
                 yield fan + name
 
     def open_blob(self, digest: str) -> int:
@@ -190,7 +190,7 @@ class Disk:
             os.close(fd)
             return None
         with io.FileIO(fd) as file:
-            if _xxh3(file, row.size) != row.xxh3:
+            if xxh3_of(file, row.size) != row.xxh3:
                 return None
             # Taken before the bytes were read: a write in between shows as another mtime next time.
             if stat.S_IMODE(before.st_mode) != 0o444 and before.st_uid == os.geteuid():
@@ -200,7 +200,7 @@ class Disk:
     def quarantine(self, digest: str) -> None:
         """Moves a blob whose row is gone to where a person can look at it."""
         try:
-            os.rename(self._at("blobs", _fan(digest)), self._at("quarantine", f"{digest}-{secrets.token_hex(4)}"))
+            os.rename(self.at("blobs", _fan(digest)), self.at("quarantine", f"{digest}-{secrets.token_hex(4)}"))
         except FileNotFoundError:
             return
         except OSError:
@@ -208,13 +208,13 @@ class Disk:
 
     def quarantine_count(self) -> int:
         """How many files are in quarantine."""
-        return len(os.listdir(self._at("quarantine")))
+        return len(os.listdir(self.at("quarantine")))
 
     def fresh_inode(self, row: BlobRow) -> BlobRow:
         """Gives a blob an inode of its own, when the old one has as many links as its filesystem allows."""
         path = self.stage()
         try:
-            shutil.copyfile(self._at("blobs", _fan(row.digest)), path)
+            shutil.copyfile(self.at("blobs", _fan(row.digest)), path)
             staged = self.measure(path)
             if staged.row.digest != row.digest:
                 raise CacheError(f"The blob {row.digest} changed while it was copied.")
@@ -227,7 +227,7 @@ class Disk:
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Puts a manifest in place, synced."""
-        target = self._at("manifests", _fan(manifest.digest))
+        target = self.at("manifests", _fan(manifest.digest))
         path = self.stage()
         try:
             with open(path, "wb") as file:
@@ -237,13 +237,13 @@ class Disk:
                 os.fsync(file.fileno())
             os.makedirs(os.path.dirname(target), exist_ok=True)
             os.rename(path, target)
-            self._sync_folders({os.path.dirname(target), self._at("manifests")})
+            self._sync_folders({os.path.dirname(target), self.at("manifests")})
         finally:
             self.discard(path)
 
     def open_manifest(self, tree: str) -> int:
         """A read-only descriptor of a manifest. Raises FileNotFoundError."""
-        return os.open(self._at("manifests", _fan(tree)), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return os.open(self.at("manifests", _fan(tree)), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def read_manifest(self, tree: str) -> Manifest | None:
         """A manifest, or None where it is gone or is not what its name says."""
@@ -254,68 +254,15 @@ class Disk:
             return None
         return Manifest.decode(text) if blake3(text).hexdigest() == tree else None
 
-    # -- views ------------------------------------------------------------------------------------------------------
-
-    def view_path(self, tree: str) -> str:
-        """Where a tree's view is, or will be."""
-        return self._at("views", tree)
-
-    def view_is_intact(self, manifest: Manifest, rows: dict[str, BlobRow]) -> bool:
-        """Whether every file of a view is the inode that the index knows, or empty where it should be."""
-        try:
-            fd = os.open(self.view_path(manifest.digest), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            for entry in manifest.entries:
-                if entry.size:
-                    row, seen = rows[entry.digest], os.stat(entry.path, dir_fd=fd, follow_symlinks=False)
-                    if (seen.st_ino, seen.st_mtime_ns, seen.st_size) != (row.inode, row.mtime_ns, row.size):
-                        return False
-                elif not entry.is_folder:
-                    seen = os.stat(entry.path, dir_fd=fd, follow_symlinks=False)
-                    if seen.st_size or not stat.S_ISREG(seen.st_mode):
-                        return False
-        except OSError:
-            return False
-        finally:
-            os.close(fd)
-        return True
-
-    def start_view(self, manifest: Manifest) -> str:
-        """Makes a view's folders and empty files in staging/; its blobs are linked in next."""
-        path = self.stage()
-        os.mkdir(path, 0o755)
-        for folder in manifest.folders:
-            os.mkdir(os.path.join(os.fsencode(path), folder), 0o755)
-        for entry in manifest.files:
-            if entry.size == 0:
-                fd = os.open(os.path.join(os.fsencode(path), entry.path), os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
-                os.fchmod(fd, 0o444)
-                os.close(fd)
-        return path
-
-    def finish_view(self, path: str, manifest: Manifest) -> None:
-        """Puts a finished view in place, read-only; one that is there already is exchanged for it in one step."""
-        for folder in manifest.folders:
-            os.chmod(os.path.join(os.fsencode(path), folder), 0o555)
-        target = self.view_path(manifest.digest)
-        if os.path.lexists(target):
-            os.chmod(target, 0o755)  # a folder that cannot be written cannot be renamed either
-            exchange(path, target)
-            _remove_tree(path)
-        else:
-            os.rename(path, target)
-        os.chmod(target, 0o555)
-
     # -- the mechanics ----------------------------------------------------------------------------------------------
 
-    def _at(self, *parts: str) -> str:
+    def at(self, *parts: str) -> str:
+        """A path in the store."""
         return os.path.join(self.root, *parts)
 
     def _empty_staging(self) -> None:
-        for name in os.listdir(self._at("staging")):
-            self.discard(self._at("staging", name))
+        for name in os.listdir(self.at("staging")):
+            self.discard(self.at("staging", name))
 
     def _sync_folders(self, folders: set[str]) -> None:
         if len(folders) > SYNC_ONE_BY_ONE_MAX:
@@ -353,7 +300,8 @@ def _hashes(file: io.FileIO, size: int) -> tuple[str, str, int]:
     return blake.hexdigest(), xxh3.hexdigest(), seen
 
 
-def _xxh3(file: io.FileIO, size: int) -> str:
+def xxh3_of(file: io.FileIO, size: int) -> str:
+    """XXH3-128, hexadecimal, of a file that was `size` bytes long a moment ago."""
     xxh3 = xxh3_128()
     for chunk in _chunks(file, size):
         xxh3.update(chunk)
@@ -368,7 +316,8 @@ def _fsync(path: str) -> None:
         os.close(fd)
 
 
-def _remove_tree(path: str) -> None:
+def remove_tree(path: str) -> None:
+    """Removes a folder of the store with all that is in it, read-only folders too."""
     # Folders of views are read-only: they have to be writable to be emptied.
     for folder, names, _ in os.walk(path):
         for name in names:

@@ -22,6 +22,8 @@ BATCH_BYTES = 1 << 30
 
 FILES_PER_TURN = 50  # then a worker turns to another artifact; a future for each file would cost more than a small file
 
+CLAIM_ATTEMPTS = 2
+
 Arrived = tuple[str, int]  # digest and size
 
 
@@ -85,6 +87,14 @@ class _Work:
             return self._done
 
 
+class _Abandoned(Exception):
+    """Somebody else's claim has ended without the file; `error` is why."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 class _Claim:
     """The files that one call is bringing; others that need one of them wait here. One for all: files are many."""
 
@@ -106,13 +116,13 @@ class _Claim:
             self._changed.notify_all()
 
     def wait(self, uri: str) -> Arrived:
-        """Digest and size of a file, when it is kept. Raises what kept it from arriving."""
+        """Digest and size of a file, when it is kept. Raises _Abandoned where it will not be."""
         with self._changed:
             self._changed.wait_for(lambda: uri in self._arrived or self._end)
             if uri in self._arrived:
                 return self._arrived[uri]
             assert self._end is not None
-            raise self._end
+            raise _Abandoned(self._end)
 
 
 class Downloads:
@@ -137,9 +147,25 @@ class Downloads:
 
         Raises errors of ours; files that arrived before the failure stay for the next attempt.
         """
+        arrived: dict[bytes, Arrived] = {}
+        for _ in range(CLAIM_ATTEMPTS):  # what somebody else could not finish, perhaps for another file's sake
+            try:
+                self._bring(location, [f for f in files if f.path not in arrived], progress, arrived, named_by_client)
+                return arrived
+            except _Abandoned as abandoned:
+                error = abandoned.error
+        raise error
+
+    def _bring(
+        self,
+        location: Location,
+        files: list[File],
+        progress: Progress,
+        arrived: dict[bytes, Arrived],
+        named_by_client: bool,
+    ) -> None:
         claim = _Claim()
         mine, theirs = self._claim(location, files, claim)
-        arrived: dict[bytes, Arrived] = {}
         error: BaseException = AssertionError("every file of a claim is settled, or its error is")
         try:
             for batch in self._batches(location, mine, progress, named_by_client):
@@ -155,8 +181,8 @@ class Downloads:
             self._release(mine)
             claim.end(error)
         # Only now: two calls that need files of each other have both brought their own by then.
-        arrived.update({file.path: other.wait(join(location.root, file.remote)) for file, other in theirs})
-        return arrived
+        for file, other in theirs:
+            arrived[file.path] = other.wait(join(location.root, file.remote))
 
     def _claim(
         self, location: Location, files: list[File], claim: _Claim

@@ -16,7 +16,7 @@ from typing import Any
 from sqlite_utils import Database
 
 from artifactcache.errors import CacheError, NoSpace
-from cacheserver.schema import MIGRATIONS
+from cacheserver.schema import MIGRATIONS, statements
 from cacheserver.words import BlobRow, Held, Manifest, Resolved
 
 BUSY_TIMEOUT_SECONDS = 30
@@ -270,6 +270,17 @@ class Index:
                 [(at, self._origin, uri, selection) for (uri, selection), at in uses.items()],
             )
 
+    def rejoin(self, tree: str, digests: Iterable[str]) -> dict[str, BlobRow]:
+        """Makes blobs that are held members of a tree again, and returns their rows."""
+        with self._transaction():
+            for some in _chunks(digests):
+                self._db.execute(
+                    "INSERT OR IGNORE INTO members (tree, blob) SELECT t.id, b.id FROM trees t, blobs b"
+                    f" WHERE t.digest = ? AND b.digest IN ({','.join('?' * len(some))})",
+                    [tree, *some],
+                )
+        return self.blobs(digests)
+
     def forget_blob(self, digest: str) -> list[str]:
         """Removes a blob's row, before its file goes. Returns the digests of the trees that lack it from now on."""
         with self._transaction():
@@ -330,7 +341,7 @@ class Index:
                     " install that release again, or give this one a store of its own."
                 )
             for migration in MIGRATIONS[seen:]:
-                for statement in _statements(migration):
+                for statement in statements(migration):
                     self._db.execute(statement)
             self._db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
@@ -385,13 +396,3 @@ def _chunks(digests: Iterable[str]) -> Iterator[list[str]]:
     ordered = sorted(digests)
     for start in range(0, len(ordered), VARIABLES_MAX):
         yield ordered[start : start + VARIABLES_MAX]
-
-
-def _statements(script: str) -> Iterator[str]:
-    """The statements of a script, one by one: executescript() would commit the transaction that holds them together."""
-    text = ""
-    for line in script.splitlines(keepends=True):
-        text += line
-        if sqlite3.complete_statement(text):
-            yield text
-            text = ""

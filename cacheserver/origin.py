@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from functools import lru_cache, partial
 from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 # Before mlflow is imported: it reads these once. The daemon reports nothing to anybody.
 os.environ.update(
@@ -30,7 +30,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.tracking import MlflowClient
-from mlflow.utils.file_utils import local_file_uri_to_path
 
 from artifactcache.errors import (
     CacheError,
@@ -54,6 +53,7 @@ warnings.filterwarnings("ignore", category=FutureWarning, message=".*get_latest_
 QUESTIONS_MAX = 16  # questions to the origin at a time
 RETRIES = 2
 DOWNLOAD_ATTEMPTS = 2
+LOCAL_PATIENCE_SECONDS = 600.0  # a large folder on a busy disk is not an origin that does not answer
 MESSAGE_LENGTH_MAX = 300
 
 T = TypeVar("T")
@@ -191,7 +191,11 @@ class MlflowOrigin:
             named_by_client: whether a client named the location itself, instead of the tracking server.
         """
         if _scheme(location.root) in LOCAL_SCHEMES:
-            return self._ask(location.uri, lambda: self._local(location, named_by_client).listing(location.path))
+            return self._ask(
+                location.uri,
+                lambda: self._local(location, named_by_client).listing(location.path),
+                max(self._patience, LOCAL_PATIENCE_SECONDS),
+            )
         repository = self._repository(location.root)
         sized = _scheme(location.root) in _SIZED
         files = list(self._walk(repository, location, sized))
@@ -238,7 +242,7 @@ class MlflowOrigin:
 
     def _local(self, location: Location, named_by_client: bool) -> LocalFiles:
         return LocalFiles(
-            local_file_uri_to_path(location.root),
+            _local_path(location.root),
             forbidden=self._forbidden,
             world_only=self._world_only and named_by_client,
         )
@@ -276,15 +280,15 @@ class MlflowOrigin:
             ) from None
         return found
 
-    def _ask(self, what: str, question: Callable[[], T]) -> T:
+    def _ask(self, what: str, question: Callable[[], T], patience: float | None = None) -> T:
         """One answer of the origin, within its time. Raises errors of ours only."""
-        future = self._pool.submit(question)
+        future, patience = self._pool.submit(question), patience or self._patience
         try:
-            return future.result(timeout=self._patience)
+            return future.result(timeout=patience)
         except FutureTimeout:
             future.cancel()
             raise OriginUnavailable(
-                f"{what}: {self.name} has not answered within {self._patience:g} s, and this is not held."
+                f"{what}: the origin has not answered within {patience:g} s, and this is not held."
             ) from None
         except Exception as error:  # noqa: BLE001 - MLflow and its clients raise anything
             raise _translated(error, what) from None
@@ -308,6 +312,14 @@ def _size(info: Any, sized: bool) -> int | None:
     if size < 0:
         raise Corrupted(f"The origin lists {names.show(str(info.path))} with {size} bytes.")
     return size
+
+
+def _local_path(root: str) -> str:
+    """The folder of a `file:` URI. Escapes are decoded as in MLflow; "#" and "?" are characters of a name."""
+    if not _scheme(root):
+        return root
+    path = root.partition(":")[2]
+    return unquote("/" + path[2:].partition("/")[2] if path.startswith("//") else path)
 
 
 def _scheme(uri: str) -> str:

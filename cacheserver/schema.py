@@ -6,6 +6,9 @@ counts the migrations that a database has seen.
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Iterator
+
 FIRST = """
 -- Tracking servers whose artifacts this store has held.
 CREATE TABLE origins (
@@ -78,3 +81,13 @@ CREATE INDEX arrivals_by_blob ON arrivals(blob);
 """
 
 MIGRATIONS = (FIRST,)
+
+
+def statements(script: str) -> Iterator[str]:
+    """The statements of a script, one by one: executescript() would commit the transaction that holds them together."""
+    text = ""
+    for line in script.splitlines(keepends=True):
+        text += line
+        if sqlite3.complete_statement(text):
+            yield text
+            text = ""

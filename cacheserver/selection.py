@@ -1,7 +1,7 @@
 """Which files of an artifact are wanted: include and exclude patterns.
 
-Patterns match whole paths relative to the artifact. `*`, `?` and `[…]` stay inside one folder, `**` crosses folders,
-and a pattern that ends with "/" means everything in that folder.
+Patterns match whole paths relative to the artifact. `*`, `?` and `[…]` stay inside one folder, a component `**` crosses
+folders (beside other characters it is a `*`), and a pattern that ends with "/" means everything in that folder.
 """
 
 from __future__ import annotations
@@ -77,28 +77,52 @@ ALL = Selection()
 
 @lru_cache(maxsize=1024)
 def _compile(pattern: str) -> re.Pattern[str]:
-    if pattern.endswith("/"):
-        pattern += "**"
-    out, i = "", 0
-    while i < len(pattern):
-        if pattern.startswith("**/", i) and (i == 0 or pattern[i - 1] == "/"):
-            out, i = out + "(?:[^/]+/)*", i + 3
-        elif pattern.startswith("**", i):
-            out, i = out + ".*", i + 2
-        elif pattern[i] == "*":
-            out, i = out + "[^/]*", i + 1
-        elif pattern[i] == "?":
-            out, i = out + "[^/]", i + 1
-        elif pattern[i] == "[" and (end := _class_end(pattern, i)):
-            inner = pattern[i + 1 : end].replace("\\", "\\\\").replace("[", "\\[")
-            inner = "^" + inner[1:] if inner[0] in "!^" else inner
-            out, i = out + f"(?!/)[{inner}]", end + 1
-        else:
-            out, i = out + re.escape(pattern[i]), i + 1
+    """The pattern as a regular expression in which nothing is tried twice: a client must not be able to hang a match.
+
+    What stands before a later star is matched at its first place only (atomic groups), which loses nothing: whatever
+    a later place leaves to the star after it, the first place leaves as well. As in Python's own fnmatch.
+    """
+    first, *later = _between_stars(pattern + "**" if pattern.endswith("/") else pattern)
+    if later:
+        middle = ("(?>(?:[^/]+/)*?" + "".join(f"{s}/" for s in part) + ")" for part in later[:-1] if part)
+        last = "(?:[^/]+/)*" + "/".join(later[-1]) if later[-1] else ".+"
+        out = "".join(f"{s}/" for s in first) + "".join(middle) + last
+    else:
+        out = "/".join(first)
     try:
         return re.compile(out, re.DOTALL)
     except re.error as error:
         raise InvalidRequest(f"The pattern {pattern!r} cannot be read: {error}.") from None
+
+
+def _between_stars(pattern: str) -> list[list[str]]:
+    """The expressions of a pattern's components, in a list for each stretch between components that are "**"."""
+    out: list[list[str]] = [[]]
+    for component in pattern.split("/"):
+        if component == "**":
+            out.append([])
+        else:
+            out[-1].append(_component(component))
+    return out
+
+
+def _component(text: str) -> str:
+    """The expression of one component: what stands between its stars, the last star being the only one that gives."""
+    parts, i = [""], 0
+    while i < len(text):
+        end = _class_end(text, i) if text[i] == "[" else None
+        if end:
+            inner = text[i + 1 : end].replace("\\", "\\\\").replace("[", "\\[")
+            parts[-1] += f"(?!/)[^{inner[1:]}]" if inner[0] in "!^" else f"[{inner}]"
+            i = end
+        elif text[i] == "*":
+            if parts[-1] or len(parts) == 1:  # several in a row are one
+                parts.append("")
+        else:
+            parts[-1] += "[^/]" if text[i] == "?" else re.escape(text[i])
+        i += 1
+    first, *later = parts
+    return first + "".join(f"(?>[^/]*?{p})" for p in later[:-1]) + "[^/]*" + later[-1] if later else first
 
 
 def _class_end(pattern: str, start: int) -> int | None:

@@ -18,6 +18,7 @@ from artifactcache.errors import CacheError, NotFound
 from cacheserver.disk import Disk, Space, Staged, no_space
 from cacheserver.index import Index
 from cacheserver.links import link_tree
+from cacheserver.views import Views
 from cacheserver.watch import Watch
 from cacheserver.words import BlobRow, Entry, Held, Manifest, Progress
 
@@ -67,6 +68,7 @@ class Store:
 
     def __init__(self, disk: Disk, index: Index, ticks: Callable[[], float]) -> None:
         self._disk = disk
+        self._views = Views(disk)
         self._ticks = ticks
         self.index = index
         self._blobs_lock = threading.Lock()
@@ -74,7 +76,7 @@ class Store:
         self._trees: OrderedDict[str, Tree] = OrderedDict()
         self._trees_lock = threading.Lock()
         self._watch = Watch()
-        self._watched_since: dict[str, float] = {}
+        self._checked: dict[str, tuple[float, int]] = {}  # views: when, and in which generation of the watch
         self._linkers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="link")
 
     def close(self) -> None:
@@ -151,6 +153,8 @@ class Store:
         if manifest is None:
             return None
         tree = Tree(manifest, self.index.tree_blobs(digest))
+        if tree.missing:  # a blob that was in quarantine may be back, brought for another tree
+            tree = Tree(manifest, tree.rows | self.index.rejoin(digest, tree.missing))
         with self._trees_lock:
             self._trees[digest] = tree
             while (
@@ -176,26 +180,25 @@ class Store:
         """
         if not self.index.has_view(digest):
             return False
-        if self._watch.disturbed():
-            self._watched_since.clear()
-        now = self._ticks()
-        if now - self._watched_since.get(digest, -WATCHED_SECONDS) < WATCHED_SECONDS:
+        now, generation = self._ticks(), self._watch.generation()
+        checked_at, checked_in = self._checked.get(digest, (0.0, -1))
+        if checked_in == generation and now - checked_at < WATCHED_SECONDS:
             return True
         tree = self.tree(digest)
         if tree is None or tree.missing:
             return False
         watched = len(tree.filled) > ALWAYS_CHECKED_FILES_MAX and self._watch_view(tree)
-        if not self._disk.view_is_intact(tree.manifest, tree.rows):
+        if not self._views.is_intact(tree.manifest, tree.rows):
             self.index.record_view(digest, exists=False)
             return False
-        if watched:  # from before the look: what happens between the two is an event that comes next time
-            self._watched_since[digest] = now
+        if watched:  # the generation from before the look: what happens between the two makes it grow
+            self._checked[digest] = (now, generation)
         return True
 
     def _watch_view(self, tree: Tree) -> bool:
         fans = {digest[:2] for digest in tree.rows}
         return all(self._watch.blobs(self._disk.blobs_folder(fan)) for fan in fans) and self._watch.view(
-            self._disk.view_path(tree.manifest.digest), tree.manifest.folders
+            self._views.path(tree.manifest.digest), tree.manifest.folders
         )
 
     def view(self, digest: str) -> str:
@@ -204,7 +207,7 @@ class Store:
             with self._views_lock:
                 if not self.index.has_view(digest):
                     self._build_view(self._leased(digest))
-        return self._disk.view_path(digest)
+        return self._views.path(digest)
 
     def link(self, digest: str, folder_fd: int, owner: int) -> int:
         """Links a tree's blobs into a folder of a client. Returns how many. Raises ModeUnavailable, InvalidRequest."""
@@ -321,14 +324,14 @@ class Store:
         self._forget_cached()
 
     def _build_view(self, tree: Tree) -> None:
-        path = self._disk.start_view(tree.manifest)
+        path = self._views.start(tree.manifest)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 link_tree(tree.manifest, self._disk.blobs_fd, fd, os.geteuid(), self._renew, self._linkers)
             finally:
                 os.close(fd)
-            self._disk.finish_view(path, tree.manifest)
+            self._views.finish(path, tree.manifest)
         except OSError as error:
             raise no_space(error, "a view could not be built") or error from None
         finally:

@@ -144,7 +144,9 @@ def _bare(uri: str, scheme: str, rest: str) -> Artifact:
     if ":" in authority.rpartition("@")[0]:
         raise InvalidRequest("A bare artifact URI must not contain a password: give it to the daemon's environment.")
     path = rest[2 + len(authority) :] if rest.startswith("//") else rest
-    path = path.strip("/")
+    if path and not path.startswith("/"):
+        raise InvalidRequest(f"The path of {names.show(uri)} does not begin with a slash. {_FORMS}")
+    path = path[1:-1] if path.endswith("/") else path[1:]
     if not path:
         raise InvalidRequest(f"{names.show(uri)} names a whole store. Name a folder or a file in it.")
     for escaped in (path, path.replace("%2e", ".").replace("%2E", ".")):

@@ -1,7 +1,7 @@
 """Notices at once when somebody meddles with the store through its folders.
 
-Law of this file: the kernel queues an event before the write that caused it returns, so whoever asks `disturbed` after
-that write hears of it. It cannot see writes through hard links elsewhere: only a look at the inode finds those.
+Law of this file: the kernel queues an event before the write that caused it returns, so whoever asks for the generation
+after that write hears of it. It cannot see writes through hard links elsewhere: only a look at the inode finds those.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Watch:
         self._fd = libc.inotify()
         self._lock = threading.Lock()
         self._watched: set[bytes] = set()
+        self._generation = 0
 
     def close(self) -> None:
         """Watches nothing any more."""
@@ -44,16 +45,17 @@ class Watch:
         top = os.fsencode(root)
         return all(self._add(path, _OF_VIEWS) for path in (top, *(os.path.join(top, f) for f in folders)))
 
-    def disturbed(self) -> bool:
-        """Whether anything has happened in a watched folder since the last time this was asked."""
-        seen = False
-        with contextlib.suppress(BlockingIOError):
-            while os.read(self._fd, READ_BYTES):
-                seen = True
-        if seen:
-            with self._lock:
+    def generation(self) -> int:
+        """A number that has grown if anything has happened in a watched folder by now."""
+        with self._lock:
+            seen = False
+            with contextlib.suppress(BlockingIOError):
+                while os.read(self._fd, READ_BYTES):
+                    seen = True
+            if seen:
+                self._generation += 1
                 self._watched.clear()  # a folder may have been replaced: watches are made anew, which is harmless
-        return seen
+            return self._generation
 
     def _add(self, folder: bytes, mask: int) -> bool:
         with self._lock:

@@ -90,6 +90,14 @@ class Manifest:
                 parent = parent.rpartition(b"/")[0]
         return tuple(sorted(found))
 
+    @cached_property
+    def child_counts(self) -> dict[bytes, int]:
+        """How many names each folder of the tree has in it; b"" stands for the tree itself."""
+        counts = dict.fromkeys((b"", *self.folders), 0)
+        for path in (*self.folders, *(e.path for e in self.files)):
+            counts[path.rpartition(b"/")[0]] += 1
+        return counts
+
     def below(self, path: bytes) -> Manifest | None:
         """The part under `path`: a folder's content, or the one file. None where there is no such path."""
         prefix = path + b"/"

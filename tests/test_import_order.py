@@ -32,6 +32,7 @@ ORDER = (
     "lean",
     "disk",
     "links",
+    "views",
     "watch",
     "index",
     "store",
@@ -48,7 +49,7 @@ ORDER = (
 )
 
 # These rooms are values and decisions: no disk, no clock, no network, no environment, no randomness.
-PURE = ("names", "words", "schema", "selection", "uris", "space", "config", "place", "flights")
+PURE = ("names", "words", "selection", "uris", "space", "config", "place", "flights")
 IMPURE = {
     *("os", "time", "datetime", "sqlite3", "sqlite_utils", "grpc", "mlflow", "io", "pathlib", "shutil", "tempfile"),
     *("subprocess", "socket", "signal", "random", "secrets", "logging", "ctypes", "fcntl"),
@@ -57,7 +58,7 @@ IMPURE = {
 # What only some rooms may import.
 RESERVED = {
     "mlflow": {"origin"},
-    "sqlite3": {"index"},
+    "sqlite3": {"index", "schema"},
     "sqlite_utils": {"index"},
     "grpc": {"service"},
     "ctypes": {"libc"},
@@ -70,12 +71,12 @@ RESERVED = {
 CLOCKS = re.compile(r"\btime\.(time|time_ns|monotonic|monotonic_ns|perf_counter)\b|\bdatetime\.now\b")
 READ_A_CLOCK = {"daemon", "service"}
 
-# `disk` changes the store, `links` the folders of others, `daemon` makes the sockets; `libc` has a call of `disk`'s.
+# `disk` and `views` change the store, `links` others' folders, `daemon` makes the sockets; `libc` has a call of `disk`'s.
 CHANGES = re.compile(
     r"\bos\.(rename|renames|replace|unlink|remove|rmdir|removedirs|mkdir|makedirs|link|symlink|chmod|fchmod|chown|truncate"
     r"|ftruncate|utime|mkfifo)\b|\bshutil\.|\bexchange\("
 )
-CHANGE_FILES = {"disk", "links", "daemon", "libc"}
+CHANGE_FILES = {"disk", "views", "links", "daemon", "libc"}
 
 SQL = re.compile(
     r"\b(SELECT .+ FROM|INSERT (OR \w+ )?INTO|UPDATE \w+ SET|DELETE FROM|CREATE (TABLE|INDEX)|PRAGMA)\b", re.S

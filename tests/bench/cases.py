@@ -130,12 +130,12 @@ def against_mlflow(ground: Ground, servers: tuple[MlflowServer, MlflowServer]) -
             mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(to))
 
         with ground.daemon(server.uri) as daemon, artifactcache.Client(str(daemon.socket_dir)) as client:
-            cold = seconds(lambda uri=uri, client=client: client.fetch(uri, ours, mode="hardlink"))  # type: ignore[misc]
-            clear()
 
             def fetch(client: artifactcache.Client = client, uri: str = uri, to: Path = ours) -> None:
                 client.fetch(uri, to, mode="hardlink")
 
+            cold = seconds(fetch)
+            clear()
             a, b, ratio = in_turn(fetch, download, DOWNLOAD_ROUNDS, clear)
         yield Figure(
             f"warm fetch of 2,000 files, {name}",

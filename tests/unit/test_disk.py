@@ -14,6 +14,7 @@ from xxhash import xxh3_128
 
 from artifactcache.errors import CacheError
 from cacheserver.disk import SYNC_ONE_BY_ONE_MAX, Disk, Staged
+from cacheserver.views import Views
 from cacheserver.words import Entry, Manifest
 from tests.unit.house import overwrite
 
@@ -194,13 +195,13 @@ def test_a_view_in_the_making_is_not_seen(disk: Disk) -> None:
     )
     before = os.umask(0o077)
     try:
-        path = disk.start_view(manifest)
-        assert not os.path.exists(disk.view_path(manifest.digest))
+        path = Views(disk).start(manifest)
+        assert not os.path.exists(Views(disk).path(manifest.digest))
         os.link(path_of(disk, digest), os.path.join(path, "d/x"))
-        disk.finish_view(path, manifest)
+        Views(disk).finish(path, manifest)
     finally:
         os.umask(before)
-    view = Path(disk.view_path(manifest.digest))
+    view = Path(Views(disk).path(manifest.digest))
     assert sorted(str(p.relative_to(view)) for p in view.rglob("*")) == ["d", "d/x", "d/zero", "e"]
     assert {p.stat().st_mode & 0o777 for p in (view, view / "d", view / "e")} == {0o555}
     assert {p.stat().st_mode & 0o777 for p in (view / "d/x", view / "d/zero")} == {0o444}

@@ -169,16 +169,29 @@ def test_a_quarantined_blob_takes_the_views_with_it(shelf: Shelf) -> None:
     assert shelf.store.view_is_sound(unhurt.tree)
 
 
-def test_a_blob_that_moved_to_a_fresh_inode_moves_in_its_views(shelf: Shelf) -> None:
-    """The view of the old inode is built again, and is the same bytes."""
+def test_a_blob_that_moved_to_a_fresh_inode_leaves_its_views_as_they_are(shelf: Shelf) -> None:
+    """A view of the old inode is sound as long as its bytes are right, and not when they are not."""
     held = shelf.put(FEW)
     view = Path(shelf.store.view(held.tree))
     digest = shelf.digest(held, "d1/1")
     shelf.index.record_blob(shelf.disk.fresh_inode(shelf.index.blobs([digest])[digest]))
     shelf.store.close()
     shelf.__init__(shelf.root)  # type: ignore[misc]
+    assert shelf.store.view_is_sound(held.tree) and not (view / "d1/1").samefile(shelf.blob(digest))
+    overwrite(view / "d1/1")
     assert not shelf.store.view_is_sound(held.tree)
     assert Path(shelf.store.view(held.tree)) == view and (view / "d1/1").samefile(shelf.blob(digest))
+
+
+@pytest.mark.parametrize("folder", ["", "d1"])
+def test_a_name_too_many_in_a_view_is_noticed(shelf: Shelf, folder: str) -> None:
+    """A view that root has written into is built again, without what is not the artifact's."""
+    held = shelf.put(FEW)
+    view = Path(shelf.store.view(held.tree))
+    (view / folder).chmod(0o755)
+    (view / folder / "__pycache__").mkdir()
+    assert not shelf.store.view_is_sound(held.tree)
+    assert Path(shelf.store.view(held.tree)) == view and not (view / folder / "__pycache__").exists()
 
 
 def test_views_survive_a_restart(shelf: Shelf) -> None:

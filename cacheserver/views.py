@@ -1,0 +1,96 @@
+"""Views: read-only folders of hard links to blobs, one for a tree.
+
+Law of this file: a view is built in staging/ and appears whole; one that is replaced is exchanged in one step.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+
+from cacheserver.disk import Disk, remove_tree, xxh3_of
+from cacheserver.libc import exchange
+from cacheserver.words import BlobRow, Manifest
+
+
+class Views:
+    """The views of a store."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+
+    def path(self, tree: str) -> str:
+        """Where a tree's view is, or will be."""
+        return self._disk.at("views", tree)
+
+    def is_intact(self, manifest: Manifest, rows: dict[str, BlobRow]) -> bool:
+        """Whether a view has every file of its tree, with the right bytes, and nothing else."""
+        try:
+            fd = os.open(self.path(manifest.digest), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            return self._has_no_strays(fd, manifest) and self._has_its_files(fd, manifest, rows)
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+
+    def _has_no_strays(self, fd: int, manifest: Manifest) -> bool:
+        for folder, count in manifest.child_counts.items():
+            inner = os.open(folder or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+            try:
+                if len(os.listdir(inner)) != count:
+                    return False
+            finally:
+                os.close(inner)
+        return True
+
+    def _has_its_files(self, fd: int, manifest: Manifest, rows: dict[str, BlobRow]) -> bool:
+        proven: dict[tuple[int, int, int], str] = {}
+        for path, digest, size in manifest.entries:
+            if digest == "-":
+                continue
+            seen = os.stat(path, dir_fd=fd, follow_symlinks=False)
+            if not size:
+                if seen.st_size or not stat.S_ISREG(seen.st_mode):
+                    return False
+                continue
+            row, inode = rows[digest], (seen.st_ino, seen.st_mtime_ns, seen.st_size)
+            if inode == (row.inode, row.mtime_ns, row.size) or proven.get(inode) == digest:
+                continue
+            # A blob has had a second inode since it got all its links: then the bytes decide.
+            if not stat.S_ISREG(seen.st_mode) or seen.st_size != size:
+                return False
+            with io.FileIO(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)) as file:
+                if xxh3_of(file, size) != row.xxh3:
+                    return False
+            proven[inode] = digest
+        return True
+
+    def start(self, manifest: Manifest) -> str:
+        """Makes a view's folders and empty files in staging/; its blobs are linked in next."""
+        path = self._disk.stage()
+        os.mkdir(path, 0o755)
+        for folder in manifest.folders:
+            os.mkdir(os.path.join(os.fsencode(path), folder), 0o755)
+        for entry in manifest.files:
+            if entry.size == 0:
+                fd = os.open(os.path.join(os.fsencode(path), entry.path), os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
+                os.fchmod(fd, 0o444)
+                os.close(fd)
+        return path
+
+    def finish(self, path: str, manifest: Manifest) -> None:
+        """Puts a finished view in place, read-only; one that is there already is exchanged for it in one step."""
+        for folder in manifest.folders:
+            os.chmod(os.path.join(os.fsencode(path), folder), 0o555)
+        target = self.path(manifest.digest)
+        if os.path.lexists(target):
+            os.chmod(target, 0o755)  # a folder that cannot be written cannot be renamed either
+            exchange(path, target)
+            remove_tree(path)
+        else:
+            os.rename(path, target)
+        os.chmod(target, 0o555)
