@@ -333,19 +333,3 @@ def test_a_folder_swapped_for_a_symlink_while_linking(session: Session, room: Pa
             swapper.join()
         assert names_below(elsewhere) == set(), "the daemon linked through a symlink"
     assert outcomes <= {"link", "failure"}
-
-
-PACKETS = {
-    "one byte": b"\0",
-    "noise": os.urandom(1000),
-    "no request": pb.HandoffRequest().SerializeToString() or b"\x08\x01",
-    "a reply": pb.HandoffReply(welcome=pb.Welcome(token="x")).SerializeToString(),
-    "half a message": pb.HandoffRequest(hello=pb.Hello(token="x" * 100)).SerializeToString()[:50],
-    "a huge length": b"\x0a\xff\xff\xff\xff\x0f",
-    "text": b"GET / HTTP/1.1\r\n\r\n",
-    "the largest packet": b"\xff" * 65_536,
-    "more than the largest packet": b"x" * 100_000,
-    "a token that is no token": pb.HandoffRequest(hello=pb.Hello(token="nonsense")).SerializeToString(),
-    "a token of 60 KB": pb.HandoffRequest(hello=pb.Hello(token="x" * 60_000)).SerializeToString(),
-    "a request before Hello": pb.HandoffRequest(manifest=pb.ManifestRequest(lease=1)).SerializeToString(),
-}

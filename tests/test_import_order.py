@@ -71,7 +71,7 @@ RESERVED = {
 CLOCKS = re.compile(r"\btime\.(time|time_ns|monotonic|monotonic_ns|perf_counter)\b|\bdatetime\.now\b")
 READ_A_CLOCK = {"daemon", "service"}
 
-# `disk` and `views` change the store, `links` others' folders, `daemon` makes the sockets; `libc` has a call of `disk`'s.
+# `disk`, `views` change the store, `links` others' folders, `daemon` makes the sockets; `libc` has a call of `disk`'s.
 CHANGES = re.compile(
     r"\bos\.(rename|renames|replace|unlink|remove|rmdir|removedirs|mkdir|makedirs|link|symlink|chmod|fchmod|chown|truncate"
     r"|ftruncate|utime|mkfifo)\b|\bshutil\.|\bexchange\("

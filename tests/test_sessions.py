@@ -34,6 +34,22 @@ def session(daemon: Daemon, uri: str) -> Iterator[Session]:
     session.handoff.close()
 
 
+PACKETS = {
+    "one byte": b"\0",
+    "noise": os.urandom(1000),
+    "no request": pb.HandoffRequest().SerializeToString() or b"\x08\x01",
+    "a reply": pb.HandoffReply(welcome=pb.Welcome(token="x")).SerializeToString(),
+    "half a message": pb.HandoffRequest(hello=pb.Hello(token="x" * 100)).SerializeToString()[:50],
+    "a huge length": b"\x0a\xff\xff\xff\xff\x0f",
+    "text": b"GET / HTTP/1.1\r\n\r\n",
+    "the largest packet": b"\xff" * 65_536,
+    "more than the largest packet": b"x" * 100_000,
+    "a token that is no token": pb.HandoffRequest(hello=pb.Hello(token="nonsense")).SerializeToString(),
+    "a token of 60 KB": pb.HandoffRequest(hello=pb.Hello(token="x" * 60_000)).SerializeToString(),
+    "a request before Hello": pb.HandoffRequest(manifest=pb.ManifestRequest(lease=1)).SerializeToString(),
+}
+
+
 @pytest.mark.parametrize("packet", PACKETS.values(), ids=PACKETS.keys())
 @pytest.mark.parametrize("greeted", [False, True])
 @pytest.mark.parametrize("fd_count", [0, 3])
