@@ -99,7 +99,7 @@ class MlflowServer:
     def log_model(self, name: str) -> Any:
         """Log and register a real model as MLflow does it; returns MLflow's ModelInfo."""
         import mlflow
-        from sklearn.linear_model import LinearRegression  # type: ignore[import-untyped]
+        from sklearn.linear_model import LinearRegression
 
         mlflow.set_tracking_uri(self.uri)
         mlflow.set_registry_uri(self.uri)
