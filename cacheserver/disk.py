@@ -159,7 +159,8 @@ class Disk:
         """The digest that each file in blobs/ is named by."""
         for fan in os.listdir(self.blobs_fd):
             for name in os.listdir(self.at("blobs", fan)):
-                yield fan + name
+                if not name.startswith("."):
+                    yield fan + name
 
     def open_blob(self, digest: str) -> int:
         """A read-only descriptor of a blob. Raises FileNotFoundError."""
@@ -198,13 +199,14 @@ class Disk:
             return row._replace(inode=before.st_ino, mtime_ns=before.st_mtime_ns)
 
     def quarantine(self, digest: str) -> None:
-        """Moves a blob whose row is gone to where a person can look at it."""
+        """Moves what stands at the name of a blob whose row is gone to where a person can look at it."""
+        name = f"{digest}-{secrets.token_hex(4)}"
         try:
-            os.rename(self.at("blobs", _fan(digest)), self.at("quarantine", f"{digest}-{secrets.token_hex(4)}"))
+            os.rename(self.at("blobs", _fan(digest)), self.at("quarantine", name))
         except FileNotFoundError:
             return
-        except OSError:
-            self.unlink([digest])
+        except OSError:  # a folder of another user: it can have another name, and no other parent
+            os.rename(self.at("blobs", _fan(digest)), self.at("blobs", digest[:2], f".{name}"))
 
     def quarantine_count(self) -> int:
         """How many files are in quarantine."""

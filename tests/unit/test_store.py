@@ -142,10 +142,10 @@ def test_descriptors_are_not_left_open_after_a_failure(shelf: Shelf) -> None:
     held = shelf.put(FEW)
     last = shelf.tree(held).filled[-1]
     shelf.blob(last.digest).unlink()
-    before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(CacheError, match=last.digest):
         shelf.store.open_blobs(held.tree, 0)
-    assert len(os.listdir("/proc/self/fd")) == before
+    open_files = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+    assert [path for path in open_files if path.startswith(f"{shelf.root}/blobs/")] == []
 
 
 def test_verify_finds_what_no_inode_shows(shelf: Shelf) -> None:
