@@ -108,8 +108,12 @@ class Cache:
         """Writes down when artifacts were used since the last time: a hit itself writes nothing."""
         with self._lock:
             uses, self._uses = self._uses, {}
-        if uses:
-            self._index.record_uses(uses)
+        try:
+            if uses:
+                self._index.record_uses(uses)
+        except NoSpace:  # when a hit was is not worth an error: the next time may have room for it
+            with self._lock:
+                self._uses = uses | self._uses
 
     def download_count(self) -> int:
         """How many artifacts are being brought."""
@@ -153,6 +157,11 @@ class Cache:
             whole = overlay(whole, part.manifest)
         _check_paths(artifact.uri, [entry.path.rstrip(b"/") for entry in whole.entries])
         now, file_name = self._clock(), parts[-1].file_name
+        arrived = [uri for part in parts for uri in part.arrived]
+        before = self._index.held(artifact.uri, selection.key)
+        same = before and (before.tree, before.file_name, before.settled) == (whole.digest, file_name, settled)
+        if before and same and not refresh and not arrived and self._store.tree(before.tree):
+            return before  # nothing has changed: nothing is written, so that a full disk does not matter
         if len(parts) > 1:
             for part in parts:
                 row = (part.location.uri, selection.key, part.file_name, settled, False)
@@ -160,7 +169,7 @@ class Cache:
         rows = [(artifact.uri, selection.key, file_name, settled, True)]
         if len(parts) == 1 and parts[0].location.uri != artifact.uri:
             rows.append((parts[0].location.uri, selection.key, file_name, settled, False))
-        self._store.commit(whole, rows, [uri for part in parts for uri in part.arrived], now)
+        self._store.commit(whole, rows, arrived, now)
         held = self._index.held(artifact.uri, selection.key)
         assert held is not None
         return held

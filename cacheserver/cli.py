@@ -60,6 +60,7 @@ def _check_config(arguments: argparse.Namespace) -> int:
 
 
 def _fsck(arguments: argparse.Namespace) -> int:
+    os.umask(0o077)  # as the daemon: the index is nobody else's to read
     config = _read(arguments.config)
     from cacheserver.fsck import check
     from cacheserver.place import store_root

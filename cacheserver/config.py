@@ -86,7 +86,11 @@ def _amount(value: Any) -> Amount:
 
 def _uri(value: Any) -> str:
     text = _text(value)
-    if not urlsplit(text).scheme and not text.startswith("/"):
+    try:
+        has_scheme = bool(urlsplit(text).scheme)
+    except ValueError:
+        has_scheme = False
+    if not has_scheme and not text.startswith("/"):
         raise ValueError('a tracking URI, as in "http://mlflow.example:5000" or "sqlite:////var/lib/mlflow.db"')
     return text
 
@@ -133,11 +137,13 @@ def parse(text: str, name: str) -> Config:
     """
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError; so is a number of 5,000 digits
         raise ConfigError(f"{name}: this is not TOML: {error}.") from None
     found: dict[str, Any] = {}
     for section, values in tables.items():
-        if section not in _SECTIONS or not isinstance(values, dict):
+        if section in _SECTIONS and not isinstance(values, dict):
+            raise ConfigError(f"{name}{_line(text, section)}: {section} is a section: write [{section}] once.")
+        if section not in _SECTIONS:
             raise ConfigError(f"{name}{_line(text, section)}: [{section}] is no section.{_suggest(section, _SECTIONS)}")
         found[section] = _section(section, values, text, name)
     return Config(**found)

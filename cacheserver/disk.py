@@ -71,6 +71,9 @@ class Disk:
                     os.chmod(self.at(name), 0o711 if shared else 0o700)
             for name in ("blobs", "manifests", "staging", "quarantine"):
                 os.chmod(self.at(name), 0o700)
+            for name in ("index.db", "index.db-wal", "index.db-shm"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.chmod(self.at(name), 0o600)
             self.blobs_fd = os.open(self.at("blobs"), os.O_RDONLY | os.O_DIRECTORY)
             self._empty_staging()
         except OSError as error:

@@ -6,8 +6,10 @@ removed; both are fetched again when they are asked for.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
+from artifactcache.errors import CacheError
 from cacheserver.disk import Disk
 from cacheserver.index import Index
 from cacheserver.space import show
@@ -45,7 +47,9 @@ class Report:
 
 
 def check(root: str) -> Report:
-    """Checks the store in a folder. Raises CacheError where a daemon uses it."""
+    """Checks the store in a folder. Raises CacheError where there is none, or a daemon uses it."""
+    if not os.path.exists(os.path.join(root, "index.db")):
+        raise CacheError(f"There is no store in {root}. Give the --config, or the environment, that the daemon has.")
     disk = Disk(root, shared=None)
     store = Store(disk, Index(disk.index_path, ""), lambda: 0.0)
     try:

@@ -27,6 +27,8 @@ Command = Callable[[Client, argparse.Namespace, render.Bar], int]
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; return the exit status."""
+    if sys.stdout is None:  # closed by whoever started us, such as cron
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
     arguments = _parser().parse_args(argv)
     bar = render.Bar()
     command: Command = arguments.command

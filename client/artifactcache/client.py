@@ -35,7 +35,7 @@ class Client:
 
         None: `ARTIFACTCACHE_SOCKET_DIR`, else the host's daemon if it answers, else the user's own.
         """
-        self._socket_dir = None if socket_dir is None else os.path.abspath(os.fspath(socket_dir))
+        self._socket_dir = None if socket_dir is None else request.socket_dir(socket_dir)
         self._loaded: list[Calls] = []
         self._closed = False
 
@@ -78,6 +78,7 @@ class Client:
         """
         wanted = request.selection(uri, run_id, artifact_path, include, exclude)
         request.manner(mode, exists, writable, dst is not None)
+        request.flag(refresh, "refresh")
         request.callback(progress)
         deadline = Deadline(request.timeout(timeout))
         calls = self._calls()
@@ -97,6 +98,7 @@ class Client:
     ) -> list[Warmed]:
         """Make artifacts present, one after the other, without handing them over. The `timeout` is for all."""
         wanted = [request.selection(uri, include=include, exclude=exclude) for uri in uris]
+        request.flag(refresh, "refresh")
         request.callback(progress)
         deadline = Deadline(request.timeout(timeout))
         calls = self._calls()

@@ -30,4 +30,6 @@ class Deadline:
 
     def exceeded(self) -> DeadlineExceeded:
         """Make the error that says so."""
-        return DeadlineExceeded(f"not done within {self._timeout:g} seconds; a download goes on in the daemon")
+        return DeadlineExceeded(
+            f"not done within {self._timeout:g} seconds; a download that had begun goes on in the daemon"
+        )

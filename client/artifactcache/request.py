@@ -66,8 +66,15 @@ def callback(progress: object) -> None:
         raise InvalidRequest(f"progress is something to call, not {progress!r}")
 
 
+def flag(value: object, what: str) -> None:
+    """Check a yes or no."""
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{what} is True or False, not {value!r}")
+
+
 def manner(mode: object, exists: object, writable: bool, has_dst: bool) -> None:
     """Check how the artifact is to be handed over."""
+    flag(writable, "writable")
     if mode not in MODES:
         raise InvalidRequest(f"mode is one of {', '.join(MODES)}, not {mode!r}")
     if exists not in EXISTS:
@@ -105,6 +112,21 @@ def destination(dst: object) -> bytes:
         path = os.path.realpath(path)
     if path in (b"", b"/"):
         raise InvalidRequest("dst is the root of the filesystem")
+    return path
+
+
+def socket_dir(given: object) -> str:
+    """Check a folder of sockets and return its absolute path."""
+    if not isinstance(given, (str, os.PathLike)):
+        raise InvalidRequest(f"socket_dir is a path, not {given!r}")
+    try:
+        path = os.path.abspath(os.fsdecode(os.fsencode(given)))
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"socket_dir {given!r} has characters that no file name can have") from None
+    except OSError as error:
+        raise InvalidRequest(f"socket_dir is relative to a working directory that is gone: {error.strerror}") from None
+    if "\0" in path:
+        raise InvalidRequest("socket_dir has a NUL byte in it")
     return path
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from artifactcache import forks, handoff, status
+from artifactcache import forks, handoff, request, status
 from artifactcache.deadline import Deadline
 from artifactcache.errors import CacheError, DaemonUnavailable, InvalidRequest, PermissionDenied, Unauthenticated
 from artifactcache.paths import GRPC_SOCKET, SOCKET_DIR_VARIABLE, SYSTEM_SOCKET_DIR, user_socket_dir
@@ -199,7 +199,7 @@ class Session:
     def _connect(self, deadline: Deadline) -> Connection:
         given = self._socket_dir or os.environ.get(SOCKET_DIR_VARIABLE)
         if given:
-            return _introduce(os.path.abspath(given), deadline)
+            return _introduce(request.socket_dir(given), deadline)
         try:
             return _introduce(SYSTEM_SOCKET_DIR, deadline)
         except (DaemonUnavailable, PermissionDenied) as error:

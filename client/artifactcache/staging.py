@@ -198,10 +198,12 @@ def clear(top: int) -> None:
     """
     while entries := entries_of(top):
         for name, is_folder in entries:
-            if is_folder:
-                _delete_folder(top, name)
-            else:
-                os.unlink(name, dir_fd=top)
+            # Two clients may be deleting it: what another has deleted already is as it should be.
+            with contextlib.suppress(FileNotFoundError):
+                if is_folder:
+                    _delete_folder(top, name)
+                else:
+                    os.unlink(name, dir_fd=top)
 
 
 def _delete_folder(top: int, name: bytes) -> None:
@@ -214,10 +216,11 @@ def _delete_folder(top: int, name: bytes) -> None:
         with contextlib.suppress(PermissionError):  # of another owner, but perhaps free to be deleted from
             os.fchmod(folder, 0o700)
         for inner, is_folder in entries_of(folder):
-            if is_folder:
-                _move_up(inner, folder, top)
-            else:
-                os.unlink(inner, dir_fd=folder)
+            with contextlib.suppress(FileNotFoundError):
+                if is_folder:
+                    _move_up(inner, folder, top)
+                else:
+                    os.unlink(inner, dir_fd=folder)
     finally:
         os.close(folder)
     try:

@@ -36,7 +36,7 @@ _BY_STATUS: dict[grpc.StatusCode, type[CacheError]] = {
 }
 _WORDS: dict[grpc.StatusCode, str] = {
     grpc.StatusCode.CANCELLED: "the call was broken off",
-    grpc.StatusCode.DEADLINE_EXCEEDED: "not done within the timeout; a download goes on in the daemon",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "not done within the timeout; a download that had begun goes on in the daemon",
     grpc.StatusCode.UNAVAILABLE: "the daemon does not answer",
     grpc.StatusCode.UNIMPLEMENTED: "the daemon is too old for this call",
 }

@@ -70,6 +70,7 @@ def test_a_run_and_the_bare_uri_behind_it_share_their_bytes(filled: House) -> No
     assert filled.bring(f"{ROOT}/a").origin_bytes == 0
     assert filled.bring("runs:/r").origin_bytes == SIZE - 3
     assert filled.bring(f"{ROOT}/b").origin_bytes == 0
+    filled.cache.record_uses()
     assert [h.uri for h in filled.index.asked()] == ["runs:/r", "runs:/r/a", f"{ROOT}/a", f"{ROOT}/b"]
 
 
