@@ -142,6 +142,7 @@ class Cache:
                     f" and right ones cannot be had: {error}"
                 ) from None
             if held is not None and isinstance(error, OriginUnavailable) and not refresh:
+                self._store.view_is_sound(held.tree)  # one that is not is built again when it is handed out
                 self._used(held)
                 return Brought(held, stale=True)
             raise
@@ -205,14 +206,20 @@ class Cache:
             return None
         wanted = [file for file in listing.files if selection.takes(file.path)]
         _check_paths(location.uri, [file.path for file in wanted])
-        have = {} if refresh else self._known(location)
+        have = {} if refresh else self._known(location, settled)
         missing = [f for f in wanted if not f.is_folder and not _same(have.get(f.path), f)]
         if missing:
             needed = sum(file.size or 0 for file in missing)
             progress.files_total += len(missing)
             progress.bytes_total += needed
             with self._reserve(location, needed):
-                arrived = self._downloads.bring(location, missing, progress, named_by_client=named_by_client)
+                arrived = self._downloads.bring(
+                    location,
+                    missing,
+                    progress,
+                    named_by_client=named_by_client,
+                    known=lambda: {} if refresh else self._known(location, settled),
+                )
             have |= arrived
         entries = [folder(f.path) if f.is_folder else Entry(f.path, *have[f.path]) for f in wanted]
         arrivals = tuple(key(location, file) for file in missing)
@@ -234,11 +241,15 @@ class Cache:
             return Part(location, selection.of_manifest(manifest), file_name)
         return None
 
-    def _known(self, location: Location) -> dict[bytes, tuple[str, int]]:
-        """Digest and size, by path below the location, of every file whose blob is held already."""
+    def _known(self, location: Location, settled: bool) -> dict[bytes, tuple[str, int]]:
+        """Digest and size, by path below the location, of every file whose blob is held already.
+
+        Once the origin has finished, what was taken while it was still writing proves nothing: a file may have been
+        rewritten with the same size since.
+        """
         found: dict[bytes, tuple[str, int]] = {}
         near = self._index.above(location.uri) + self._index.at_or_below(location.uri)
-        for held in sorted(near, key=lambda h: h.fetched_at):
+        for held in sorted((h for h in near if h.settled or not settled), key=lambda h: h.fetched_at):
             if tree := self._store.tree(held.tree):
                 found.update(_paths(location, held, tree))
         prefix = location.uri + "/"

@@ -141,16 +141,27 @@ class Downloads:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def bring(
-        self, location: Location, files: list[File], progress: Progress, *, named_by_client: bool
+        self,
+        location: Location,
+        files: list[File],
+        progress: Progress,
+        *,
+        named_by_client: bool,
+        known: Callable[[], dict[bytes, Arrived]],
     ) -> dict[bytes, Arrived]:
         """Takes files into the store. Returns digest and size by path; `progress` has the bytes that this call took.
+
+        Args:
+            known: the files that are held by now. Asked when nobody else is bringing any of these: whatever somebody
+                brought since the caller looked is found by then.
 
         Raises errors of ours; files that arrived before the failure stay for the next attempt.
         """
         arrived: dict[bytes, Arrived] = {}
         for _ in range(CLAIM_ATTEMPTS):  # what somebody else could not finish, perhaps for another file's sake
             try:
-                self._bring(location, [f for f in files if f.path not in arrived], progress, arrived, named_by_client)
+                left = [f for f in files if f.path not in arrived]
+                self._bring(location, left, progress, arrived, named_by_client, known)
                 return arrived
             except _Abandoned as abandoned:
                 error = abandoned.error
@@ -163,11 +174,19 @@ class Downloads:
         progress: Progress,
         arrived: dict[bytes, Arrived],
         named_by_client: bool,
+        known: Callable[[], dict[bytes, Arrived]],
     ) -> None:
         claim = _Claim()
         mine, theirs = self._claim(location, files, claim)
         error: BaseException = AssertionError("every file of a claim is settled, or its error is")
         try:
+            there = known()
+            found = {uri: f for uri, f in mine.items() if f.path in there and f.size in (None, there[f.path][1])}
+            for uri, file in found.items():
+                arrived[file.path] = there[file.path]
+                del mine[uri]
+            self._release(found)
+            claim.settle({uri: there[file.path] for uri, file in found.items()})
             for batch in self._batches(location, mine, progress, named_by_client):
                 self._store.keep({key(location, mine[uri]): staged for uri, staged in batch.items()}, self._clock())
                 kept = {uri: (staged.row.digest, staged.row.size) for uri, staged in batch.items()}

@@ -211,9 +211,11 @@ class Index:
                 )
 
     def record_blob(self, row: BlobRow) -> None:
-        """Records what a blob's inode looks like now."""
+        """Records what a blob's inode looks like now, if the blob is still held."""
         with self._transaction():
-            self._upsert_blobs([row])
+            self._db.execute(
+                "UPDATE blobs SET inode = ?, mtime_ns = ? WHERE digest = ?", [row.inode, row.mtime_ns, row.digest]
+            )
 
     def record_tree(
         self,

@@ -62,6 +62,7 @@ _SETTLED_RUN = frozenset({"FINISHED", "FAILED", "KILLED"})
 _SETTLED_MODEL = frozenset({"READY", "FAILED"})
 
 # Where these list no size, the file is empty: MLflow's JSON leaves out zeros.
+_OF_TRACKING_SERVER = frozenset({"http", "https", "mlflow-artifacts"})
 _SIZED = frozenset({"", "file", "http", "https", "mlflow-artifacts", "s3", "gs", "wasbs", "abfss"})
 
 _BY_CODE: dict[str, type[CacheError]] = {
@@ -196,7 +197,7 @@ class MlflowOrigin:
                 lambda: self._local(location, named_by_client).listing(location.path),
                 max(self._patience, LOCAL_PATIENCE_SECONDS),
             )
-        repository = self._repository(location.root)
+        repository = self._repository(location.root, named_by_client=named_by_client)
         sized = _scheme(location.root) in _SIZED
         files = list(self._walk(repository, location, sized))
         if files or not location.path:
@@ -206,7 +207,7 @@ class MlflowOrigin:
         for info in self._entries(location, repository, parent):
             if str(info.path).strip("/") == location.path:
                 if info.is_dir:
-                    return Listing([], "")
+                    return Listing(list(self._namesake(repository, location, location.path, sized)), "")
                 return Listing([File(os.fsencode(name), _size(info, sized), location.path)], name)
         raise NotFound(f"{location.uri}: the origin has no file or folder there.")
 
@@ -234,7 +235,14 @@ class MlflowOrigin:
             remote = quote(remote, safe="/", errors="surrogateescape")  # it puts names into URLs as they are
         repository._download_file(remote, to)
 
-    def _repository(self, root: str) -> Any:
+    def _repository(self, root: str, *, named_by_client: bool = False) -> Any:
+        """The repository of a root. Raises InvalidRequest where the daemon's credentials would go elsewhere."""
+        if named_by_client and _scheme(root) in _OF_TRACKING_SERVER:
+            there, here = urlsplit(root).netloc, urlsplit(self._tracking_uri).netloc
+            if there not in ("", here) or (not there and _scheme(root) != "mlflow-artifacts"):
+                raise InvalidRequest(
+                    f"{names.show(root)} is on another server than the tracking server of this daemon."
+                )
         try:
             return self._repositories(root)
         except MlflowException as error:
@@ -255,7 +263,8 @@ class MlflowOrigin:
             infos = self._entries(location, repository, folder)
             inside = [i for i in infos if i.path not in (".", folder)]  # some stores list the folder in itself
             if not inside and folder != location.path:
-                yield File(_below(location, folder), 0, folder, is_folder=True)
+                namesakes = list(self._namesake(repository, location, folder, sized))
+                yield from namesakes or [File(_below(location, folder), 0, folder, is_folder=True)]
             for info in inside:
                 seen += 1
                 if seen > ENTRIES_MAX:
@@ -279,6 +288,16 @@ class MlflowOrigin:
                 " absolute path: whoever logged it has to rename it."
             ) from None
         return found
+
+    def _namesake(self, repository: Any, location: Location, folder: str, sized: bool) -> Iterator[File]:
+        """The file of a folder that has one of its own name only: MLflow's HTTP client takes that folder for a file."""
+        if not isinstance(repository, HttpArtifactRepository):
+            return
+        inside = self._repository(join(location.root, folder))
+        for info in self._ask(location.uri, lambda: inside.list_artifacts(None)):
+            if str(info.path) == posixpath.basename(folder) and not info.is_dir:
+                remote = f"{folder}/{info.path}"
+                yield File(_below(location, remote), _size(info, sized), remote)
 
     def _ask(self, what: str, question: Callable[[], T], patience: float | None = None) -> T:
         """One answer of the origin, within its time. Raises errors of ours only."""

@@ -324,8 +324,9 @@ class Store:
         self._forget_cached()
 
     def _build_view(self, tree: Tree) -> None:
-        path = self._views.start(tree.manifest)
+        path = self._disk.stage()
         try:
+            self._views.start(path, tree.manifest)
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 link_tree(tree.manifest, self._disk.blobs_fd, fd, os.geteuid(), self._renew, self._linkers)

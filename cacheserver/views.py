@@ -69,9 +69,8 @@ class Views:
             proven[inode] = digest
         return True
 
-    def start(self, manifest: Manifest) -> str:
-        """Makes a view's folders and empty files in staging/; its blobs are linked in next."""
-        path = self._disk.stage()
+    def start(self, path: str, manifest: Manifest) -> None:
+        """Makes a view's folders and empty files at a staged path; its blobs are linked in next."""
         os.mkdir(path, 0o755)
         for folder in manifest.folders:
             os.mkdir(os.path.join(os.fsencode(path), folder), 0o755)
@@ -80,7 +79,6 @@ class Views:
                 fd = os.open(os.path.join(os.fsencode(path), entry.path), os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
                 os.fchmod(fd, 0o444)
                 os.close(fd)
-        return path
 
     def finish(self, path: str, manifest: Manifest) -> None:
         """Puts a finished view in place, read-only; one that is there already is exchanged for it in one step."""

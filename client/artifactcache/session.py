@@ -8,6 +8,7 @@ because closing takes place in grpc's own threads and a fork that meets them lea
 from __future__ import annotations
 
 import os
+import stat
 import threading
 import urllib.parse
 import weakref
@@ -207,7 +208,7 @@ class Session:
         uid = os.geteuid()
         own_dir = user_socket_dir(os.environ, uid)
         try:
-            return _introduce(own_dir, deadline, owner=uid)
+            return _introduce(_own(own_dir, uid), deadline, owner=uid)
         except DaemonUnavailable as error:
             raise DaemonUnavailable(f"{error}; nor does the host's own: {absent}") from None
 
@@ -221,6 +222,17 @@ class Session:
         """In a forked child: leave the parent's session to the parent."""
         self._connection = None
         self._lock = threading.Lock()
+
+
+def _own(socket_dir: str, uid: int) -> str:
+    """Refuse a folder that somebody else made where this user's own would be: both sockets in it would be theirs."""
+    try:
+        found = os.lstat(socket_dir)
+    except OSError:
+        return socket_dir  # connecting says what is wrong
+    if found.st_uid != uid or not stat.S_ISDIR(found.st_mode):
+        raise DaemonUnavailable(f"{socket_dir} is not a folder of your own")
+    return socket_dir
 
 
 def _introduce(socket_dir: str, deadline: Deadline, owner: int | None = None) -> Connection:

@@ -167,8 +167,10 @@ def test_a_run_that_is_running_is_listed_each_time(house: House) -> None:
     assert again.origin_bytes == 6
     assert house.content(again.held) == {"log": b"1 2", "model": b"model", "new": b"new"}
     assert house.origin.downloads[f"{root}/model"] == 1
-    house.origin.run("r")  # it has finished
-    assert house.bring("runs:/r").origin_bytes == 0
+    house.origin.run("r")  # it has finished: a file rewritten with the same size must not stay as it was
+    house.origin.files[f"{root}/model"] = b"MODEL"
+    last = house.bring("runs:/r")
+    assert house.content(last.held) == {"log": b"1 2", "model": b"MODEL", "new": b"new"} and last.origin_bytes == 11
     assert house.find("runs:/r") is not None
 
 

@@ -195,7 +195,8 @@ def test_a_view_in_the_making_is_not_seen(disk: Disk) -> None:
     )
     before = os.umask(0o077)
     try:
-        path = Views(disk).start(manifest)
+        path = disk.stage()
+        Views(disk).start(path, manifest)
         assert not os.path.exists(Views(disk).path(manifest.digest))
         os.link(path_of(disk, digest), os.path.join(path, "d/x"))
         Views(disk).finish(path, manifest)
