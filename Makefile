@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STUBS := .venv-stubs
-PROTO := proto/artifactcache/v1/cache.proto
 PIP := -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test check stubs bench lock clean

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
-DIGEST_LENGTH = 64
 EMPTY_DIGEST = blake3(b"").hexdigest()
 
 _ESCAPES = ((b"\\", b"\\\\"), (b"\n", b"\\n"), (b"\r", b"\\r"))
