@@ -21,10 +21,28 @@ from cacheserver.origin import MlflowOrigin
 from cacheserver.selection import Selection
 from cacheserver.store import Store, Tree
 from cacheserver.uris import MOVING, Artifact, Kind
-from cacheserver.words import Brought, Entry, File, Held, Location, Manifest, Progress, folder, overlay
+from cacheserver.words import Brought, Entry, File, Held, Location, Manifest, Progress, Standing, folder, overlay
 
 FLIGHTS_MAX = 64  # artifacts being brought at a time; more wait their turn
 COMMIT_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Promise:
+    """Space promised to a download: what of it the disk or the index shows already is not counted again."""
+
+    needed: int
+    progress: Progress
+    done_before: int
+    kept_before: int
+
+    def coming(self) -> int:
+        """Bytes that are no blobs yet."""
+        return max(0, self.needed - (self.progress.bytes_kept - self.kept_before))
+
+    def unwritten(self) -> int:
+        """Bytes that are not on the disk yet, but for files that are half written."""
+        return max(0, self.needed - (self.progress.bytes_done - self.done_before))
 
 
 @dataclass(frozen=True)
@@ -34,6 +52,7 @@ class Part:
     location: Location
     manifest: Manifest
     file_name: str
+    standing: Standing
     arrived: tuple[str, ...] = ()
 
 
@@ -54,7 +73,8 @@ class Cache:
         self._pool = ThreadPoolExecutor(max_workers=FLIGHTS_MAX, thread_name_prefix="flight")
         self._flights: Flights[Brought] = Flights(self._pool)
         self._lock = threading.Lock()
-        self._reserved = 0
+        self._space_lock = threading.Lock()
+        self._promises: list[Promise] = []
         self._uses: dict[tuple[str, str], float] = {}
 
     def close(self) -> None:
@@ -77,7 +97,7 @@ class Cache:
             view: whether the view is what will be handed out: then the view is what is checked.
         """
         held = self._index.held(artifact.uri, selection.key)
-        if held is None or not held.settled or self._origin.guards(artifact):
+        if held is None or held.standing is Standing.OPEN or self._origin.guards(artifact):
             return None
         if not (view and self._store.view_is_sound(held.tree)) and not self._sound(held):
             return None
@@ -149,8 +169,8 @@ class Cache:
 
     def _sync(self, artifact: Artifact, selection: Selection, refresh: bool, progress: Progress) -> Held:
         """Brings what the origin has and the store lacks, and records the tree."""
-        locations, settled = self._locations(artifact, refresh)
-        parts = [p for at in locations if (p := self._part(at, settled, artifact, selection, refresh, progress))]
+        locations, standing = self._locations(artifact, refresh)
+        parts = [p for at in locations if (p := self._part(at, standing, artifact, selection, refresh, progress))]
         if not parts:
             raise NotFound(f"{artifact.uri}: the origin has no file or folder there.")
         whole = parts[0].manifest
@@ -158,38 +178,39 @@ class Cache:
             whole = overlay(whole, part.manifest)
         _check_paths(artifact.uri, [entry.path.rstrip(b"/") for entry in whole.entries])
         now, file_name = self._clock(), parts[-1].file_name
+        standing = min(part.standing for part in parts)
         arrived = [uri for part in parts for uri in part.arrived]
         before = self._index.held(artifact.uri, selection.key)
-        same = before and (before.tree, before.file_name, before.settled) == (whole.digest, file_name, settled)
+        same = before and (before.tree, before.file_name, before.standing) == (whole.digest, file_name, standing)
         if before and same and not refresh and not arrived and self._store.tree(before.tree):
             return before  # nothing has changed: nothing is written, so that a full disk does not matter
         if len(parts) > 1:
             for part in parts:
-                row = (part.location.uri, selection.key, part.file_name, settled, False)
+                row = (part.location.uri, selection.key, part.file_name, standing, False)
                 self._store.commit(part.manifest, [row], (), now)
-        rows = [(artifact.uri, selection.key, file_name, settled, True)]
+        rows = [(artifact.uri, selection.key, file_name, standing, True)]
         if len(parts) == 1 and parts[0].location.uri != artifact.uri:
-            rows.append((parts[0].location.uri, selection.key, file_name, settled, False))
+            rows.append((parts[0].location.uri, selection.key, file_name, standing, False))
         self._store.commit(whole, rows, arrived, now)
         held = self._index.held(artifact.uri, selection.key)
         assert held is not None
         return held
 
-    def _locations(self, artifact: Artifact, refresh: bool) -> tuple[tuple[Location, ...], bool]:
+    def _locations(self, artifact: Artifact, refresh: bool) -> tuple[tuple[Location, ...], Standing]:
         """Where the bytes are, and whether the origin has finished them."""
         if artifact.kind is Kind.BARE:
             root, _, name = artifact.name.rpartition("/")
-            return (Location(root + "/" if root.endswith((":", "/")) else root, name),), True
+            return (Location(root + "/" if root.endswith((":", "/")) else root, name),), Standing.UNKNOWN
         resolved = None if refresh else self._index.resolved(artifact.base)
         if resolved is None or not resolved.settled:
             resolved = self._origin.resolve(artifact)
             self._index.record_version(resolved, self._clock())
-        return resolved.locations(artifact.path), resolved.settled
+        return resolved.locations(artifact.path), Standing.FINISHED if resolved.settled else Standing.OPEN
 
     def _part(
         self,
         location: Location,
-        settled: bool,
+        standing: Standing,
         artifact: Artifact,
         selection: Selection,
         refresh: bool,
@@ -198,62 +219,63 @@ class Cache:
         """What one location has: from a whole tree that is held above it, else listed and downloaded."""
         named_by_client = artifact.kind is Kind.BARE
         try:
-            derivable = settled and not refresh and not self._origin.guards(artifact)
-            if derivable and (part := self._derived(location, selection)):
+            derivable = standing is not Standing.OPEN and not refresh and not self._origin.guards(artifact)
+            if derivable and (part := self._derived(location, selection, standing)):
                 return part
             listing = self._origin.listing(location, named_by_client=named_by_client)
         except NotFound:
             return None
         wanted = [file for file in listing.files if selection.takes(file.path)]
         _check_paths(location.uri, [file.path for file in wanted])
-        have = {} if refresh else self._known(location, settled)
+        have = {} if refresh else self._known(location, standing)
         missing = [f for f in wanted if not f.is_folder and not _same(have.get(f.path), f)]
         if missing:
             needed = sum(file.size or 0 for file in missing)
             progress.files_total += len(missing)
             progress.bytes_total += needed
-            with self._reserve(location, needed):
+            with self._reserve(location, needed, progress):
                 arrived = self._downloads.bring(
                     location,
                     missing,
                     progress,
                     named_by_client=named_by_client,
-                    known=lambda: {} if refresh else self._known(location, settled),
+                    standing=standing,
+                    known=lambda: {} if refresh else self._known(location, standing),
                 )
             have |= arrived
         entries = [folder(f.path) if f.is_folder else Entry(f.path, *have[f.path]) for f in wanted]
         arrivals = tuple(key(location, file) for file in missing)
-        return Part(location, Manifest.of(entries), listing.file_name, arrivals)
+        return Part(location, Manifest.of(entries), listing.file_name, standing, arrivals)
 
-    def _derived(self, location: Location, selection: Selection) -> Part | None:
-        """The part that a whole tree held above has already."""
+    def _derived(self, location: Location, selection: Selection, least: Standing) -> Part | None:
+        """The part that a whole tree held above has already, if that is worth as much as `least`."""
         for held in reversed(self._index.above(location.uri)):
             tree = self._store.tree(held.tree)
-            if held.selection or not held.settled or tree is None or self._store.unsound(tree):
+            if held.selection or held.standing < least or tree is None or self._store.unsound(tree):
                 continue
             path = location.uri[len(held.uri) :].strip("/").encode()
             if not path:
-                return Part(location, selection.of_manifest(tree.manifest), held.file_name)
+                return Part(location, selection.of_manifest(tree.manifest), held.file_name, held.standing)
             manifest = None if held.file_name else tree.manifest.below(path)
             if manifest is None:
                 return None  # it may have been added since: the origin is asked
             file_name = location.uri.rpartition("/")[2] if tree.manifest.has_file(path) else ""
-            return Part(location, selection.of_manifest(manifest), file_name)
+            return Part(location, selection.of_manifest(manifest), file_name, held.standing)
         return None
 
-    def _known(self, location: Location, settled: bool) -> dict[bytes, tuple[str, int]]:
+    def _known(self, location: Location, least: Standing) -> dict[bytes, tuple[str, int]]:
         """Digest and size, by path below the location, of every file whose blob is held already.
 
-        Once the origin has finished, what was taken while it was still writing proves nothing: a file may have been
-        rewritten with the same size since.
+        Once the origin has finished, what was taken while it was still writing, or may have been, proves nothing: a
+        file may have been rewritten with the same size since.
         """
         found: dict[bytes, tuple[str, int]] = {}
         near = self._index.above(location.uri) + self._index.at_or_below(location.uri)
-        for held in sorted((h for h in near if h.settled or not settled), key=lambda h: h.fetched_at):
+        for held in sorted((h for h in near if h.standing >= least), key=lambda h: h.fetched_at):
             if tree := self._store.tree(held.tree):
                 found.update(_paths(location, held, tree))
         prefix = location.uri + "/"
-        for uri, arrived in self._index.arrivals(location.uri).items():
+        for uri, arrived in self._index.arrivals(location.uri, least).items():
             name = uri[len(prefix) :] if uri.startswith(prefix) else uri.rpartition("/")[2]
             found[name.encode()] = arrived
         sound = self._index.blobs({digest for digest, size in found.values() if size})
@@ -266,20 +288,27 @@ class Cache:
         return tree is not None and not self._store.unsound(tree)
 
     @contextmanager
-    def _reserve(self, location: Location, needed: int) -> Iterator[None]:
+    def _reserve(self, location: Location, needed: int, progress: Progress) -> Iterator[None]:
         """Promises space to a download before its first byte. Raises NoSpace."""
-        stored, disk = self._index.totals()["blob_bytes"], self._store.space()
-        with self._lock:
+        promise = Promise(needed, progress, progress.bytes_done, progress.bytes_kept)
+        with self._space_lock:
+            disk = self._store.space()
             if why := space.shortage(
-                needed, stored=stored, reserved=self._reserved, total=disk.total, free=disk.free, limits=self._limits
+                needed,
+                stored=self._index.totals()["blob_bytes"],
+                coming=sum(p.coming() for p in self._promises),
+                unwritten=sum(p.unwritten() for p in self._promises),
+                total=disk.total,
+                free=disk.free,
+                limits=self._limits,
             ):
                 raise NoSpace(f"{location.uri}: {why}")
-            self._reserved += needed
+            self._promises.append(promise)
         try:
             yield
         finally:
-            with self._lock:
-                self._reserved -= needed
+            with self._space_lock:
+                self._promises.remove(promise)
 
     def _used(self, held: Held) -> None:
         with self._lock:

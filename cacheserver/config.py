@@ -17,6 +17,8 @@ import tomllib
 
 from cacheserver.space import Amount, parse_amount
 
+SOCKET_DIR_BYTES_MAX = 107 - len("/handoff.sock")  # sun_path of unix(7)
+
 
 class ConfigError(Exception):
     """The configuration cannot be used; the message says where and why."""
@@ -37,6 +39,7 @@ class OriginConfig:
 
     tracking_uri: str = ""
     unreachable_after: float = 10.0
+    local_roots: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,20 @@ def _path(value: Any) -> str:
     if not text.startswith("/"):
         raise ValueError("an absolute path")
     return text
+
+
+def _socket_dir(value: Any) -> str:
+    text = _path(value)
+    if len(text.encode("utf-8", "surrogateescape")) > SOCKET_DIR_BYTES_MAX:
+        raise ValueError(f"at most {SOCKET_DIR_BYTES_MAX} bytes long: Linux takes no longer path for a socket")
+    return text
+
+
+def _paths(value: Any) -> list[str]:
+    try:
+        return [_path(one) for one in (value if isinstance(value, list) else [None])]
+    except ValueError:
+        raise ValueError('a list of absolute paths, as in ["/srv/mlflow"]') from None
 
 
 def _amount(value: Any) -> Amount:
@@ -118,12 +135,12 @@ def _one_of(*words: str) -> Callable[[Any], str]:
 
 _SECTIONS: dict[str, tuple[type[Any], dict[str, Callable[[Any], Any]]]] = {
     "store": (StoreConfig, {"root": _path, "capacity": _amount, "min_free": _amount}),
-    "origin": (OriginConfig, {"tracking_uri": _uri, "unreachable_after": _seconds}),
+    "origin": (OriginConfig, {"tracking_uri": _uri, "unreachable_after": _seconds, "local_roots": _paths}),
     "access": (
         AccessConfig,
         {"check": _one_of("none"), "users": _one_of("self", "all"), "hardlink_for_root": _flag},
     ),
-    "server": (ServerConfig, {"socket_dir": _path}),
+    "server": (ServerConfig, {"socket_dir": _socket_dir}),
 }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import socket
 import threading
@@ -26,7 +27,7 @@ from cacheserver.sessions import Peer, Sessions
 from cacheserver.space import Limits
 from cacheserver.store import Store
 
-SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7), with its NUL
+SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7), without its NUL
 STOP_SECONDS = 5
 CHORES_SECONDS = 30
 ARRIVALS_KEPT_SECONDS = 86_400  # how long an unfinished download is worth resuming
@@ -42,12 +43,18 @@ def run(config: Config) -> None:
     uid = os.geteuid()
     here = place(config, dict(os.environ), uid)
     os.umask(0o077)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the usual 1,024 are for programs that use select(2)
 
-    sockets_lock = _socket_folder(here)
+    _take_socket_folder(here)
     disk = Disk(here.root, shared=here.serves_all)
     limits = Limits(config.store.capacity, config.store.min_free)
     origin = MlflowOrigin(
-        here.tracking_uri, config.origin.unreachable_after, forbidden=disk.root, world_only=here.serves_all
+        here.tracking_uri,
+        config.origin.unreachable_after,
+        forbidden=disk.root,
+        world_only=here.serves_all,
+        local_roots=config.origin.local_roots,
     )
     store = Store(disk, Index(disk.index_path, origin.name), time.monotonic)
     cache = Cache(store, origin, limits, time.time)
@@ -79,10 +86,11 @@ def run(config: Config) -> None:
     server.stop(STOP_SECONDS).wait()
     handoff.stop()
     cache.close()
-    store.close()
-    os.close(sockets_lock)
+    store.index.close()
     logging.shutdown()
-    os._exit(0)  # a download of MLflow's cannot be interrupted, and Python would wait for its thread
+    # A download of MLflow's cannot be interrupted, and Python would wait for its thread. The locks on both folders end
+    # with the process, not before: until then its threads may still write.
+    os._exit(0)
 
 
 def _chores(cache: Cache, store: Store) -> None:
@@ -94,7 +102,7 @@ def _chores(cache: Cache, store: Store) -> None:
         _log.exception("a chore failed")
 
 
-def _socket_folder(here: Place) -> int:
+def _take_socket_folder(here: Place) -> None:
     """Makes the sockets' folder and takes it for this process: gRPC itself would share a socket with another daemon."""
     folder = here.socket_dir
     longest = os.path.join(folder, "handoff.sock")
@@ -109,7 +117,7 @@ def _socket_folder(here: Place) -> int:
             raise CacheError(f"The sockets' folder {folder} belongs to uid {owner}, who could listen in your place.")
         if owner == os.geteuid():
             os.chmod(folder, 0o755 if here.serves_all else 0o700)
-        return lock.take(folder)
+        lock.take(folder)
     except OSError as error:
         raise CacheError(f"The sockets' folder {folder} cannot be used: {error.strerror}.") from None
 
@@ -121,13 +129,18 @@ def _fresh_path(here: Place, name: str) -> str:
         os.unlink(path)
     except FileNotFoundError:
         pass
+    except OSError as error:
+        raise CacheError(f"{path} is in the way of the daemon's socket: {error.strerror}. Remove it.") from None
     return path
 
 
 def _listener(here: Place, name: str) -> socket.socket:
     path = _fresh_path(here, name)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listener.bind(path)
-    os.chmod(path, 0o666 if here.serves_all else 0o600)
-    listener.listen(1024)
+    try:
+        listener.bind(path)
+        os.chmod(path, 0o666 if here.serves_all else 0o600)
+        listener.listen(1024)
+    except OSError as error:
+        raise CacheError(f"The socket {path} cannot be made: {error.strerror}.") from None
     return listener

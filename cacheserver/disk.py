@@ -11,9 +11,11 @@ import errno
 import io
 import itertools
 import os
+import re
 import secrets
 import shutil
 import stat
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,7 +23,7 @@ from typing import NamedTuple
 from blake3 import blake3
 from xxhash import xxh3_128
 
-from artifactcache.errors import CacheError, NoSpace
+from artifactcache.errors import CacheError, Corrupted, NoSpace
 from cacheserver import lock
 from cacheserver.libc import syncfs
 from cacheserver.words import BlobRow, Manifest
@@ -29,6 +31,9 @@ from cacheserver.words import BlobRow, Manifest
 READ_BYTES = 1 << 20
 SYNC_ONE_BY_ONE_MAX = 8  # 2,000 files of 4 KiB: fsync each 0.2 to 3.6 s, syncfs 0.01 to 0.08 s (ext4, XFS, btrfs)
 FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
+# What opening a file of the store says where it is gone, or is a symlink or below a file by now.
+GONE_ERRNOS = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR})
+_FAN = re.compile(r"[0-9a-f]{2}")
 FOLDERS = ("blobs", "manifests", "views", "staging", "quarantine")
 
 
@@ -60,6 +65,8 @@ class Disk:
     def __init__(self, root: str, *, shared: bool | None) -> None:
         self.root = os.path.abspath(root)
         self._numbers = itertools.count()
+        self._sync_lock = threading.Lock()
+        self._lost_before = 0  # what was staged before this number may be among the bytes that the disk has lost
         try:
             os.makedirs(self.root, exist_ok=True)
             self._lock_fd = lock.take(self.root)
@@ -97,7 +104,7 @@ class Disk:
     # -- blobs ------------------------------------------------------------------------------------------------------
 
     def stage(self) -> str:
-        """A path in staging/ that nothing has yet."""
+        """A path in staging/ that nothing has yet; it ends with a number that has grown since the last one."""
         return self.at("staging", str(next(self._numbers)))
 
     def measure(self, path: str) -> Staged:
@@ -123,10 +130,30 @@ class Disk:
     def sync(self, staged: list[Staged]) -> None:
         """Makes sure that staged bytes survive a power cut."""
         if len(staged) > SYNC_ONE_BY_ONE_MAX:
-            syncfs(self.blobs_fd)
-            return
-        for one in staged:
-            _fsync(one.path)
+            self._syncfs()
+        else:
+            for one in staged:
+                _fsync(one.path)
+        self._refuse_lost(staged)
+
+    def _syncfs(self) -> None:
+        """Syncs the filesystem, and sees to it that every batch hears of lost bytes, not only the first that asks.
+
+        The kernel tells of a lost write once per open file (errseq_t), and a file that is opened after somebody was
+        told hears nothing: neither sharing `blobs_fd` nor opening it anew for each sync tells a second batch. A
+        descriptor for each batch, opened before its first byte, would; but files become a batch only when they are
+        here. So syncs take turns, and one that fails condemns all that was staged until then.
+        """
+        with self._sync_lock:
+            try:
+                syncfs(self.blobs_fd)
+            except OSError:
+                self._lost_before = next(self._numbers)
+                raise
+
+    def _refuse_lost(self, staged: list[Staged]) -> None:
+        if any(int(os.path.basename(one.path)) < self._lost_before for one in staged):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     def place(self, staged: list[Staged]) -> list[BlobRow]:
         """Renames synced files to their names, and syncs the names. Returns the rows that may be recorded now."""
@@ -135,9 +162,10 @@ class Disk:
             target = self.at("blobs", _fan(one.row.digest))
             if os.path.dirname(target) not in folders:
                 folders.add(os.path.dirname(target))
-                os.makedirs(os.path.dirname(target), exist_ok=True)
+                _make_fan(os.path.dirname(target))
             os.rename(one.path, target)
         self._sync_folders(folders | {self.at("blobs")})
+        self._refuse_lost(staged)
         return [one.row for one in staged]
 
     def unlink(self, digests: Iterable[str]) -> None:
@@ -160,10 +188,15 @@ class Disk:
 
     def blob_names(self) -> Iterator[str]:
         """The digest that each file in blobs/ is named by."""
-        for fan in os.listdir(self.blobs_fd):
+        for fan in self.fans("blobs"):
             for name in os.listdir(self.at("blobs", fan)):
                 if not name.startswith("."):
                     yield fan + name
+
+    def fans(self, kind: str) -> list[str]:
+        """The folders of two letters in blobs/ or manifests/; what else stands there is none of the store's."""
+        with os.scandir(self.at(kind)) as entries:
+            return [e.name for e in entries if _FAN.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
 
     def open_blob(self, digest: str) -> int:
         """A read-only descriptor of a blob. Raises FileNotFoundError."""
@@ -209,24 +242,27 @@ class Disk:
         except FileNotFoundError:
             return
         except OSError:  # a folder of another user: it can have another name, and no other parent
+            # First the symlink, by which it is found and counted. On a full disk it goes without: fsck finds it then.
+            with contextlib.suppress(OSError):
+                os.symlink(f"../blobs/{digest[:2]}/.{name}", self.at("quarantine", name))
             os.rename(self.at("blobs", _fan(digest)), self.at("blobs", digest[:2], f".{name}"))
 
     def quarantine_count(self) -> int:
         """How many files are in quarantine."""
         return len(os.listdir(self.at("quarantine")))
 
-    def fresh_inode(self, row: BlobRow) -> BlobRow:
-        """Gives a blob an inode of its own, when the old one has as many links as its filesystem allows."""
+    def copy(self, digest: str) -> Staged:
+        """Copies a blob to an inode of its own in staging/, synced. What it is by now, its row says."""
         path = self.stage()
         try:
-            shutil.copyfile(self.at("blobs", _fan(row.digest)), path)
+            with open(self.open_blob(digest), "rb") as source, open(path, "xb") as target:
+                shutil.copyfileobj(source, target, READ_BYTES)
             staged = self.measure(path)
-            if staged.row.digest != row.digest:
-                raise CacheError(f"The blob {row.digest} changed while it was copied.")
             self.sync([staged])
-            return self.place([staged])[0]
-        finally:
+            return staged
+        except BaseException:
             self.discard(path)
+            raise
 
     # -- manifests --------------------------------------------------------------------------------------------------
 
@@ -240,7 +276,7 @@ class Disk:
                 file.flush()
                 os.fchmod(file.fileno(), 0o444)
                 os.fsync(file.fileno())
-            os.makedirs(os.path.dirname(target), exist_ok=True)
+            _make_fan(os.path.dirname(target))
             os.rename(path, target)
             self._sync_folders({os.path.dirname(target), self.at("manifests")})
         finally:
@@ -271,7 +307,7 @@ class Disk:
 
     def _sync_folders(self, folders: set[str]) -> None:
         if len(folders) > SYNC_ONE_BY_ONE_MAX:
-            syncfs(self.blobs_fd)
+            self._syncfs()
             return
         for folder in folders:
             _fsync(folder)
@@ -279,9 +315,26 @@ class Disk:
 
 def no_space(error: OSError, what: str) -> NoSpace | None:
     """The error to raise instead of `error` where it says that a disk is full."""
-    if error.errno not in FULL_ERRNOS:
-        return None
+    return full(what) if error.errno in FULL_ERRNOS else None
+
+
+def full(what: str) -> NoSpace:
+    """The error where the store's disk has no room left; `what` could not be done."""
     return NoSpace(f"The store's disk is full: {what}. Free some space, or raise its capacity.")
+
+
+def changed(what: str) -> Corrupted:
+    """The error where something was right a moment ago, and is gone, or another, when it is handed out."""
+    return Corrupted(f"{what} changed in the store while it was handed out: fetch again.")
+
+
+def _make_fan(folder: str) -> None:
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except FileExistsError:
+        raise CacheError(
+            f"{folder} is no folder, and the store needs one there: move it away, it is none of the store's."
+        ) from None
 
 
 def _fan(digest: str) -> str:
@@ -324,6 +377,7 @@ def _fsync(path: str) -> None:
 def remove_tree(path: str) -> None:
     """Removes a folder of the store with all that is in it, read-only folders too."""
     # Folders of views are read-only: they have to be writable to be emptied.
+    os.chmod(path, 0o755)
     for folder, names, _ in os.walk(path):
         for name in names:
             inner = os.path.join(folder, name)

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from cacheserver.disk import Staged
 from cacheserver.origin import MlflowOrigin
 from cacheserver.store import Store
-from cacheserver.words import File, Location, Progress, join
+from cacheserver.words import File, Location, Progress, Standing, join
 
 DOWNLOADS_MAX = 16  # files at a time, of all artifacts together
 WINDOW = 8  # files at a time of one artifact: no artifact keeps the others waiting for all of its files
@@ -98,7 +98,8 @@ class _Abandoned(Exception):
 class _Claim:
     """The files that one call is bringing; others that need one of them wait here. One for all: files are many."""
 
-    def __init__(self) -> None:
+    def __init__(self, standing: Standing) -> None:
+        self.standing = standing
         self._arrived: dict[str, Arrived] = {}
         self._end: BaseException | None = None
         self._changed = threading.Condition()
@@ -147,11 +148,13 @@ class Downloads:
         progress: Progress,
         *,
         named_by_client: bool,
+        standing: Standing,
         known: Callable[[], dict[bytes, Arrived]],
     ) -> dict[bytes, Arrived]:
         """Takes files into the store. Returns digest and size by path; `progress` has the bytes that this call took.
 
         Args:
+            standing: what these files will be worth as evidence, and what somebody else's have to be worth.
             known: the files that are held by now. Asked when nobody else is bringing any of these: whatever somebody
                 brought since the caller looked is found by then.
 
@@ -161,7 +164,7 @@ class Downloads:
         for _ in range(CLAIM_ATTEMPTS):  # what somebody else could not finish, perhaps for another file's sake
             try:
                 left = [f for f in files if f.path not in arrived]
-                self._bring(location, left, progress, arrived, named_by_client, known)
+                self._bring(location, left, progress, arrived, named_by_client, standing, known)
                 return arrived
             except _Abandoned as abandoned:
                 error = abandoned.error
@@ -174,9 +177,10 @@ class Downloads:
         progress: Progress,
         arrived: dict[bytes, Arrived],
         named_by_client: bool,
+        standing: Standing,
         known: Callable[[], dict[bytes, Arrived]],
     ) -> None:
-        claim = _Claim()
+        claim = _Claim(standing)
         mine, theirs = self._claim(location, files, claim)
         error: BaseException = AssertionError("every file of a claim is settled, or its error is")
         try:
@@ -185,19 +189,21 @@ class Downloads:
             for uri, file in found.items():
                 arrived[file.path] = there[file.path]
                 del mine[uri]
-            self._release(found)
+            self._release(found, claim)
             claim.settle({uri: there[file.path] for uri, file in found.items()})
             for batch in self._batches(location, mine, progress, named_by_client):
-                self._store.keep({key(location, mine[uri]): staged for uri, staged in batch.items()}, self._clock())
+                staged_by_key = {key(location, mine[uri]): staged for uri, staged in batch.items()}
+                self._store.keep(staged_by_key, standing, self._clock())
                 kept = {uri: (staged.row.digest, staged.row.size) for uri, staged in batch.items()}
+                progress.bytes_kept += sum(size for _, size in kept.values())
                 arrived.update({mine.pop(uri).path: one for uri, one in kept.items()})
-                self._release(kept)  # who asks for one of them from now on finds its arrival
+                self._release(kept, claim)  # who asks for one of them from now on finds its arrival
                 claim.settle(kept)
         except BaseException as caught:
             error = caught
             raise
         finally:
-            self._release(mine)
+            self._release(mine, claim)
             claim.end(error)
         # Only now: two calls that need files of each other have both brought their own by then.
         for file, other in theirs:
@@ -212,17 +218,19 @@ class Downloads:
         with self._lock:
             for file in files:
                 uri = join(location.root, file.remote)
-                owner = self._claims.setdefault(uri, claim)
-                if owner is claim:
-                    mine[uri] = file
-                else:
+                owner = self._claims.get(uri)
+                if owner is not None and owner.standing >= claim.standing:
                     theirs.append((file, owner))
+                else:
+                    self._claims[uri] = claim
+                    mine[uri] = file
         return mine, theirs
 
-    def _release(self, uris: Iterable[str]) -> None:
+    def _release(self, uris: Iterable[str], claim: _Claim) -> None:
         with self._lock:
             for uri in uris:
-                del self._claims[uri]
+                if self._claims.get(uri) is claim:  # else somebody who needs better evidence has taken it over
+                    del self._claims[uri]
 
     def _batches(
         self, location: Location, mine: dict[str, File], progress: Progress, named_by_client: bool

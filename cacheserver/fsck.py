@@ -1,12 +1,14 @@
 """Checks a whole store while no daemon uses it: every row against its bytes, every file against its row.
 
-Law of this file: it mends only what loses nothing. Wrong bytes go to quarantine, files that no row speaks of are
-removed; both are fetched again when they are asked for.
+Law of this file: it mends only what loses nothing. Wrong bytes go to quarantine, what has a name of the store's and no
+row is removed; both are fetched again when they are asked for. What has another name is somebody's, and is left.
 """
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from artifactcache.errors import CacheError
@@ -16,14 +18,26 @@ from cacheserver.space import show
 from cacheserver.store import Store, Verified
 from cacheserver.words import Progress
 
+_REST = re.compile(r"[0-9a-f]{62}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
 
 @dataclass(frozen=True)
 class Report:
-    """What a check found."""
+    """What a check found.
+
+    Attributes:
+        strays: how many files and views that no row speaks of were removed.
+        strange: paths of what the store has not made; it was left.
+        quarantined: how much lies in quarantine by now.
+        manifests: the URIs of the artifacts whose manifests are wrong or gone.
+    """
 
     root: str
     verified: Verified
     strays: int
+    strange: tuple[str, ...]
+    quarantined: int
     manifests: tuple[str, ...]
 
     @property
@@ -40,8 +54,12 @@ class Report:
         out += [f"will be fetched again when asked for: {uri}" for uri in found.affected]
         if self.strays:
             out.append(
-                f"{self.strays} files that no row speaks of were removed: a crash leaves such, and they cost space only"
+                f"{self.strays} files or views that no row speaks of were removed: a crash leaves such, and they cost"
+                " space only"
             )
+        out += [f"not of the store's making, and left: {path}; move it away" for path in self.strange]
+        if self.quarantined:
+            out.append(f"{self.quarantined} in quarantine: look into {self.root}/quarantine, then delete them")
         out.append("sound" if self.sound else "not sound")
         return out
 
@@ -54,10 +72,51 @@ def check(root: str) -> Report:
     store = Store(disk, Index(disk.index_path, ""), lambda: 0.0)
     try:
         verified = store.verify(None, Progress())
-        known = set(store.index.all_digests())
-        strays = [digest for digest in disk.blob_names() if digest not in known]
-        disk.unlink(strays)
+        strays, strange = 0, list(_strange(disk))
+        for path in list(_strays(disk, store.index)):
+            try:
+                disk.discard(path)
+                strays += 1
+            except OSError:  # of another user
+                strange.append(path)
         broken = tuple(uri for uri, tree in store.index.all_trees() if disk.read_manifest(tree) is None)
-        return Report(disk.root, verified, len(strays), broken)
+        return Report(disk.root, verified, strays, tuple(strange), _quarantined(disk), broken)
     finally:
         store.close()
+
+
+def _strays(disk: Disk, index: Index) -> Iterator[str]:
+    """Paths of all that has a name of the store's, and no row."""
+    trees = set(index.tree_digests())
+    for kind, known in (("blobs", set(index.all_digests())), ("manifests", trees)):
+        for fan in disk.fans(kind):
+            for name in os.listdir(disk.at(kind, fan)):
+                if _REST.fullmatch(name) and fan + name not in known:
+                    yield disk.at(kind, fan, name)
+    for name in os.listdir(disk.at("views")):
+        if _DIGEST.fullmatch(name) and name not in trees:
+            yield disk.at("views", name)
+
+
+def _quarantined(disk: Disk) -> int:
+    """How much is in quarantine; in blobs/ it has a dot before its name, and in quarantine/ a symlink of that name."""
+    in_place = {
+        name[1:] for fan in disk.fans("blobs") for name in os.listdir(disk.at("blobs", fan)) if name.startswith(".")
+    }
+    return len(in_place | set(os.listdir(disk.at("quarantine"))))
+
+
+def _strange(disk: Disk) -> Iterator[str]:
+    """Paths of all that the store would not have named like this."""
+    for kind in ("blobs", "manifests"):
+        fans = set(disk.fans(kind))
+        for name in os.listdir(disk.at(kind)):
+            if name not in fans:
+                yield disk.at(kind, name)
+        for fan in fans:
+            for name in os.listdir(disk.at(kind, fan)):
+                if not _REST.fullmatch(name) and not name.startswith("."):
+                    yield disk.at(kind, fan, name)
+    for name in os.listdir(disk.at("views")):
+        if not _DIGEST.fullmatch(name):
+            yield disk.at("views", name)

@@ -11,6 +11,8 @@ _RENAME_EXCHANGE = 2
 _M_ARENA_MAX = -8
 _SYS_OPENAT2 = 437  # the same on every architecture
 _RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_NO_XDEV = 0x01
+_RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_BENEATH = 0x08
 
 
@@ -33,10 +35,20 @@ def open_beneath(folder_fd: int, path: str, flags: int) -> int:
 
     Raises OSError, with EXDEV where the path leads out (openat2(2), RESOLVE_BENEATH).
     """
-    how = _OpenHow(flags, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
-    fd: int = _libc.syscall(
-        _SYS_OPENAT2, folder_fd, ctypes.c_char_p(os.fsencode(path)), ctypes.byref(how), ctypes.sizeof(how)
-    )
+    return _openat2(folder_fd, os.fsencode(path), flags, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
+
+
+def open_here(folder_fd: int, name: bytes, flags: int) -> int:
+    """Opens a name in a folder, without following a symlink or entering another mount.
+
+    Raises OSError, with ELOOP or EXDEV where it is one (openat2(2)).
+    """
+    return _openat2(folder_fd, name, flags, _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_XDEV)
+
+
+def _openat2(folder_fd: int, path: bytes, flags: int, resolve: int) -> int:
+    how = _OpenHow(flags, 0, resolve)
+    fd: int = _libc.syscall(_SYS_OPENAT2, folder_fd, ctypes.c_char_p(path), ctypes.byref(how), ctypes.sizeof(how))
     _check(min(fd, 0))
     return fd
 

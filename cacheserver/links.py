@@ -11,11 +11,13 @@ import stat
 from collections.abc import Callable
 from concurrent.futures import Executor
 
-from artifactcache.errors import InvalidRequest, ModeUnavailable, NoSpace
+from artifactcache.errors import CacheError, InvalidRequest, ModeUnavailable, NoSpace
 from cacheserver import names
-from cacheserver.disk import FULL_ERRNOS
+from cacheserver.disk import FULL_ERRNOS, changed
+from cacheserver.libc import open_here
 from cacheserver.words import Entry, Manifest
 
+LINK_ATTEMPTS = 3  # a blob that got another inode may have all its links again by the next attempt
 PARALLEL_FILES_MIN = 2000  # below this the second thread costs more than it brings
 
 # Where linkat(2) says one of these, links cannot be had at this destination; another mode may still work.
@@ -49,8 +51,10 @@ def link_tree(
         pool: a second thread to work in, where the tree is large.
 
     Returns the number of links. Raises ModeUnavailable where links cannot be had there, InvalidRequest where the
-    folder is not what it should be.
+    folder is not what it should be, Corrupted where a blob has gone.
     """
+    if _mount_of(folder_fd) != _mount_of(blobs_fd):  # before anything else is asked of it: it may never answer
+        raise ModeUnavailable(f"Hard links cannot be had at the destination: {NO_LINKS[errno.EXDEV]}.")
     check_folder(folder_fd, owner)
     work = _by_folder(manifest)
     if pool is None or len(manifest.entries) < PARALLEL_FILES_MIN or len(work) < 2:
@@ -69,6 +73,12 @@ def check_folder(fd: int, owner: int) -> None:
         raise InvalidRequest("The descriptor to link into is not that of a folder.")
     if found.st_uid != owner:
         raise InvalidRequest("The folder to link into does not belong to the user who asks.")
+
+
+def _mount_of(fd: int) -> str:
+    """Which mount a descriptor lies in. Asks the kernel alone (proc_pid_fdinfo(5)), never the filesystem itself."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
+        return next((line for line in lines if line.startswith("mnt_id:")), "")
 
 
 def _by_folder(manifest: Manifest) -> list[tuple[bytes, list[Entry]]]:
@@ -97,27 +107,42 @@ def _link(
 
 def _link_one(digest: str, name: bytes, blobs_fd: int, fd: int, renew: Callable[[str], None]) -> None:
     source = f"{digest[:2]}/{digest[2:]}"
-    try:
-        os.link(source, name, src_dir_fd=blobs_fd, dst_dir_fd=fd, follow_symlinks=False)
-    except OSError as error:
-        if error.errno == errno.EMLINK:
-            renew(digest)
+    for more in reversed(range(LINK_ATTEMPTS)):
+        try:
             os.link(source, name, src_dir_fd=blobs_fd, dst_dir_fd=fd, follow_symlinks=False)
             return
-        if error.errno in NO_LINKS:
-            raise ModeUnavailable(
-                f"Hard links cannot be had at the destination: {NO_LINKS[error.errno]} ({error.strerror})."
-            ) from None
-        if error.errno in FULL_ERRNOS:
-            raise NoSpace(f"The destination's disk is full: {names.show(name)} could not be linked.") from None
-        raise InvalidRequest(f"{names.show(name)} cannot be linked into the destination: {error.strerror}.") from None
+        except OSError as error:
+            if error.errno != errno.EMLINK or not more:
+                raise _refusal(error, digest, name, _exists(source, blobs_fd)) from None
+        renew(digest)
+
+
+def _exists(source: str, blobs_fd: int) -> bool:
+    try:
+        os.stat(source, dir_fd=blobs_fd, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
+
+
+def _refusal(error: OSError, digest: str, name: bytes, blob_is_there: bool) -> CacheError:
+    """What linkat(2) said, by whose move it is. ENOENT stands for a blob that is gone and for a folder that is."""
+    if error.errno == errno.EMLINK or (error.errno == errno.ENOENT and not blob_is_there):
+        return changed(f"The blob {digest}")
+    if error.errno in NO_LINKS:
+        return ModeUnavailable(
+            f"Hard links cannot be had at the destination: {NO_LINKS[error.errno]} ({error.strerror})."
+        )
+    if error.errno in FULL_ERRNOS:
+        return NoSpace(f"The destination's disk is full: {names.show(name)} could not be linked.")
+    return InvalidRequest(f"{names.show(name)} cannot be linked into the destination: {error.strerror}.")
 
 
 def _descend(root_fd: int, folder: bytes, owner: int) -> int:
     fd = os.dup(root_fd)
     for component in folder.split(b"/") if folder else ():
         try:
-            inner = os.open(component, _OPEN_FOLDER, dir_fd=fd)
+            inner = open_here(fd, component, _OPEN_FOLDER)
         except OSError as error:
             raise InvalidRequest(
                 f"The folder {names.show(folder)} to link into cannot be entered: {error.strerror}."

@@ -1,8 +1,8 @@
 """The origin's artifact stores that are folders of this host: `file:` URIs and plain paths.
 
 Law of this file: every path is opened below the artifact's root by openat2(2) with RESOLVE_BENEATH, so that no symlink,
-however quickly it is swapped in, makes the daemon read anything else; and what is read is what was opened, not what
-stands at the name a moment later.
+however quickly it is swapped in, makes the daemon read anything else; what is read is what was opened, not what stands
+at the name a moment later; and what is listed may be handed out, for bytes that are held already are not opened again.
 """
 
 from __future__ import annotations
@@ -28,16 +28,18 @@ class LocalFiles:
 
     Args:
         root: its folder.
-        forbidden: a folder that it must not lie in.
-        world_only: whether everything must be readable by every user of the host.
+        forbidden: a folder of which nothing is read, by whatever way or name it is reached: the store.
+        world_only: whether everything must be readable by every user of the host,
+        exempt: unless the root lies in one of these folders; real paths.
 
-    Raises NotFound, PermissionDenied.
+    Raises NotFound, PermissionDenied, and Corrupted for what is no plain file.
     """
 
-    def __init__(self, root: str, *, forbidden: str, world_only: bool) -> None:
+    def __init__(self, root: str, *, forbidden: str, world_only: bool, exempt: tuple[str, ...] = ()) -> None:
         self._root = root
-        self._forbidden = forbidden
+        self._forbidden = _identity(os.stat(forbidden))
         self._world_only = world_only
+        self._exempt = exempt
 
     def listing(self, path: str) -> Listing:
         """All files below a path of the root, or the one file it is."""
@@ -55,8 +57,8 @@ class LocalFiles:
         finally:
             os.close(root_fd)
 
-    def copy(self, path: str, to: str) -> None:
-        """Copies one file to a new path."""
+    def copy(self, path: str, to: str, size: int) -> None:
+        """Copies one file to a new path: at most one byte more than its listed size, which shows that it has grown."""
         root_fd = self._open_root()
         try:
             source = self._open(root_fd, path)
@@ -64,7 +66,7 @@ class LocalFiles:
                 self._check(source, path)
                 target = os.open(to, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
                 try:
-                    _copy(source, target)
+                    _copy(source, target, size + 1)
                 finally:
                     os.close(target)
             finally:
@@ -96,7 +98,8 @@ class LocalFiles:
                         seen_as = self._behind(root_fd, remote)
                     if stat.S_ISDIR(seen_as.st_mode):
                         folders.append(remote)
-                    else:
+                    else:  # the way to it was looked at with its folder, or behind the symlink: no file is opened here
+                        self._check_mode(seen_as, remote)
                         yield File(path, seen_as.st_size, remote)
             finally:
                 os.close(fd)
@@ -104,6 +107,7 @@ class LocalFiles:
     def _behind(self, root_fd: int, remote: str) -> os.stat_result:
         fd = self._open(root_fd, remote)
         try:
+            self._check_way(fd, remote)
             return os.fstat(fd)
         finally:
             os.close(fd)
@@ -115,10 +119,9 @@ class LocalFiles:
             raise _refusal(error, self._root) from None
         try:
             true = os.readlink(f"/proc/self/fd/{fd}")
-            if true == self._forbidden or true.startswith(self._forbidden.rstrip("/") + "/"):
-                raise PermissionDenied(f"{self._root} lies in the store itself, which is no origin.")
-            if self._world_only:
-                self._check_parents(true)
+            if any(true == folder or true.startswith(folder.rstrip("/") + "/") for folder in self._exempt):
+                self._world_only = False
+            self._check_way(fd, "")
         except BaseException:
             os.close(fd)
             raise
@@ -132,38 +135,58 @@ class LocalFiles:
             raise _refusal(error, f"{self._root}/{path}") from None
 
     def _check(self, fd: int, path: str, *, is_folder: bool = False) -> None:
-        mode = os.fstat(fd).st_mode
-        if not (stat.S_ISDIR(mode) if is_folder else stat.S_ISREG(mode)):
+        self._check_mode(os.fstat(fd), path, is_folder=is_folder)
+        self._check_way(fd, path)
+
+    def _check_mode(self, found: os.stat_result, path: str, *, is_folder: bool = False) -> None:
+        if not (stat.S_ISDIR if is_folder else stat.S_ISREG)(found.st_mode):
             raise Corrupted(f"{names.show(f'{self._root}/{path}')} is no {'folder' if is_folder else 'plain file'}.")
         needed = stat.S_IROTH | (stat.S_IXOTH if is_folder else 0)
-        if self._world_only and mode & needed != needed:
+        if self._world_only and found.st_mode & needed != needed:
             raise self._private(path)
-        if self._world_only:  # a symlink may have led through folders that no listing has looked at
-            self._check_parents(os.readlink(f"/proc/self/fd/{fd}"), path)
+        self._check_store(found)
 
-    def _check_parents(self, true: str, path: str = "") -> None:
-        while true != "/":
-            true = os.path.dirname(true)
-            if not os.stat(true).st_mode & stat.S_IXOTH:
-                raise self._private(path)
+    def _check_way(self, fd: int, path: str) -> None:
+        """Looks at every folder above what was opened: a symlink may have led through one that no listing has seen."""
+        try:
+            above = os.readlink(f"/proc/self/fd/{fd}")
+            while above != "/":
+                above = os.path.dirname(above)
+                found = os.stat(above)
+                self._check_store(found)
+                if self._world_only and not found.st_mode & stat.S_IXOTH:
+                    raise self._private(path)
+        except OSError as error:
+            raise _refusal(error, f"{self._root}/{path}") from None
+
+    def _check_store(self, found: os.stat_result) -> None:
+        """By device and inode: a mount, or a root above the store, leads there under another name."""
+        if _identity(found) == self._forbidden:
+            raise PermissionDenied(f"{self._root} lies in the store itself, or has it inside, which is no origin.")
 
     def _private(self, path: str) -> PermissionDenied:
         return PermissionDenied(
             f"{names.show(f'{self._root}/{path}')} is not readable by every user of this host: a daemon that serves"
-            " several users hands out only such files by a file: URI. Fetch the run or the model that it belongs to."
+            " several users hands out only such files, except of runs and models below a folder that its administrator"
+            " lists in [origin] local_roots."
         )
 
 
-def _copy(source: int, target: int) -> None:
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+def _copy(source: int, target: int, limit: int) -> None:
+    """Copies up to `limit` bytes: a file that grows as fast as it is read must not fill the disk."""
     try:
-        while os.copy_file_range(source, target, COPY_BYTES):
-            pass
+        while limit and (copied := os.copy_file_range(source, target, min(limit, COPY_BYTES))):
+            limit -= copied
     except OSError as error:
         if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP):
             raise
         # Between filesystems of two kinds; it goes on where the first way ended.
-        while os.sendfile(target, source, None, COPY_BYTES):
-            pass
+        while limit and (copied := os.sendfile(target, source, None, min(limit, COPY_BYTES))):
+            limit -= copied
 
 
 def _refusal(error: OSError, path: str) -> CacheError:

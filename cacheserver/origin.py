@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import posixpath
-import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from functools import lru_cache, partial
 from typing import Any, TypeVar
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, urlsplit
 
 # Before mlflow is imported: it reads these once. The daemon reports nothing to anybody.
 os.environ.update(
@@ -26,25 +25,15 @@ os.environ.update(
 )
 
 import mlflow
-from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.tracking import MlflowClient
 
-from artifactcache.errors import (
-    CacheError,
-    Corrupted,
-    InvalidRequest,
-    NoSpace,
-    NotFound,
-    OriginUnavailable,
-    PermissionDenied,
-    Unauthenticated,
-)
+from artifactcache.errors import Corrupted, InvalidRequest, NotFound, OriginUnavailable
 from cacheserver import names
-from cacheserver.disk import FULL_ERRNOS
 from cacheserver.local import ENTRIES_MAX, LOCAL_SCHEMES, LocalFiles
-from cacheserver.uris import Artifact, Kind
+from cacheserver.refusals import translated, without_credentials
+from cacheserver.uris import Artifact, Kind, literal
 from cacheserver.words import File, Listing, Location, Resolved, join
 
 # Stages are deprecated; as long as MLflow has them, users have URIs with them.
@@ -54,49 +43,18 @@ QUESTIONS_MAX = 16  # questions to the origin at a time
 RETRIES = 2
 DOWNLOAD_ATTEMPTS = 2
 LOCAL_PATIENCE_SECONDS = 600.0  # a large folder on a busy disk is not an origin that does not answer
-MESSAGE_LENGTH_MAX = 300
 
 T = TypeVar("T")
 
 _SETTLED_RUN = frozenset({"FINISHED", "FAILED", "KILLED"})
 _SETTLED_MODEL = frozenset({"READY", "FAILED"})
 
+_ENDPOINT = "/mlflow-artifacts/artifacts"  # of every http: artifact URI
+_NO_STORE = "Could not find a registered artifact repository"  # MLflow has no class of error for it
+
 # Where these list no size, the file is empty: MLflow's JSON leaves out zeros.
 _OF_TRACKING_SERVER = frozenset({"http", "https", "mlflow-artifacts"})
 _SIZED = frozenset({"", "file", "http", "https", "mlflow-artifacts", "s3", "gs", "wasbs", "abfss"})
-
-_BY_CODE: dict[str, type[CacheError]] = {
-    "RESOURCE_DOES_NOT_EXIST": NotFound,
-    "NOT_FOUND": NotFound,
-    "ENDPOINT_NOT_FOUND": NotFound,
-    "PERMISSION_DENIED": PermissionDenied,
-    "UNAUTHENTICATED": Unauthenticated,
-    "CUSTOMER_UNAUTHORIZED": Unauthenticated,
-    "INVALID_PARAMETER_VALUE": InvalidRequest,
-    "BAD_REQUEST": InvalidRequest,
-}
-_BY_STATUS: dict[int, type[CacheError]] = {
-    400: InvalidRequest,
-    401: Unauthenticated,
-    403: PermissionDenied,
-    404: NotFound,
-}
-_BY_S3_CODE: dict[str, type[CacheError]] = {
-    "AccessDenied": PermissionDenied,
-    "NoSuchBucket": NotFound,
-    "NoSuchKey": NotFound,
-    "404": NotFound,
-    "403": PermissionDenied,
-    "InvalidAccessKeyId": Unauthenticated,
-    "SignatureDoesNotMatch": Unauthenticated,
-}
-_BY_CLASS: dict[str, type[CacheError]] = {
-    "FileNotFoundError": NotFound,
-    "NotADirectoryError": NotFound,
-    "PermissionError": PermissionDenied,
-    "NoCredentialsError": Unauthenticated,
-    "PartialCredentialsError": Unauthenticated,
-}
 
 
 class MlflowOrigin:
@@ -106,12 +64,19 @@ class MlflowOrigin:
         tracking_uri: as MLflow takes it; credentials come from MLflow's own environment variables.
         unreachable_after_seconds: how long one answer may take.
         forbidden: a folder that no `file:` artifact may lie in: the store itself.
-        world_only: whether bare `file:` artifacts must be readable by every user of the host: a daemon that serves
-            others must not read for them what they could not read themselves.
+        world_only: whether `file:` artifacts must be readable by every user of the host: a daemon that serves others
+            must not read for them what they could not read themselves.
+        local_roots: folders in which that does not matter for what the tracking server names.
     """
 
     def __init__(
-        self, tracking_uri: str, unreachable_after_seconds: float, *, forbidden: str, world_only: bool
+        self,
+        tracking_uri: str,
+        unreachable_after_seconds: float,
+        *,
+        forbidden: str,
+        world_only: bool,
+        local_roots: Iterable[str] = (),
     ) -> None:
         os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, round(unreachable_after_seconds)))
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = str(RETRIES)
@@ -122,13 +87,14 @@ class MlflowOrigin:
         self._patience = unreachable_after_seconds
         self._forbidden = os.path.realpath(forbidden)
         self._world_only = world_only
+        self._local_roots = tuple(os.path.realpath(folder) for folder in local_roots)
         self._repositories = lru_cache(maxsize=64)(partial(get_artifact_repository, tracking_uri=self._tracking_uri))
         self._pool = ThreadPoolExecutor(max_workers=QUESTIONS_MAX, thread_name_prefix="origin")
 
     @property
     def name(self) -> str:
         """The tracking URI, without credentials."""
-        return _without_secrets(self._tracking_uri)
+        return without_credentials(self._tracking_uri)
 
     def close(self) -> None:
         """Asks nothing any more."""
@@ -222,13 +188,14 @@ class MlflowOrigin:
                     raise Corrupted(f"{names.show(uri)}: the origin lists {file.size} bytes and sent {size}.")
                 return
             except Exception as error:  # noqa: BLE001 - MLflow and its clients raise anything
-                ours = _translated(error, names.show(uri))
+                ours = translated(error, names.show(uri))
                 if attempt + 1 == DOWNLOAD_ATTEMPTS or not isinstance(ours, (Corrupted, OriginUnavailable)):
                     raise ours from None
 
     def _download(self, location: Location, file: File, to: str, named_by_client: bool) -> None:
         if _scheme(location.root) in LOCAL_SCHEMES:
-            self._local(location, named_by_client).copy(file.remote, to)
+            assert file.size is not None, "a local listing has sizes"
+            self._local(location, named_by_client).copy(file.remote, to, file.size)
             return
         repository, remote = self._repository(location.root), file.remote
         if isinstance(repository, HttpArtifactRepository):
@@ -237,22 +204,29 @@ class MlflowOrigin:
 
     def _repository(self, root: str, *, named_by_client: bool = False) -> Any:
         """The repository of a root. Raises InvalidRequest where the daemon's credentials would go elsewhere."""
+        shown = names.show(without_credentials(root))
         if named_by_client and _scheme(root) in _OF_TRACKING_SERVER:
-            there, here = urlsplit(root).netloc, urlsplit(self._tracking_uri).netloc
+            there, here = _server(root), _server(self._tracking_uri)
             if there not in ("", here) or (not there and _scheme(root) != "mlflow-artifacts"):
-                raise InvalidRequest(
-                    f"{names.show(root)} is on another server than the tracking server of this daemon."
-                )
+                raise InvalidRequest(f"{shown} is on another server than the tracking server of this daemon.")
+            if _scheme(root) != "mlflow-artifacts" and _ENDPOINT not in root:
+                raise InvalidRequest(f"{shown} is no artifact URI of MLflow: write mlflow-artifacts:/<path>.")
         try:
             return self._repositories(root)
-        except MlflowException as error:
-            raise InvalidRequest(f"MLflow knows no artifact store for {names.show(root)}: {error}") from None
+        except Exception as error:  # noqa: BLE001 - the clients of the object stores raise anything
+            if str(error).startswith(_NO_STORE):
+                raise InvalidRequest(
+                    f"MLflow knows no artifact store for {shown}: write a scheme that it knows, such as s3: or"
+                    " mlflow-artifacts:, or install its plugin where the daemon runs."
+                ) from None
+            raise translated(error, shown) from None
 
     def _local(self, location: Location, named_by_client: bool) -> LocalFiles:
         return LocalFiles(
             _local_path(location.root),
             forbidden=self._forbidden,
-            world_only=self._world_only and named_by_client,
+            world_only=self._world_only,
+            exempt=() if named_by_client else self._local_roots,
         )
 
     def _walk(self, repository: Any, location: Location, sized: bool) -> Iterator[File]:
@@ -281,7 +255,9 @@ class MlflowOrigin:
 
     def _entries(self, location: Location, repository: Any, folder: str) -> list[Any]:
         try:
-            found: list[Any] = self._ask(location.uri, lambda: repository.list_artifacts(folder or None))
+            found: list[Any] = self._ask(
+                location.uri, lambda: repository.list_artifacts(folder or None), of_answer=True
+            )
         except InvalidRequest as error:
             raise InvalidRequest(
                 f"{error}. MLflow refuses to list a folder that holds a name with '#', '?' or '%', a '..' or an"
@@ -294,12 +270,14 @@ class MlflowOrigin:
         if not isinstance(repository, HttpArtifactRepository):
             return
         inside = self._repository(join(location.root, folder))
-        for info in self._ask(location.uri, lambda: inside.list_artifacts(None)):
+        for info in self._ask(location.uri, lambda: inside.list_artifacts(None), of_answer=True):
             if str(info.path) == posixpath.basename(folder) and not info.is_dir:
                 remote = f"{folder}/{info.path}"
                 yield File(_below(location, remote), _size(info, sized), remote)
 
-    def _ask(self, what: str, question: Callable[[], T], patience: float | None = None) -> T:
+    def _ask(
+        self, what: str, question: Callable[[], T], patience: float | None = None, *, of_answer: bool = False
+    ) -> T:
         """One answer of the origin, within its time. Raises errors of ours only."""
         future, patience = self._pool.submit(question), patience or self._patience
         try:
@@ -307,10 +285,10 @@ class MlflowOrigin:
         except FutureTimeout:
             future.cancel()
             raise OriginUnavailable(
-                f"{what}: the origin has not answered within {patience:g} s, and this is not held."
+                f"{without_credentials(what)}: the origin has not answered within {patience:g} s, and this is not held."
             ) from None
         except Exception as error:  # noqa: BLE001 - MLflow and its clients raise anything
-            raise _translated(error, what) from None
+            raise translated(error, what, of_answer=of_answer) from None
 
 
 def _below(location: Location, remote: str) -> bytes:
@@ -334,54 +312,31 @@ def _size(info: Any, sized: bool) -> int | None:
 
 
 def _local_path(root: str) -> str:
-    """The folder of a `file:` URI. Escapes are decoded as in MLflow; "#" and "?" are characters of a name."""
+    """The folder of a local root.
+
+    A URI has its escapes decoded where it comes in, a client's as a whole by `uris.parse`, the tracking server's root,
+    below which paths are plain names, by `_tidy`; from there on root and path are taken literally.
+    """
     if not _scheme(root):
         return root
     path = root.partition(":")[2]
-    return unquote("/" + path[2:].partition("/")[2] if path.startswith("//") else path)
+    return "/" + path[2:].partition("/")[2] if path.startswith("//") else path
 
 
 def _scheme(uri: str) -> str:
-    return urlsplit(uri).scheme
+    head, colon, _ = uri.partition(":")
+    return head.lower() if colon and "/" not in head else ""
+
+
+def _server(uri: str) -> str:
+    """Host and port, with the user where there is one. Raises InvalidRequest."""
+    try:
+        return urlsplit(uri).netloc
+    except ValueError:  # half an IPv6 address
+        raise InvalidRequest(f"{names.show(without_credentials(uri))} is no URL.") from None
 
 
 def _tidy(uri: str) -> str:
-    """The root as the index knows it: without a slash at its end."""
+    """The root as the index knows it: without a slash at its end; a local one without escapes, as MLflow reads it."""
+    uri = literal(uri) if _scheme(uri) in LOCAL_SCHEMES else uri
     return uri.rstrip("/") if len(uri.rstrip("/")) > 1 else uri
-
-
-def _translated(error: BaseException, what: str) -> CacheError:
-    """Our error for one of MLflow, of requests, of an object store's client or of the operating system."""
-    if isinstance(error, CacheError):
-        return error
-    for cause in _causes(error):
-        if isinstance(cause, OSError) and cause.errno in FULL_ERRNOS:
-            return NoSpace(f"{what}: the store's disk is full. Free some space, or raise its capacity.")
-    kind = next(filter(None, map(_kind, _causes(error))), OriginUnavailable)
-    text = _without_secrets(" ".join(str(error).split()))[:MESSAGE_LENGTH_MAX]
-    return kind(f"{what}: {text or type(error).__name__}")
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    for _ in range(10):
-        if error is None:
-            return
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _kind(error: BaseException) -> type[CacheError] | None:
-    """Known by name, not by class: the clients of the object stores are not all installed."""
-    if isinstance(error, MlflowException):
-        return _BY_CODE.get(error.error_code)
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):
-        return _BY_S3_CODE.get(str(response.get("Error", {}).get("Code")))
-    if response is not None:
-        return _BY_STATUS.get(getattr(response, "status_code", 0))
-    return _BY_CLASS.get(type(error).__name__)
-
-
-def _without_secrets(text: str) -> str:
-    text = re.sub(r"(://)[^/@\s]+@", r"\1", text)  # user:password@
-    return re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", text)  # signatures of presigned URLs

@@ -61,7 +61,7 @@ CREATE TABLE artifacts (
     selection TEXT NOT NULL,           -- JSON: [include, exclude]; empty for the whole artifact
     tree INTEGER NOT NULL REFERENCES trees(id),
     file_name TEXT NOT NULL,           -- where the artifact is one file, its name; else empty
-    settled INTEGER NOT NULL,          -- 0 where the origin could still have added to it when it was fetched
+    standing INTEGER NOT NULL,         -- when it was fetched the origin was: 0 writing, 1 not known, 2 finished
     asked INTEGER NOT NULL,            -- 1 where a client asked for this URI, 0 where it is the location behind one
     fetched_at REAL NOT NULL,          -- seconds since the epoch
     used_at REAL NOT NULL,             -- seconds since the epoch
@@ -74,10 +74,48 @@ CREATE TABLE arrivals (
     origin INTEGER NOT NULL REFERENCES origins(id),
     uri TEXT NOT NULL,                 -- the file's bare artifact URI
     blob INTEGER NOT NULL REFERENCES blobs(id),
+    standing INTEGER NOT NULL,         -- as in artifacts
     arrived_at REAL NOT NULL,          -- seconds since the epoch
     PRIMARY KEY (origin, uri)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX arrivals_by_blob ON arrivals(blob);
+
+-- How much is held: one row, kept by the triggers below, so that nobody counts rows while others wait.
+CREATE TABLE counters (
+    artifact_count INTEGER NOT NULL,   -- of those that a client asked for
+    artifact_bytes INTEGER NOT NULL,   -- the sum of their trees' sizes
+    tree_count INTEGER NOT NULL,
+    blob_count INTEGER NOT NULL,
+    blob_bytes INTEGER NOT NULL        -- the sum of their sizes
+) STRICT;
+INSERT INTO counters VALUES (0, 0, 0, 0, 0);
+
+CREATE TRIGGER blob_comes AFTER INSERT ON blobs BEGIN
+    UPDATE counters SET blob_count = blob_count + 1, blob_bytes = blob_bytes + new.size;
+END;
+CREATE TRIGGER blob_goes AFTER DELETE ON blobs BEGIN
+    UPDATE counters SET blob_count = blob_count - 1, blob_bytes = blob_bytes - old.size;
+END;
+CREATE TRIGGER tree_comes AFTER INSERT ON trees BEGIN
+    UPDATE counters SET tree_count = tree_count + 1;
+END;
+CREATE TRIGGER tree_goes AFTER DELETE ON trees BEGIN
+    UPDATE counters SET tree_count = tree_count - 1;
+END;
+CREATE TRIGGER artifact_comes AFTER INSERT ON artifacts WHEN new.asked BEGIN
+    UPDATE counters SET artifact_count = artifact_count + 1,
+        artifact_bytes = artifact_bytes + (SELECT size_bytes FROM trees WHERE id = new.tree);
+END;
+CREATE TRIGGER artifact_goes AFTER DELETE ON artifacts WHEN old.asked BEGIN
+    UPDATE counters SET artifact_count = artifact_count - 1,
+        artifact_bytes = artifact_bytes - (SELECT size_bytes FROM trees WHERE id = old.tree);
+END;
+CREATE TRIGGER artifact_changes AFTER UPDATE OF tree, asked ON artifacts BEGIN
+    UPDATE counters SET artifact_count = artifact_count + new.asked - old.asked,
+        artifact_bytes = artifact_bytes
+            + new.asked * (SELECT size_bytes FROM trees WHERE id = new.tree)
+            - old.asked * (SELECT size_bytes FROM trees WHERE id = old.tree);
+END;
 """
 
 MIGRATIONS = (FIRST,)

@@ -9,10 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import pwd
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -24,14 +27,20 @@ from artifactcache.v1 import cache_pb2 as pb
 from artifactcache.v1 import cache_pb2_grpc
 from cacheserver import __version__, uris
 from cacheserver.cache import Cache
+from cacheserver.quotas import Quota
 from cacheserver.selection import Selection
 from cacheserver.sessions import Session, Sessions
 from cacheserver.space import Limits
 from cacheserver.store import Store
-from cacheserver.words import Brought, Held, Progress
+from cacheserver.words import Brought, Held, Manifest, Progress
 
 # A fetch that waits for a download holds a thread; they are made as they are needed, and cost about 40 KB each.
 REQUESTS_MAX = 1024
+# So many of them may wait for the origin: the rest is for calls that take no time.
+WAITING_MAX = 896
+WAITING_PER_USER_MAX = 448
+VERIFICATIONS_MAX = 16  # one runs, the others wait for it
+VERIFICATIONS_PER_USER_MAX = 2
 MESSAGE_BYTES_MAX = 1 << 20
 FILES_PER_MESSAGE = 1000
 PROGRESS_SECONDS = 0.1
@@ -56,43 +65,36 @@ T = TypeVar("T")
 Context = grpc.ServicerContext
 
 
-def _abort(context: Context, error: CacheError) -> None:
-    context.set_trailing_metadata((("artifactcache-error", type(error).__name__),))
-    context.abort(_STATUS.get(type(error), grpc.StatusCode.INTERNAL), str(error))
+@contextmanager
+def _typed(context: Context, call: str) -> Iterator[None]:
+    """Turns what a handler raises into a status."""
+    try:
+        yield
+        return
+    except CacheError as error:
+        failure = error
+    except Exception:  # noqa: BLE001 - a defect here must not end the daemon
+        _log.exception("%s failed", call)
+        failure = CacheError(f"{call} failed in the daemon; its log says why.")
+    context.set_trailing_metadata((("artifactcache-error", type(failure).__name__),))
+    context.abort(_STATUS.get(type(failure), grpc.StatusCode.INTERNAL), str(failure))
 
 
 def _unary(method: Callable[[Any, Any, Context], T]) -> Callable[[Any, Any, Context], T]:
-    """Turns what a handler raises into a status."""
-
     @wraps(method)
     def handler(self: Any, request: Any, context: Context) -> T:
-        try:
+        with _typed(context, method.__name__):
             return method(self, request, context)
-        except CacheError as error:
-            failure = error
-        except Exception:  # noqa: BLE001 - a defect here must not end the daemon
-            _log.exception("%s failed", method.__name__)
-            failure = CacheError(f"{method.__name__} failed in the daemon; its log says why.")
-        _abort(context, failure)
-        raise AssertionError
+        raise AssertionError("a call that failed was aborted")
 
     return handler
 
 
 def _stream(method: Callable[[Any, Any, Context], Iterator[T]]) -> Callable[[Any, Any, Context], Iterator[T]]:
-    """Turns what a handler raises while it streams into a status."""
-
     @wraps(method)
     def handler(self: Any, request: Any, context: Context) -> Iterator[T]:
-        try:
+        with _typed(context, method.__name__):
             yield from method(self, request, context)
-            return
-        except CacheError as error:
-            failure = error
-        except Exception:  # noqa: BLE001 - a defect here must not end the daemon
-            _log.exception("%s failed", method.__name__)
-            failure = CacheError(f"{method.__name__} failed in the daemon; its log says why.")
-        _abort(context, failure)
 
     return handler
 
@@ -116,9 +118,12 @@ class Service(cache_pb2_grpc.CacheServicer):
         self._limits = limits
         self._about = about
         self._hardlink_for_root = hardlink_for_root
+        self._waiting = Quota("fetches that wait for the origin", per_user=WAITING_PER_USER_MAX, total=WAITING_MAX)
+        self._verifications = Quota("verifications", per_user=VERIFICATIONS_PER_USER_MAX, total=VERIFICATIONS_MAX)
         self._verifiers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="verify")
         self._started_at = time.time()
-        self._served = dict.fromkeys(("fetch_count", "hit_count", "origin_bytes", "served_bytes"), 0)
+        self._served: Counter[str] = Counter()
+        self._lock = threading.Lock()
 
     @_unary
     def Ping(self, request: pb.PingRequest, context: Context) -> pb.PingReply:
@@ -139,16 +144,14 @@ class Service(cache_pb2_grpc.CacheServicer):
     def Fetch(self, request: pb.FetchRequest, context: Context) -> Iterator[pb.FetchEvent]:
         session = self._session(context)
         asked, selection = _artifact(request.artifact)
-        artifact = self._cache.version_of(asked)
-        brought = None if request.refresh else self._cache.find(artifact, selection, view=request.view)
+        brought = None if request.refresh else self._cache.find(asked, selection, view=request.view)
         started = True
         if brought is None:
-            flight, started = self._cache.bring(artifact, selection, refresh=request.refresh)
-            for progress in _wait(flight.future, flight.progress, self._store, context):
-                yield pb.FetchEvent(progress=progress)
-            if not context.is_active():
+            with self._waiting.one(session.peer.uid):
+                found = yield from self._bring(asked, selection, request, context)
+            if found is None:
                 return
-            brought = flight.future.result()
+            brought, started = found
         result = self._hand_out(session, brought, started, request.view)
         delivered = False
         try:
@@ -157,6 +160,21 @@ class Service(cache_pb2_grpc.CacheServicer):
         finally:
             if not delivered:  # the caller has gone, and never learns of its lease
                 self._sessions.release(session, result.lease)
+
+    def _bring(
+        self, asked: uris.Artifact, selection: Selection, request: pb.FetchRequest, context: Context
+    ) -> Generator[pb.FetchEvent, None, tuple[Brought, bool] | None]:
+        """Asks the origin, telling the caller how far that is. Returns what was brought and whether this call
+        started it, None where the caller has gone."""
+        artifact = self._cache.version_of(asked)
+        if artifact is not asked and not request.refresh:
+            held = self._cache.find(artifact, selection, view=request.view)
+            if held is not None:
+                return held, True
+        flight, started = self._cache.bring(artifact, selection, refresh=request.refresh)
+        for progress in _wait(flight.future, flight.progress, self._store, context):
+            yield pb.FetchEvent(progress=progress)
+        return (flight.future.result(), started) if context.is_active() else None
 
     def _hand_out(self, session: Session, brought: Brought, started: bool, view: bool) -> pb.FetchResult:
         held = brought.held
@@ -167,11 +185,10 @@ class Service(cache_pb2_grpc.CacheServicer):
         except BaseException:
             self._sessions.release(session, lease)
             raise
-        served = self._served
-        served["fetch_count"] += 1
-        served["hit_count"] += origin_bytes == 0
-        served["origin_bytes"] += origin_bytes
-        served["served_bytes"] += held.size_bytes
+        with self._lock:
+            self._served.update(
+                fetch_count=1, hit_count=int(origin_bytes == 0), origin_bytes=origin_bytes, served_bytes=held.size_bytes
+            )
         return pb.FetchResult(
             version=held.uri,
             digest=held.tree,
@@ -201,9 +218,7 @@ class Service(cache_pb2_grpc.CacheServicer):
 
     @_stream
     def Inspect(self, request: pb.InspectRequest, context: Context) -> Iterator[pb.InspectEvent]:
-        self._session(context)
-        asked, selection = _artifact(request.artifact)
-        held, manifest = self._cache.look_up(self._cache.version_of(asked), selection)
+        held, manifest = self._look_up(self._session(context), request.artifact)
         yield pb.InspectEvent(artifact=_held(held, self._sessions.counts()[1][held.tree]))
         for start in range(0, len(manifest.entries), FILES_PER_MESSAGE):
             files = [
@@ -214,14 +229,16 @@ class Service(cache_pb2_grpc.CacheServicer):
 
     @_stream
     def Verify(self, request: pb.VerifyRequest, context: Context) -> Iterator[pb.VerifyEvent]:
-        self._session(context)
-        held, progress, started = None, Progress(), time.monotonic()
-        if request.HasField("artifact"):
-            asked, selection = _artifact(request.artifact)
-            held, _ = self._cache.look_up(self._cache.version_of(asked), selection)
-        future = self._verifiers.submit(self._store.verify, held, progress)
-        for step in _wait(future, progress, self._store, context):
-            yield pb.VerifyEvent(progress=step)
+        session, started = self._session(context), time.monotonic()
+        held = self._look_up(session, request.artifact)[0] if request.HasField("artifact") else None
+        with self._verifications.one(session.peer.uid):
+            progress = Progress()
+            future = self._verifiers.submit(self._store.verify, held, progress)
+            try:
+                for step in _wait(future, progress, self._store, context):
+                    yield pb.VerifyEvent(progress=step)
+            finally:
+                progress.is_wanted = False  # where it still runs, the caller has gone
         if not context.is_active():
             return
         found = future.result()
@@ -253,6 +270,11 @@ class Service(cache_pb2_grpc.CacheServicer):
             started_at=self._started_at,
             store_root=self._store.root,
         )
+
+    def _look_up(self, session: Session, request: pb.ArtifactSelection) -> tuple[Held, Manifest]:
+        asked, selection = _artifact(request)
+        with self._waiting.one(session.peer.uid):
+            return self._cache.look_up(self._cache.version_of(asked), selection)
 
     def _session(self, context: Context) -> Session:
         for key, value in context.invocation_metadata():

@@ -43,25 +43,28 @@ class Limits:
     min_free: Amount
 
 
-def shortage(needed: int, *, stored: int, reserved: int, total: int, free: int, limits: Limits) -> str | None:
+def shortage(
+    needed: int, *, stored: int, coming: int, unwritten: int, total: int, free: int, limits: Limits
+) -> str | None:
     """Why `needed` more bytes do not fit, in words; None where they do.
 
     Args:
         stored: bytes of all blobs.
-        reserved: bytes promised to downloads that are under way.
+        coming: bytes of downloads under way that are no blobs yet.
+        unwritten: bytes of downloads under way that are not on the disk yet.
         total, free: bytes of the store's filesystem.
     """
     capacity, min_free = limits.capacity.of(total), limits.min_free.of(total)
-    over = stored + reserved + needed - capacity
+    over = stored + coming + needed - capacity
     if over > 0:
         return (
             f"{show(needed)} more do not fit: the store's capacity is {show(capacity)}, {show(stored)} are held and"
-            f" {show(reserved)} on their way. {show(over)} are missing; raise [store] capacity."
+            f" {show(coming)} on their way. {show(over)} are missing; raise [store] capacity."
         )
-    under = min_free - (free - reserved - needed)
+    under = min_free - (free - unwritten - needed)
     if under > 0:
         return (
-            f"{show(needed)} more do not fit: {show(free)} of the store's disk are free, {show(reserved)} of them are"
+            f"{show(needed)} more do not fit: {show(free)} of the store's disk are free, {show(unwritten)} of them are"
             f" promised, and {show(min_free)} stay free. {show(under)} are missing; free some space on that disk."
         )
     return None

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
-from artifactcache.errors import CacheError, NotFound
-from cacheserver.disk import Disk, Space, Staged, no_space
+from artifactcache.errors import CacheError, NoSpace, NotFound
+from cacheserver.bounded import Bounded
+from cacheserver.disk import GONE_ERRNOS, Disk, Space, Staged, changed, full, no_space
 from cacheserver.index import Index
 from cacheserver.links import link_tree
 from cacheserver.views import Views
 from cacheserver.watch import Watch
-from cacheserver.words import BlobRow, Entry, Held, Manifest, Progress
+from cacheserver.words import BlobRow, Entry, Held, Manifest, Progress, Standing
 
 CACHED_ENTRIES_MAX = 100_000  # about 50 MB of manifests and rows in memory
 VERIFY_BATCH = 500
@@ -73,8 +73,8 @@ class Store:
         self.index = index
         self._blobs_lock = threading.Lock()
         self._views_lock = threading.Lock()
-        self._trees: OrderedDict[str, Tree] = OrderedDict()
-        self._trees_lock = threading.Lock()
+        self._renew_lock = threading.Lock()
+        self._trees: Bounded[str, Tree] = Bounded(CACHED_ENTRIES_MAX)
         self._watch = Watch()
         self._checked: dict[str, tuple[float, int]] = {}  # views: when, and in which generation of the watch
         self._linkers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="link")
@@ -100,7 +100,7 @@ class Store:
         """Removes a staged file."""
         self._disk.discard(path)
 
-    def keep(self, staged: dict[str, Staged], now: float) -> None:
+    def keep(self, staged: dict[str, Staged], standing: Standing, now: float) -> None:
         """Takes finished files, by the origin's URI of each, into the store. Raises NoSpace."""
         ones = {one.row.digest: one for one in staged.values() if one.row.size}
         try:
@@ -110,7 +110,9 @@ class Store:
                 wrong = {row.digest for row in self._disk.suspects(known.values())}
                 new = [one for digest, one in ones.items() if digest not in known or digest in wrong]
                 rows = self._disk.place(new)
-                self.index.record_arrivals(rows, {u: s.row.digest for u, s in staged.items() if s.row.size}, now)
+                self.index.record_arrivals(
+                    rows, {u: s.row.digest for u, s in staged.items() if s.row.size}, standing, now
+                )
             if wrong:
                 self._forget_cached()
         except OSError as error:
@@ -122,7 +124,7 @@ class Store:
     def commit(
         self,
         manifest: Manifest,
-        artifacts: Iterable[tuple[str, str, str, bool, bool]],
+        artifacts: Iterable[tuple[str, str, str, Standing, bool]],
         arrived: Iterable[str],
         now: float,
     ) -> None:
@@ -145,22 +147,15 @@ class Store:
 
     def tree(self, digest: str) -> Tree | None:
         """A tree, or None where its manifest is gone."""
-        with self._trees_lock:
-            if found := self._trees.get(digest):
-                self._trees.move_to_end(digest)
-                return found
+        if found := self._trees.get(digest):
+            return found
         manifest = self._disk.read_manifest(digest)
         if manifest is None:
             return None
         tree = Tree(manifest, self.index.tree_blobs(digest))
         if tree.missing:  # a blob that was in quarantine may be back, brought for another tree
             tree = Tree(manifest, tree.rows | self.index.rejoin(digest, tree.missing))
-        with self._trees_lock:
-            self._trees[digest] = tree
-            while (
-                len(self._trees) > 1 and sum(len(t.manifest.entries) for t in self._trees.values()) > CACHED_ENTRIES_MAX
-            ):
-                self._trees.popitem(last=False)
+        self._trees.put(digest, tree, weight=len(tree.manifest.entries))
         return tree
 
     def unsound(self, tree: Tree) -> frozenset[str]:
@@ -202,7 +197,7 @@ class Store:
         )
 
     def view(self, digest: str) -> str:
-        """The path of a tree's view, built where there is none. Raises NoSpace."""
+        """The path of a tree's view, built where there is none. Raises NoSpace, Corrupted."""
         if not self.index.has_view(digest):
             with self._views_lock:
                 if not self.index.has_view(digest):
@@ -210,14 +205,20 @@ class Store:
         return self._views.path(digest)
 
     def link(self, digest: str, folder_fd: int, owner: int) -> int:
-        """Links a tree's blobs into a folder of a client. Returns how many. Raises ModeUnavailable, InvalidRequest."""
+        """Links a tree's blobs into a folder of a client. Returns how many.
+
+        Raises ModeUnavailable, InvalidRequest, Corrupted.
+        """
         return link_tree(
             self._leased(digest).manifest, self._disk.blobs_fd, folder_fd, owner, self._renew, self._linkers
         )
 
-    def open_blobs(self, digest: str, first: int) -> list[int]:
-        """Read-only descriptors of the blobs of a tree's files that are not empty, from the `first` on."""
-        filled = self._leased(digest).filled[first : first + DESCRIPTORS_MAX]
+    def open_blobs(self, digest: str, first: int, limit: int = DESCRIPTORS_MAX) -> list[int]:
+        """Read-only descriptors of the blobs of a tree's files that are not empty, from the `first` on.
+
+        At most `limit` of them, and at most DESCRIPTORS_MAX.
+        """
+        filled = self._leased(digest).filled[first : first + min(limit, DESCRIPTORS_MAX)]
         fds: list[int] = []
         try:
             for entry in filled:
@@ -225,7 +226,7 @@ class Store:
         except OSError as error:
             for fd in fds:
                 os.close(fd)
-            raise CacheError(f"The blob {entry.digest} cannot be opened: {error.strerror}. Fetch again.") from None
+            raise _unopened(f"The blob {entry.digest}", error) from None
         return fds
 
     def open_manifest(self, digest: str) -> int:
@@ -233,22 +234,25 @@ class Store:
         try:
             return self._disk.open_manifest(digest)
         except OSError as error:
-            raise CacheError(f"The manifest {digest} cannot be opened: {error.strerror}. Fetch again.") from None
+            raise _unopened(f"The manifest {digest}", error) from None
 
     # -- looking after ----------------------------------------------------------------------------------------------
 
     def verify(self, held: Held | None, progress: Progress) -> Verified:
         """Hashes the blobs of one artifact, or all, again, and quarantines those that are wrong."""
-        checked, bytes_checked, corrupted, affected = 0, 0, [], set[str]()
+        checked, bytes_checked, corrupted, affected = 0, 0, list[str](), set[str]()
         for rows in self._batches(held, progress):
             for row in rows:
+                if not progress.is_wanted:  # a large store takes minutes, and another verification may wait
+                    return Verified(checked, bytes_checked, tuple(corrupted), tuple(sorted(affected)))
                 fine = self._disk.recheck(row)
                 checked, bytes_checked = checked + 1, bytes_checked + row.size
                 progress.files_done, progress.bytes_done = checked, bytes_checked
                 if fine is None:
-                    affected.update(self.index.holders([row.digest]))
-                    corrupted.append(row.digest)
-                    self._quarantine(row)
+                    holders = self.index.holders([row.digest])
+                    if self._quarantine(row):  # else it was dropped, or found by somebody else, since it was read
+                        corrupted.append(row.digest)
+                        affected.update(holders)
                 elif fine != row:
                     self.index.record_blob(fine)
                     self._forget_cached()
@@ -292,7 +296,7 @@ class Store:
     def _leased(self, digest: str) -> Tree:
         tree = self.tree(digest)
         if tree is None:
-            raise CacheError(f"The tree {digest} is gone from the store: fetch again.")
+            raise changed(f"The tree {digest}")
         return tree
 
     def _recheck(self, row: BlobRow) -> bool:
@@ -304,23 +308,40 @@ class Store:
         self._forget_cached()
         return True
 
-    def _quarantine(self, row: BlobRow) -> None:
+    def _quarantine(self, row: BlobRow) -> bool:
+        """Puts a wrong blob aside. Returns False where its row is another by now: somebody else has dealt with it."""
         with self._blobs_lock:
-            if self.index.blobs([row.digest]).get(row.digest) != row:
-                return  # somebody else has dealt with it
-            for tree in self.index.forget_blob(row.digest):
-                self.index.record_view(tree, exists=False)
-            self._disk.quarantine(row.digest)
-        self._forget_cached()
+            as_given = self.index.blobs([row.digest]).get(row.digest) == row
+            if as_given:
+                for tree in self.index.forget_blob(row.digest):
+                    self.index.record_view(tree, exists=False)
+                self._disk.quarantine(row.digest)
+        self._forget_cached()  # in any case: trees in memory may still have the row as it was
+        return as_given
 
     def _renew(self, digest: str) -> None:
-        with self._blobs_lock:
+        """Gives a blob that has all its links a second inode. The copy, however large, is made without the lock."""
+        seen = self.index.blobs([digest]).get(digest)
+        with self._renew_lock:
             row = self.index.blobs([digest]).get(digest)
-            if row is not None:
-                try:
-                    self.index.record_blob(self._disk.fresh_inode(row))
-                except OSError as error:
-                    raise no_space(error, "a blob that has all its links needs a second inode") or error from None
+            if row is None:
+                raise changed(f"The blob {digest}")
+            if row != seen:
+                return  # another thread has done it
+            try:
+                staged = self._disk.copy(digest)
+            except OSError as error:
+                why = no_space(error, "a blob that has all its links needs a second inode")
+                raise why or _unopened(f"The blob {digest}", error) from None
+            try:
+                if staged.row.digest != digest:
+                    self._quarantine(row)
+                    raise changed(f"The blob {digest}")
+                with self._blobs_lock:
+                    if self.index.blobs([digest]).get(digest) == row:
+                        self.index.record_blob(self._disk.place([staged])[0])
+            finally:
+                self._disk.discard(staged.path)
         self._forget_cached()
 
     def _build_view(self, tree: Tree) -> None:
@@ -333,6 +354,8 @@ class Store:
             finally:
                 os.close(fd)
             self._views.finish(path, tree.manifest)
+        except NoSpace:  # of links, which speak of a destination
+            raise full("a view could not be built") from None
         except OSError as error:
             raise no_space(error, "a view could not be built") or error from None
         finally:
@@ -340,8 +363,13 @@ class Store:
         self.index.record_view(tree.manifest.digest, exists=True)
 
     def _forget_cached(self, digest: str | None = None) -> None:
-        with self._trees_lock:
-            if digest is None:
-                self._trees.clear()
-            else:
-                self._trees.pop(digest, None)
+        if digest is None:
+            self._trees.clear()
+        else:
+            self._trees.forget(digest)
+
+
+def _unopened(what: str, error: OSError) -> CacheError:
+    if error.errno in GONE_ERRNOS:
+        return changed(what)
+    return CacheError(f"{what} cannot be opened: {error.strerror}. Look at the store's disk, and fetch again.")

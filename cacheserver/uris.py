@@ -1,7 +1,8 @@
 """Artifact URIs: what a client may name, and how it is read.
 
 Law of this file: a URI is taken literally. MLflow's own parser drops what follows `#` and `?`; here they are characters
-of a name like any other, so that two artifacts never answer to one URI.
+of a name like any other, so that two artifacts never answer to one URI. Only in a `file:` URI are escapes decoded, all
+of them and once, as MLflow does: the canonical URI has the file's plain name, in which `%20` is `%20`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from urllib.parse import unquote
 
 from artifactcache.errors import InvalidRequest
 from cacheserver import names
@@ -106,6 +108,16 @@ def run(run_id: str, path: str) -> Artifact:
     return Artifact(Kind.RUN, run_id, path=_clean(path, f"the run {run_id}"))
 
 
+def literal(escaped: str) -> str:
+    """What a text with escapes such as `%20` stands for. Raises InvalidRequest where they are no UTF-8."""
+    try:
+        return unquote(escaped, errors="strict")
+    except UnicodeDecodeError:
+        raise InvalidRequest(
+            f"The escapes in {names.show(escaped)} are no UTF-8. Name the folder above, which can have any names in it."
+        ) from None
+
+
 def _run(uri: str, rest: str) -> Artifact:
     if not rest.startswith("/") or rest.startswith("//"):
         raise InvalidRequest(f"{names.show(uri)} is no runs:/ URI. Write runs:/<run id>/<path>.")
@@ -147,6 +159,8 @@ def _bare(uri: str, scheme: str, rest: str) -> Artifact:
     if path and not path.startswith("/"):
         raise InvalidRequest(f"The path of {names.show(uri)} does not begin with a slash. {_FORMS}")
     path = path[1:-1] if path.endswith("/") else path[1:]
+    if scheme == "file":
+        path = literal(path)
     if not path:
         raise InvalidRequest(f"{names.show(uri)} names a whole store. Name a folder or a file in it.")
     for escaped in (path, path.replace("%2e", ".").replace("%2E", ".")):

@@ -9,9 +9,12 @@ import io
 import os
 import stat
 
+from cacheserver.bounded import Bounded
 from cacheserver.disk import Disk, remove_tree, xxh3_of
 from cacheserver.libc import exchange
 from cacheserver.words import BlobRow, Manifest
+
+PROVEN_MAX = 100_000  # about 30 MB
 
 
 class Views:
@@ -19,6 +22,8 @@ class Views:
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
+        # Inodes of blobs that have another inode by now, hashed once: device, inode, mtime and size to digest.
+        self._proven: Bounded[tuple[int, int, int, int], str] = Bounded(PROVEN_MAX)
 
     def path(self, tree: str) -> str:
         """Where a tree's view is, or will be."""
@@ -48,7 +53,6 @@ class Views:
         return True
 
     def _has_its_files(self, fd: int, manifest: Manifest, rows: dict[str, BlobRow]) -> bool:
-        proven: dict[tuple[int, int, int], str] = {}
         for path, digest, size in manifest.entries:
             if digest == "-":
                 continue
@@ -57,16 +61,22 @@ class Views:
                 if seen.st_size or not stat.S_ISREG(seen.st_mode):
                     return False
                 continue
-            row, inode = rows[digest], (seen.st_ino, seen.st_mtime_ns, seen.st_size)
-            if inode == (row.inode, row.mtime_ns, row.size) or proven.get(inode) == digest:
+            row = rows[digest]
+            if (seen.st_ino, seen.st_mtime_ns, seen.st_size) == (row.inode, row.mtime_ns, row.size):
                 continue
-            # A blob has had a second inode since it got all its links: then the bytes decide.
+            # A blob has had a second inode since it got all its links: then the bytes decide, once.
             if not stat.S_ISREG(seen.st_mode) or seen.st_size != size:
                 return False
-            with io.FileIO(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)) as file:
-                if xxh3_of(file, size) != row.xxh3:
-                    return False
-            proven[inode] = digest
+            if self._proven.get(_inode(seen)) != digest and not self._prove(fd, path, row):
+                return False
+        return True
+
+    def _prove(self, fd: int, path: bytes, row: BlobRow) -> bool:
+        with io.FileIO(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)) as file:
+            inode = _inode(os.fstat(file.fileno()))  # before the bytes: a write in between shows as another mtime
+            if xxh3_of(file, row.size) != row.xxh3:
+                return False
+        self._proven.put(inode, row.digest)
         return True
 
     def start(self, path: str, manifest: Manifest) -> None:
@@ -92,3 +102,7 @@ class Views:
         else:
             os.rename(path, target)
         os.chmod(target, 0o555)
+
+
+def _inode(seen: os.stat_result) -> tuple[int, int, int, int]:
+    return seen.st_dev, seen.st_ino, seen.st_mtime_ns, seen.st_size

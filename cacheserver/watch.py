@@ -6,7 +6,6 @@ after that write hears of it. It cannot see writes through hard links elsewhere:
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections.abc import Iterable
@@ -27,14 +26,15 @@ class Watch:
     """Watches folders of the store."""
 
     def __init__(self) -> None:
-        self._fd = libc.inotify()
         self._lock = threading.Lock()
         self._watched: set[bytes] = set()
         self._generation = 0
+        self._fd = _open()
 
     def close(self) -> None:
         """Watches nothing any more."""
-        os.close(self._fd)
+        with self._lock:
+            self._forget()
 
     def blobs(self, folder: str) -> bool:
         """Watches a folder of blobs for writes. Returns False where it cannot be watched."""
@@ -48,20 +48,31 @@ class Watch:
     def generation(self) -> int:
         """A number that has grown if anything has happened in a watched folder by now."""
         with self._lock:
-            seen = False
-            with contextlib.suppress(BlockingIOError):
-                while os.read(self._fd, READ_BYTES):
-                    seen = True
-            if seen:
+            if self._fd is None or self._happened(self._fd):
+                # A folder may have been replaced: all are watched anew, with a new descriptor. The old one would keep
+                # its watches, of folders that nobody asks for any more, and only the kernel would know how many.
                 self._generation += 1
-                self._watched.clear()  # a folder may have been replaced: watches are made anew, which is harmless
+                self._forget()
+                self._fd = _open()
             return self._generation
+
+    def _happened(self, fd: int) -> bool:
+        try:
+            return bool(os.read(fd, READ_BYTES))
+        except BlockingIOError:
+            return False
+
+    def _forget(self) -> None:
+        self._watched.clear()
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
 
     def _add(self, folder: bytes, mask: int) -> bool:
         with self._lock:
             if folder in self._watched:
                 return True
-            if len(self._watched) >= WATCHES_MAX:
+            if self._fd is None or len(self._watched) >= WATCHES_MAX:
                 return False
             try:
                 libc.inotify_watch(self._fd, folder, mask)
@@ -69,3 +80,11 @@ class Watch:
                 return False
             self._watched.add(folder)
             return True
+
+
+def _open() -> int | None:
+    """An inotify descriptor; None where the user has none left: then nothing is watched, and files are looked at."""
+    try:
+        return libc.inotify()
+    except OSError:
+        return None

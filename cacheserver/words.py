@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import cached_property
 from typing import NamedTuple
 
@@ -172,6 +173,14 @@ def join(uri: str, path: str) -> str:
     return uri + path if uri.endswith("/") else f"{uri}/{path}"
 
 
+class Standing(IntEnum):
+    """What a fetched tree is worth as evidence, by what was known of its origin at that moment. Stored as a number."""
+
+    OPEN = 0  # the origin was still writing: looked at again each time
+    UNKNOWN = 1  # a bare artifact URI: nobody says whether it is finished; no evidence for a version that is
+    FINISHED = 2
+
+
 @dataclass(frozen=True)
 class Resolved:
     """What the origin says of a version.
@@ -226,7 +235,7 @@ class Held:
         selection: the key of the patterns; empty for the whole.
         tree: the tree's digest.
         file_name: where the artifact is one file, its name; else empty.
-        settled: whether the origin had finished it when it was fetched.
+        standing: whether the origin had finished it when it was fetched.
         fetched_at, used_at: seconds since the epoch.
     """
 
@@ -236,7 +245,7 @@ class Held:
     file_name: str
     file_count: int
     size_bytes: int
-    settled: bool
+    standing: Standing
     fetched_at: float
     used_at: float
 
@@ -255,14 +264,18 @@ class BlobRow(NamedTuple):
 class Progress:
     """How far a piece of work is. One side adds, others read; each number on its own is true.
 
-    `active` has the files being written now, with their listed sizes.
+    `bytes_kept` are those of `bytes_done` that are blobs by now. `active` has the files being written now, with their
+    listed sizes. `is_wanted` is set to False by who reads, where
+    nobody waits for the work any more.
     """
 
     bytes_total: int = 0
     bytes_done: int = 0
+    bytes_kept: int = 0
     files_total: int = 0
     files_done: int = 0
     active: dict[str, int] = field(default_factory=dict)
+    is_wanted: bool = True
 
 
 @dataclass(frozen=True)

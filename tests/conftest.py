@@ -31,7 +31,13 @@ class StartDaemon(Protocol):
     """Start a daemon that lives as long as the fixture that starts it; `config` is that of `config_text`."""
 
     def __call__(
-        self, tracking_uri: str, *, root: Path | None = None, env: dict[str, str] | None = None, **config: Any
+        self,
+        tracking_uri: str,
+        *,
+        root: Path | None = None,
+        env: dict[str, str] | None = None,
+        open_files_max: int | None = None,
+        **config: Any,
     ) -> Daemon: ...
 
 
@@ -231,14 +237,26 @@ def _starter(
     stack: contextlib.ExitStack, folder: Path, all_users: dict[str, User], interpreter: Interpreter
 ) -> StartDaemon:
     def start(
-        tracking_uri: str, *, root: Path | None = None, env: dict[str, str] | None = None, **config: Any
+        tracking_uri: str,
+        *,
+        root: Path | None = None,
+        env: dict[str, str] | None = None,
+        open_files_max: int | None = None,
+        **config: Any,
     ) -> Daemon:
         place = folder / f"daemon-{next(_numbers)}"
         place.mkdir()
         root = root or place / "store"
         text = config_text(root, tracking_uri, **config)
         daemon = Daemon(
-            interpreter, all_users.get("daemon"), place, root, text, is_system=bool(all_users), env=env or {}
+            interpreter,
+            all_users.get("daemon"),
+            place,
+            root,
+            text,
+            is_system=bool(all_users),
+            env=env or {},
+            open_files_max=open_files_max,
         )
         return stack.enter_context(running(daemon))
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from artifactcache import errors
+from artifactcache import errors, request
+from cacheserver import selection as daemons_selection
 from tests.rig import trees
 from tests.rig.caller import Caller
 from tests.rig.daemon import Daemon
@@ -105,6 +106,19 @@ def test_patterns_that_are_no_good(alice: Caller, daemon: Daemon, mlflow_proxied
     else:
         assert set(trees.read(handed.path)) <= {"a" * 60, "x/y/z"}
     assert daemon.is_alive()
+
+
+@pytest.mark.parametrize(("include", "exclude"), [(101, 0), (0, 101), (60, 60)])
+def test_too_many_patterns(include: int, exclude: int) -> None:
+    """The client refuses what the daemon would refuse, in the same words; of both kinds together 100 are taken."""
+    included, excluded = ([f"{kind}{n}" for n in range(count)] for kind, count in (("i", include), ("e", exclude)))
+    with pytest.raises(errors.InvalidRequest) as by_daemon:
+        daemons_selection.Selection.of(included, excluded)
+    with pytest.raises(errors.InvalidRequest) as by_client:
+        request.selection(f"runs:/{RUN}", include=included, exclude=excluded)
+    assert str(by_client.value) == str(by_daemon.value)
+    assert len(request.selection(f"runs:/{RUN}", include=included[:50], exclude=excluded[:50]).include) <= 100
+    assert request.PATTERNS_MAX == daemons_selection.PATTERNS_MAX
 
 
 ODD_NAMES = (

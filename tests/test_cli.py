@@ -113,6 +113,14 @@ def test_a_wrong_command_line(alice: Caller, arguments: tuple[str, ...]) -> None
     assert "Traceback" not in done.stderr
 
 
+def test_without_standard_error(alice: Caller, room: Path) -> None:
+    """Where it is closed an error goes nowhere, and least of all to standard output, which a script reads."""
+    command = 'exec "$0" -m artifactcache --socket-dir "$1" fetch runs:/x 2>&-'
+    process = alice.popen(("sh", "-c", command, str(alice.interpreter.python), str(room)))
+    out, _ = process.communicate()
+    assert (process.returncode, out) == (1, b"")
+
+
 def test_destination_exists(alice: Caller, uri: str) -> None:
     """A destination that is there already is left alone."""
     (alice.cwd / "dst").mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from artifactcache import errors
 from tests.rig import trees
-from tests.rig.caller import Caller
+from tests.rig.caller import Caller, Job
 from tests.rig.mlflow_server import MlflowServer
 
 FILES: trees.Files = {"a": b"new a", "sub/b": b"new b", "sub/empty": b""}
@@ -245,3 +246,63 @@ def test_a_killed_caller_leaves_no_destination(alice: Caller, uri: str, mlflow_f
         job.kill()
     assert not dst.exists()
     assert trees.read(alice.fetch(uri, dst).path) == FILES
+
+
+MANY: trees.Files = {f"many/{number}": b"x" for number in range(3000)}
+
+
+def stopped_at_work(alice: Caller, job: Job) -> bool:
+    """Let a fetch go on until it has made some of the tree, and stop it there. False where it has ended instead."""
+    job.process.send_signal(signal.SIGCONT)
+    while not list(alice.cwd.glob("**/.artifactcache-*/tree/many/*")):
+        if job.process.poll() is not None:
+            return False
+    job.process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, job.pid, os.WSTOPPED)
+    assert not list(alice.cwd.glob("dst/many")), "it was done before it could be stopped: the tree is too small"
+    return True
+
+
+@pytest.fixture
+def merging(alice: Caller, mlflow_file: MlflowServer) -> Job:
+    """A process that is about to merge `MANY` into alice's `dst`."""
+    uri = mlflow_file.artifact_uri(mlflow_file.run(MANY))
+    alice.fetch(uri)
+    return alice.start("import artifactcache\nartifactcache.fetch(uri, 'dst', mode='copy', exists='merge')", uri=uri)
+
+
+def test_a_merge_into_what_is_replaced_meanwhile(alice: Caller, uri: str, merging: Job) -> None:
+    """The artifact is merged into what stands there in the end."""
+    dst = alice.cwd / "dst"
+    make(alice, "path.mkdir(); (path / 'old').touch()", dst)
+    with merging as job:
+        assert stopped_at_work(alice, job)
+        alice.fetch(uri, dst, exists="replace")
+        job.process.send_signal(signal.SIGCONT)
+        job.result()
+    assert trees.read(dst) == FILES | MANY
+    assert os.listdir(alice.cwd) == ["dst"]
+
+
+def test_a_merge_into_what_is_replaced_again_and_again(alice: Caller, uri: str, merging: Job) -> None:
+    """It gives up, and says why; what the other has put there is whole."""
+    dst = alice.cwd / "dst"
+    make(alice, "path.mkdir()", dst)
+    with merging as job:
+        while stopped_at_work(alice, job):
+            alice.fetch(uri, dst, exists="replace")
+        with pytest.raises(errors.DestinationExists, match="replaced by somebody else"):
+            job.result()
+    assert trees.read(dst) == FILES
+    assert os.listdir(alice.cwd) == ["dst"]
+
+
+def test_a_merge_into_what_comes_meanwhile(alice: Caller, uri: str, merging: Job) -> None:
+    """Where nothing was, and somebody else makes the folder first, it is merged into that."""
+    with merging as job:
+        assert stopped_at_work(alice, job)
+        alice.fetch(uri, alice.cwd / "dst")
+        job.process.send_signal(signal.SIGCONT)
+        job.result()
+    assert trees.read(alice.cwd / "dst") == FILES | MANY
+    assert os.listdir(alice.cwd) == ["dst"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from tests.rig import trees
 from tests.rig.mlflow_server import MlflowServer
 from tests.rig.mounts import Filesystem
 from tests.rig.trees import SMALL
+from tests.unit.house import Shelf
 
 LARGE_BYTES = 200 << 20
 
@@ -113,3 +116,52 @@ def test_the_capacity_is_kept(
         alice.fetch(uri)
     assert daemon.staging() == []
     assert alice.fetch(f"runs:/{mlflow_proxied.run(SMALL)}").size_bytes == trees.size(SMALL)
+
+
+# -- the store's disk is full, in process -----------------------------------------------------------------------------
+
+BLOCK_BYTES = 4096
+
+
+@pytest.fixture
+def tight(small_disk: Filesystem) -> Iterator[Shelf]:
+    """A store on a small disk of its own."""
+    shelf = Shelf(small_disk.root / "store")
+    yield shelf
+    shelf.close()
+
+
+def fill(disk: Filesystem, leave_blocks: int) -> Path:
+    """Takes all but a few blocks of a disk. Returns the file that has them."""
+    filler = disk.root / "filler"
+    with filler.open("wb", buffering=0) as file:
+        for piece in (1 << 20, BLOCK_BYTES):
+            try:
+                while True:
+                    file.write(bytes(piece))
+                    os.fsync(file.fileno())
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+        file.truncate(file.seek(0, os.SEEK_END) - leave_blocks * BLOCK_BYTES)
+        os.fsync(file.fileno())
+    return filler
+
+
+@pytest.mark.parametrize(
+    ("folders", "names_in_each"), [(100, 1), (1, 1000)], ids=["while it begins", "while it is linked"]
+)
+def test_a_view_that_does_not_fit_is_no_view(
+    tight: Shelf, small_disk: Filesystem, folders: int, names_in_each: int
+) -> None:
+    """The disk fills while a view's folders are made, or while its files are linked: NoSpace in words of the store's
+    own disk, nothing in staging, and the view is built when there is room."""
+    files = {f"{n}/{'long' * 40}{m}": b"x" for n in range(folders) for m in range(names_in_each)}
+    held = tight.put(files)
+    filler = fill(small_disk, leave_blocks=10)
+    with pytest.raises(errors.NoSpace, match="The store's disk is full: a view could not be built") as refused:
+        tight.store.view(held.tree)
+    assert "destination" not in str(refused.value)
+    assert tight.staging() == [] and not tight.index.has_view(held.tree)
+    assert os.listdir(tight.root / "views") == []
+    filler.unlink()
+    assert trees.read(Path(tight.store.view(held.tree))) == files

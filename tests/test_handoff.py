@@ -16,7 +16,7 @@ import grpc
 import pytest
 
 from artifactcache.v1 import cache_pb2 as pb
-from tests.rig import trees
+from tests.rig import mute_fs, trees
 from tests.rig.daemon import Daemon
 from tests.rig.linking import FILES, Session
 from tests.rig.mlflow_server import MlflowServer
@@ -103,6 +103,24 @@ def test_blobs_beyond_the_end(session: Session, first: int) -> None:
     """A place that no blob has is a failure, not somebody else's blob."""
     with session.join() as joined:
         reply, fds = joined.ask(blobs=pb.BlobsRequest(lease=session.lease, first=first))
+    assert (reply.failure.error, fds) == ("InvalidRequest", [])
+
+
+@pytest.mark.parametrize(("limit", "count"), [(0, 3), (1, 1), (2, 2), (3, 3), (129, 3), ((1 << 63) - 1, 3)])
+def test_no_more_blobs_than_the_client_takes(session: Session, limit: int, count: int) -> None:
+    """A client says how many descriptors it has room for; 0 leaves it to the daemon."""
+    with session.join() as joined:
+        reply, fds = joined.ask(blobs=pb.BlobsRequest(lease=session.lease, limit=limit))
+    for fd in fds:
+        os.close(fd)
+    assert (reply.blobs.count, len(fds)) == (count, count)
+
+
+@pytest.mark.parametrize("limit", [-1, -(1 << 62)])
+def test_fewer_blobs_than_none(session: Session, limit: int) -> None:
+    """A negative limit is a failure."""
+    with session.join() as joined:
+        reply, fds = joined.ask(blobs=pb.BlobsRequest(lease=session.lease, limit=limit))
     assert (reply.failure.error, fds) == ("InvalidRequest", [])
 
 
@@ -239,6 +257,27 @@ def test_a_descriptor_of_no_tree(session: Session, room: Path, kind: Callable[[P
         os.close(fd)
     assert reply.WhichOneof("reply") == "failure", reply
     assert session.daemon.is_alive()
+
+
+def test_a_folder_of_a_filesystem_that_never_answers(session: Session, room: Path) -> None:
+    """Nothing is asked of it: the request is refused at once, and nobody waits."""
+    reason = mute_fs.reason_not_to_mount()
+    if reason is not None:
+        pytest.skip(reason)
+    with mute_fs.mute(room / "mute"), opened(room / "mute", os.O_PATH) as fd:
+        assert session.link(fd).failure.error == "ModeUnavailable"
+        assert session.daemon.is_alive()
+
+
+def test_a_folder_that_something_is_mounted_on(session: Session, tree: Path) -> None:
+    """Another mount inside the tree gets no links, and is not even looked at."""
+    reason = mute_fs.reason_not_to_mount()
+    if reason is not None:
+        pytest.skip(reason)
+    (tree / "sub" / "deep").rmdir()
+    with mute_fs.mute(tree / "sub" / "deep"), opened(tree) as fd:
+        assert session.link(fd).WhichOneof("reply") == "failure"
+        assert session.daemon.is_alive()
 
 
 @pytest.mark.parametrize("count", [0, 2, 100])

@@ -19,6 +19,7 @@ ORDER = (
     "__init__",
     "names",
     "words",
+    "bounded",
     "schema",
     "selection",
     "uris",
@@ -26,6 +27,7 @@ ORDER = (
     "config",
     "place",
     "flights",
+    "quotas",
     "sessions",
     "libc",
     "lock",
@@ -34,13 +36,16 @@ ORDER = (
     "links",
     "views",
     "watch",
+    "database",
     "index",
     "store",
     "fsck",
     "local",
+    "refusals",
     "origin",
     "downloads",
     "cache",
+    "connections",
     "handoff",
     "service",
     "daemon",
@@ -49,7 +54,7 @@ ORDER = (
 )
 
 # These rooms are values and decisions: no disk, no clock, no network, no environment, no randomness.
-PURE = ("names", "words", "selection", "uris", "space", "config", "place", "flights")
+PURE = ("names", "words", "bounded", "selection", "uris", "space", "config", "place", "flights")
 IMPURE = {
     *("os", "time", "datetime", "sqlite3", "sqlite_utils", "grpc", "mlflow", "io", "pathlib", "shutil", "tempfile"),
     *("subprocess", "socket", "signal", "random", "secrets", "logging", "ctypes", "fcntl"),
@@ -58,18 +63,18 @@ IMPURE = {
 # What only some rooms may import.
 RESERVED = {
     "mlflow": {"origin"},
-    "sqlite3": {"index", "schema"},
-    "sqlite_utils": {"index"},
+    "sqlite3": {"database", "schema"},
+    "sqlite_utils": {"database"},
     "grpc": {"service"},
     "ctypes": {"libc"},
     "signal": {"daemon"},
     "subprocess": set[str](),
-    "socket": {"handoff", "daemon"},
+    "socket": {"connections", "handoff", "daemon"},
 }
 
-# Only the edge reads a clock; `handoff` waits with it.
+# Only the edge reads a clock; `connections` waits with it.
 CLOCKS = re.compile(r"\btime\.(time|time_ns|monotonic|monotonic_ns|perf_counter)\b|\bdatetime\.now\b")
-READ_A_CLOCK = {"daemon", "service"}
+READ_A_CLOCK = {"connections", "daemon", "service"}
 
 # `disk`, `views` change the store, `links` others' folders, `daemon` makes the sockets; `libc` has a call of `disk`'s.
 CHANGES = re.compile(
@@ -154,7 +159,7 @@ def test_only_the_index_speaks_sql() -> None:
         texts = [n.value for n in ast.walk(_tree(DAEMON / f"{room}.py")) if isinstance(n, ast.Constant)]
         if any(isinstance(text, str) and SQL.search(text) for text in texts):
             speakers.add(room)
-    assert speakers == {"index", "schema"}
+    assert speakers == {"database", "index", "schema"}
 
 
 def test_the_client_imports_nothing_of_the_daemon() -> None:

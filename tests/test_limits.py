@@ -122,3 +122,15 @@ def test_deep_and_wide(own: Caller, mlflow_file: MlflowServer) -> None:
     for mode in ("hardlink", "copy"):
         assert trees.read(own.fetch(uri, own.cwd / mode, mode=mode).path) == files
     assert trees.read(own.fetch(uri).path) == files
+
+
+def test_few_descriptors(own: Caller, mlflow_file: MlflowServer) -> None:
+    """A process that may have no more than 64 open copies more files than that, and 30 folders below each other."""
+    files = {f"wide/{number}": b"%d" % number for number in range(300)} | {"d/" * 30 + str(n): b"x" for n in range(40)}
+    code = """
+        import artifactcache, resource
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        result = artifactcache.fetch(uri, "dst", mode="copy").file_count
+    """
+    assert own.run(code, uri=f"runs:/{mlflow_file.run(files)}") == len(files)
+    assert trees.read(own.cwd / "dst") == files

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from artifactcache import errors
+from artifactcache import errors, paths
 from tests.conftest import CallerOf
 from tests.rig import trees
 from tests.rig.caller import Caller
@@ -144,3 +144,51 @@ def test_auto_of_a_daemon_of_ones_own(
         handed = alice.fetch(uri, alice.cwd / "dst")
         blobs = {path.stat().st_ino for path in (daemon.root / "blobs").rglob("*")}
         assert handed.mode == "hardlink" or (handed.path / "MLmodel").stat().st_ino not in blobs
+
+
+_LISTENER = """
+import socket
+os.makedirs(folder, exist_ok=True)
+listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+listener.bind(os.path.join(folder, "handoff.sock"))
+listener.listen()
+say("listening")
+hear()
+listener.setblocking(False)
+try:
+    listener.accept()
+    result = "called"
+except BlockingIOError:
+    result = "left alone"
+"""
+
+
+@pytest.mark.parametrize("trap", ["a folder of bob's", "a symlink"])
+def test_a_socket_folder_that_is_not_the_callers(
+    alice: Caller, room: Path, trap: str, all_users: dict[str, User]
+) -> None:
+    """A folder in /tmp of the name of the caller's own, but somebody else's: whoever listens there is not called.
+
+    The socket is alice's own, for a socket can be moved: only the folder tells.
+    """
+    environ = {"ARTIFACTCACHE_SOCKET_DIR": "", "XDG_RUNTIME_DIR": "", "TMPDIR": str(room)}
+    folder = Path(paths.user_socket_dir(environ, alice.uid))
+    if folder.parent != room:
+        pytest.skip("this user has a run-time folder, in which nobody else makes one")
+    if os.path.exists(paths.SYSTEM_SOCKET_DIR):
+        pytest.skip("a daemon for all users of this host would be called first")
+    if trap == "a symlink":
+        folder.symlink_to(alice.cwd / "sockets")
+    elif all_users:
+        folder.mkdir()
+        folder.chmod(0o777)
+        os.chown(folder, all_users["bob"].uid, all_users["bob"].gid)
+    else:
+        pytest.skip("needs several users")
+    elsewhere = alice.cwd / "sockets" if trap == "a symlink" else folder
+    with alice.start(_LISTENER, folder=str(elsewhere)) as listener:
+        listener.hear()
+        with pytest.raises(errors.DaemonUnavailable, match="not a folder of your own"):
+            alice.fetch("runs:/" + "0" * 32, env=environ, timeout=2)
+        listener.say("what came?")
+        assert listener.result() == "left alone"

@@ -110,6 +110,22 @@ def test_a_changed_blob(
     assert (again.hit, trees.read(again.path)) == (True, held.files)
 
 
+def test_a_folder_at_a_blobs_name_is_found_in_quarantine(alice: Caller, daemon: Daemon, held: Held) -> None:
+    """A folder of another user can get another name and no other parent: quarantine/ leads there, and counts it."""
+    code = """
+        import artifactcache
+        with artifactcache.Client() as client:
+            result = client.stats().quarantine_count
+    """
+    before, there = alice.run(code), set(os.listdir(daemon.root / "quarantine"))
+    _make_folder(held.blob)
+    (held.blob / "inside").write_bytes(b"whose is it?")
+    assert trees.read(alice.fetch(held.uri, alice.cwd / "dst", mode="copy").path) == held.files
+    assert alice.run(code) == before + 1
+    (name,) = set(os.listdir(daemon.root / "quarantine")) - there
+    assert (daemon.root / "quarantine" / name / "inside").read_bytes() == b"whose is it?"
+
+
 @pytest.mark.parametrize("tamper", TAMPERINGS, ids=lambda tamper: tamper.__name__[1:])
 def test_a_changed_blob_behind_a_view(alice: Caller, held: Held, tamper: Callable[[Path], None]) -> None:
     """A view has the blob's inode under a name of its own: whichever of both changes, every mode gives right bytes."""

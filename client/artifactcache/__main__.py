@@ -2,7 +2,7 @@
 
 import sys
 
-from artifactcache.cli import main
+from artifactcache.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

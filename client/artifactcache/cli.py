@@ -1,7 +1,8 @@
 """The command `artifactcache`.
 
-Exit status: 0 for success, 1 for an error or for corrupted bytes, 2 for a wrong command line, 130 after Ctrl-C. With
-`--json` there is exactly one JSON document on stdout: the result or, after an error, `{"error": class, "message": …}`.
+Exit status: 0 for success, 1 for an error or for corrupted bytes, 2 for a wrong command line; what signals do is
+said in `command`, which calls this. With `--json` there is exactly one JSON document on stdout: the result or, after an
+error, `{"error": class, "message": …}`.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ from artifactcache.request import EXISTS, MODES
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 DIGEST_CHARS = 12  # of a digest in a table
 
 Command = Callable[[Client, argparse.Namespace, render.Bar], int]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; return the exit status."""
+    """Run a command; return the exit status. Raises KeyboardInterrupt."""
     if sys.stdout is None:  # closed by whoever started us, such as cron
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+    if sys.stderr is None:  # print() would take that for stdout
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     arguments = _parser().parse_args(argv)
     bar = render.Bar()
     command: Command = arguments.command
@@ -42,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         return _report(error, arguments.json)
     except KeyboardInterrupt:
         bar.clear()
-        return EXIT_INTERRUPTED
+        raise
     except OSError as error:  # only stdout is left: a closed pipe, a full disk
         _drop_stdout()
         if not isinstance(error, BrokenPipeError):  # whoever closed the pipe knows
@@ -251,8 +253,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="artifactcache",
         description="MLflow artifacts in milliseconds, from the cache on this host.",
-        epilog="Exit status: 0 success, 1 error or corrupted bytes, 2 wrong request, 130 interrupted. With --json "
-        'stdout is one JSON document; after an error it is {"error": class, "message": text}.',
+        epilog="Exit status: 0 success, 1 error or corrupted bytes, 2 wrong request, 128 and its number after a "
+        'signal. With --json stdout is one JSON document; after an error it is {"error": class, "message": text}.',
     )
     parser.add_argument("--version", action="version", version=f"artifactcache {__version__}")
     parser.add_argument(

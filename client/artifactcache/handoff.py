@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
 import struct
 import weakref
@@ -28,6 +29,7 @@ from artifactcache.v1 import cache_pb2 as pb
 PACKET_BYTES_MAX = 64 * 1024
 DESCRIPTORS_MAX = 128  # of one packet (BlobsReply.count); the kernel's own limit is 253
 SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7), without its NUL
+DESCRIPTORS_RESERVE = 16  # left free beside those: for the files being made, for grpc, for other threads
 CONNECT_SECONDS_MAX = 10.0  # a daemon whose queue is full for longer is not there
 
 # Every open connection, so that a forked child can close its copies: the daemon takes an open connection for
@@ -84,9 +86,9 @@ class Handoff:
         reply, _ = self._ask(request, "link", (folder,), deadline)
         return reply.link.file_count
 
-    def blobs(self, lease: int, first: int, deadline: Deadline) -> list[int]:
-        """Return read-only descriptors of the blobs from the `first`-th on; the caller closes them."""
-        request = pb.HandoffRequest(blobs=pb.BlobsRequest(lease=lease, first=first))
+    def blobs(self, lease: int, first: int, limit: int, deadline: Deadline) -> list[int]:
+        """Return read-only descriptors of at most `limit` blobs from the `first`-th on; the caller closes them."""
+        request = pb.HandoffRequest(blobs=pb.BlobsRequest(lease=lease, first=first, limit=limit))
         return self._ask(request, "blobs", (), deadline, expected=None)[1]
 
     def _ask(
@@ -165,6 +167,21 @@ class Handoff:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def descriptors_to_take(spare: int) -> int:
+    """Return how many descriptors this process can take from one packet, and have `spare` and a reserve left.
+
+    At least 1: whether there is room for that, the kernel says.
+    """
+    soft_limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft_limit == resource.RLIM_INFINITY:
+        return DESCRIPTORS_MAX
+    try:
+        open_count = len(os.listdir("/proc/self/fd"))
+    except OSError:  # no /proc, or not even a descriptor for this: slow is better than not at all
+        return 1
+    return max(1, min(DESCRIPTORS_MAX, soft_limit - open_count - DESCRIPTORS_RESERVE - spare))
 
 
 def close_all(descriptors: Sequence[int]) -> None:

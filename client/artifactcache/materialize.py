@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from artifactcache import links, manifest, publish, staging
+from artifactcache import handoff, links, manifest, publish, staging
 from artifactcache.deadline import Deadline
 from artifactcache.errors import (
     CacheError,
@@ -26,10 +26,11 @@ from artifactcache.errors import (
     PermissionDenied,
     QuotaExceeded,
 )
-from artifactcache.handoff import Handoff, close_all
 from artifactcache.request import KINDS
 
 FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+MERGE_ATTEMPTS_MAX = 5  # into a folder that is replaced each time
 
 # Whose move an error of the destination is. All others: the caller's, who has to choose another destination.
 _BY_ERRNO: dict[int, type[CacheError]] = {
@@ -60,6 +61,10 @@ class Order:
     size_bytes: int
 
 
+class _Moved(Exception):
+    """The folder to merge into is not at the destination any more."""
+
+
 class _NotHere(Exception):
     """This kind cannot be had at this destination; another may."""
 
@@ -84,21 +89,57 @@ def refuse_existing(destination: bytes) -> None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
 
-def place(handoff: Handoff, lease: int, order: Order, deadline: Deadline) -> str:
+def place(connection: handoff.Handoff, lease: int, order: Order, deadline: Deadline) -> str:
     """Place the leased tree as ordered; return the kind that was used."""
-    with contextlib.closing(_Descriptor(handoff.manifest(lease, deadline))) as source:
+    with contextlib.closing(_Descriptor(connection.manifest(lease, deadline))) as source:
         tree = _decode(source.number, order)
         with _destination_errors(order.destination):
-            into = _folder_to_merge_into(order)
-            with staging.staged(into or os.path.dirname(order.destination)) as staged:
-                work = _Work(handoff, lease, tree, staged, source.number, deadline)
-                kind = work.fill(kinds_to_try(order, os.geteuid()))
-                deadline.remaining()
-                if into:
-                    publish.publish_merged(staged.tree, staged.beside)
-                else:
-                    _publish(order, staged)
-                return kind
+            for _ in range(MERGE_ATTEMPTS_MAX):
+                into = _folder_to_merge_into(order)
+                with (
+                    contextlib.suppress(_Moved),
+                    staging.staged(into or os.path.dirname(order.destination)) as staged,
+                    _watched(order, into, staged),
+                ):
+                    work = _Work(connection, lease, tree, staged, source.number, deadline)
+                    kind = work.fill(kinds_to_try(order, os.geteuid()))
+                    deadline.remaining()
+                    if into:
+                        publish.publish_merged(staged.tree, staged.beside)
+                    else:
+                        _publish(order, staged)
+                    return kind
+            raise DestinationExists(
+                f"{os.fsdecode(order.destination)} was replaced by somebody else {MERGE_ATTEMPTS_MAX} times while this "
+                "merged into it: let them finish, or choose another dst"
+            )
+
+
+@contextlib.contextmanager
+def _watched(order: Order, into: bytes, staged: staging.Staging) -> Iterator[None]:
+    """Raise _Moved where a merge went, or failed to go, into what is not at the destination any more.
+
+    Whoever replaces the destination has deleted what they took away, with all that was merged into it; the caller is
+    to find the artifact in what stands there in the end. The open descriptor keeps its inode's number from being used
+    again meanwhile.
+    """
+    try:
+        yield
+    except (OSError, CacheError):
+        if order.exists == "merge" and _has_moved(order, into, staged):
+            raise _Moved from None
+        raise
+    if into and _has_moved(order, into, staged):
+        raise _Moved
+
+
+def _has_moved(order: Order, into: bytes, staged: staging.Staging) -> bool:
+    if not into:  # nothing was there; now somebody else has made a folder
+        return not order.file_name and os.path.isdir(order.destination)
+    try:
+        return not os.path.samestat(os.stat(into), os.fstat(staged.beside))
+    except FileNotFoundError:
+        return True
 
 
 class _Descriptor:
@@ -156,14 +197,14 @@ class _Work:
 
     def __init__(
         self,
-        handoff: Handoff,
+        connection: handoff.Handoff,
         lease: int,
         tree: manifest.Manifest,
         staged: staging.Staging,
         manifest_descriptor: int,
         deadline: Deadline,
     ) -> None:
-        self._handoff = handoff
+        self._handoff = connection
         self._lease = lease
         self._tree = tree
         self._staged = staged
@@ -256,10 +297,12 @@ class _Work:
     def _from_blobs(self, make: Callable[[int, int, int], None]) -> None:
         """Make every file that is not empty with `make(blob, new file, size)`."""
         paths, sizes = self._tree.paths, self._tree.sizes
+        depth = max(folder.count(b"/") for folder in self._tree.folders) + 1 if paths else 0  # open at the same time
         first = 0
         with staging.Descent(self._staged.tree) as descent:
             while first < len(paths):
-                blobs = self._handoff.blobs(self._lease, first, self._deadline)
+                limit = handoff.descriptors_to_take(spare=depth)
+                blobs = self._handoff.blobs(self._lease, first, limit, self._deadline)
                 try:
                     if first + len(blobs) > len(paths):
                         raise Corrupted("the daemon sent more blobs than the tree has")
@@ -277,7 +320,7 @@ class _Work:
                         finally:
                             os.close(target)
                 finally:
-                    close_all(blobs)
+                    handoff.close_all(blobs)
                 first += len(blobs)
 
 

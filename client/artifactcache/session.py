@@ -210,7 +210,7 @@ class Session:
         try:
             return _introduce(_own(own_dir, uid), deadline, owner=uid)
         except DaemonUnavailable as error:
-            raise DaemonUnavailable(f"{error}; nor does the host's own: {absent}") from None
+            raise DaemonUnavailable(f"{error}; and of the host's own daemon: {absent}") from None
 
     def close(self) -> None:
         """End the session, and all its leases."""
@@ -231,7 +231,10 @@ def _own(socket_dir: str, uid: int) -> str:
     except OSError:
         return socket_dir  # connecting says what is wrong
     if found.st_uid != uid or not stat.S_ISDIR(found.st_mode):
-        raise DaemonUnavailable(f"{socket_dir} is not a folder of your own")
+        raise DaemonUnavailable(
+            f"{socket_dir} is not a folder of your own, so no daemon in it is trusted: have it removed, or set "
+            "ARTIFACTCACHE_SOCKET_DIR to where your daemon's sockets are"
+        )
     return socket_dir
 
 

@@ -65,7 +65,11 @@ class Staging:
     def discard_quietly(self) -> None:
         """Delete what can be deleted. What led here is the better error."""
         with contextlib.suppress(OSError):
-            self.discard()
+            try:
+                self.discard()
+            except KeyboardInterrupt:  # one that comes during the clean-up comes after it
+                self.discard()
+                raise
 
     def lock_holds(self) -> bool:
         """Tell whether a second flock is refused. Some network filesystems grant it to everybody."""

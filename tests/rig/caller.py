@@ -164,10 +164,8 @@ class Caller:
 
     def command(self, *arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """Run the command `artifactcache` to its end."""
-        main = "import sys; from artifactcache.cli import main; sys.exit(main())"
-        process = self.popen(
-            (str(self.interpreter.python), "-c", main, *map(str, arguments)), env=env, stderr=subprocess.PIPE
-        )
+        command = (str(self.interpreter.python), "-m", "artifactcache", *map(str, arguments))
+        process = self.popen(command, env=env, stderr=subprocess.PIPE)
         out, err = process.communicate()
         return subprocess.CompletedProcess(process.args, process.returncode, out.decode(), err.decode())
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
+import resource
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +33,7 @@ class Daemon:
     config: str
     is_system: bool
     env: dict[str, str] = dataclasses.field(default_factory=dict)
+    open_files_max: int | None = None
     process: subprocess.Popen[bytes] | None = None
     log_read_chars: int = 0
 
@@ -79,8 +82,13 @@ class Daemon:
                 cwd="/",
                 env=env | self.env,
                 start_new_session=True,
+                preexec_fn=None if self.open_files_max is None else self._limit_open_files,
                 **identity(self.user),
             )
+
+    def _limit_open_files(self) -> None:
+        assert self.open_files_max is not None
+        resource.setrlimit(resource.RLIMIT_NOFILE, (self.open_files_max, self.open_files_max))
 
     def stop(self) -> None:
         """SIGTERM; it has to end with status 0 and to have logged no traceback."""
@@ -158,10 +166,12 @@ def config_text(
     min_free: str = "1MiB",
     unreachable_after: float = 2.0,
     check: str = "none",
+    local_roots: tuple[str, ...] = (),
 ) -> str:
     """A configuration with the keys that are fixed."""
     return (
         f'[store]\nroot = "{root}"\ncapacity = "{capacity}"\nmin_free = "{min_free}"\n'
         f'[origin]\ntracking_uri = "{tracking_uri}"\nunreachable_after = {unreachable_after}\n'
+        f"local_roots = {json.dumps(local_roots)}\n"
         f'[access]\ncheck = "{check}"\n'
     )

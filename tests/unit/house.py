@@ -20,7 +20,7 @@ from cacheserver.selection import Selection
 from cacheserver.space import Amount, Limits
 from cacheserver.store import Store, Tree
 from cacheserver.uris import Artifact, Kind
-from cacheserver.words import Brought, Entry, File, Held, Listing, Location, Manifest, Resolved, folder, join
+from cacheserver.words import Brought, Entry, File, Held, Listing, Location, Manifest, Resolved, Standing, folder, join
 
 TRACKING_URI = "http://origin.example"
 PATIENCE_SECONDS = 30  # how long a test waits for a thread before it gives up
@@ -131,7 +131,7 @@ class Shelf:
         """Lets the store go."""
         self.store.close()
 
-    def put(self, files: dict[str, bytes], uri: str = "s3://bucket/tree", settled: bool = True) -> Held:
+    def put(self, files: dict[str, bytes], uri: str = "s3://bucket/tree") -> Held:
         """Takes files into the store as the artifact `uri`, the way a download does."""
         arrived, entries = {}, []
         for name, content in files.items():
@@ -142,8 +142,8 @@ class Shelf:
             Path(path).write_bytes(content)
             arrived[f"{uri}/{name}"] = staged = self.store.measure(path)
             entries.append(Entry(name.encode(), staged.row.digest, staged.row.size))
-        self.store.keep(arrived, 1.0)
-        self.store.commit(Manifest.of(entries), [(uri, "", "", settled, True)], arrived, 1.0)
+        self.store.keep(arrived, Standing.FINISHED, 1.0)
+        self.store.commit(Manifest.of(entries), [(uri, "", "", Standing.FINISHED, True)], arrived, 1.0)
         held = self.index.held(uri, "")
         assert held is not None
         return held

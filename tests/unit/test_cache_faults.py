@@ -266,3 +266,17 @@ def test_a_view_is_sound_or_it_is_not_found(filled: House) -> None:
     assert Path(filled.store.view(held.tree), "top").read_bytes() == b"4444"
     filled.damage(filled.digest(held, "top"))
     assert filled.find(ROOT, view=True) is None
+
+
+def test_a_view_is_looked_at_when_it_is_given_out_as_stale(house: House) -> None:
+    """The origin is down, and somebody has meddled with the view: what is given out is old, and right."""
+    root = house.origin.run("r", settled=False)
+    house.origin.files = {f"{root}/x": b"right"}
+    view = Path(house.store.view(house.bring("runs:/r").held.tree))
+    view.chmod(0o755)
+    (view / "x").unlink()
+    (view / "x").write_bytes(b"wrong")
+    house.origin.down = True
+    brought = house.bring("runs:/r")
+    assert brought.stale and brought.origin_bytes == 0
+    assert Path(house.store.view(brought.held.tree)) == view and (view / "x").read_bytes() == b"right"

@@ -19,6 +19,7 @@ min_free = "10%"
 [origin]
 tracking_uri = "http://mlflow.example:5000"
 unreachable_after = 3
+local_roots = ["/srv/mlflow", "/data"]
 
 [access]
 check = "none"
@@ -36,6 +37,7 @@ def test_every_key_is_read() -> None:
     assert config.store.root == "/srv/cache"
     assert config.store.capacity == Amount(500 * 2**30) and config.store.min_free == Amount(10, percent=True)
     assert config.origin.tracking_uri == "http://mlflow.example:5000" and config.origin.unreachable_after == 3.0
+    assert config.origin.local_roots == ["/srv/mlflow", "/data"]
     assert config.access.check == "none" and config.access.users == "all" and config.access.hardlink_for_root is True
     assert config.server.socket_dir == "/run/somewhere"
     only_one_value = {("access", "check")}
@@ -65,10 +67,11 @@ def test_bytes_may_be_a_plain_number(value: str) -> None:
         ("store", "min_free", ["-1", "false", '"5 gib"', "{}"]),
         ("origin", "tracking_uri", ["5000", '""', '"mlflow.example"', "[]", '["http://x"]']),
         ("origin", "unreachable_after", ["0", "-1", "3601", "nan", "inf", '"10"', "true"]),
+        ("origin", "local_roots", ['"/srv"', "true", '["srv"]', '[""]', "[1]", '["/srv", "~/x"]', "{}", '[["/srv"]]']),
         ("access", "check", ['"caller"', '"None"', '""', "false", "[]", '["none"]', "{}"]),
         ("access", "users", ['"everybody"', "1", "true", "[]"]),
         ("access", "hardlink_for_root", ["1", "0", '"true"', "[]"]),
-        ("server", "socket_dir", ['"run"', "1", '""', "[]"]),
+        ("server", "socket_dir", ['"run"', "1", '""', "[]", '"/' + "x" * 95 + '"']),
     ],
 )
 def test_a_value_that_cannot_be_used_is_shown_with_its_line(section: str, key: str, values: list[str]) -> None:

@@ -156,19 +156,26 @@ def test_a_blob_gets_a_fresh_inode(disk: Disk, tmp_path: Path) -> None:
     one = placed(disk, b"popular")
     path = path_of(disk, one.row.digest)
     os.link(path, tmp_path / "job")
-    fresh = disk.fresh_inode(one.row)
+    fresh = disk.place([disk.copy(one.row.digest)])[0]
     assert fresh.inode != one.row.inode == (tmp_path / "job").stat().st_ino
     assert (fresh.digest, fresh.size, fresh.xxh3) == (one.row.digest, one.row.size, one.row.xxh3)
     assert disk.suspects([fresh]) == [] and path.stat().st_nlink == 1 and path.stat().st_mode & 0o777 == 0o444
     assert os.listdir(os.path.join(disk.root, "staging")) == []
 
 
-def test_no_fresh_inode_is_made_of_wrong_bytes(disk: Disk) -> None:
-    """What changed unseen is not given a clean row."""
-    one = placed(disk, b"popular")
-    overwrite(path_of(disk, one.row.digest))
-    with pytest.raises(CacheError, match="changed"):
-        disk.fresh_inode(one.row)
+def test_a_copy_says_what_it_is(disk: Disk) -> None:
+    """Of wrong bytes, that they are; of none, and of a symlink's, there is no copy."""
+    wrong, gone, pointing = (placed(disk, f"popular {n}".encode()).row.digest for n in range(3))
+    overwrite(path_of(disk, wrong))
+    path_of(disk, gone).unlink()
+    path_of(disk, pointing).unlink()
+    path_of(disk, pointing).symlink_to(path_of(disk, wrong))
+    staged = disk.copy(wrong)
+    assert staged.row.digest == blake3(path_of(disk, wrong).read_bytes()).hexdigest() != wrong
+    disk.discard(staged.path)
+    for digest in (gone, pointing):
+        with pytest.raises(OSError):
+            disk.copy(digest)
     assert os.listdir(os.path.join(disk.root, "staging")) == []
 
 

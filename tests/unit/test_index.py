@@ -13,7 +13,7 @@ from blake3 import blake3
 from artifactcache.errors import CacheError
 from cacheserver.index import Index, MissingBlobs
 from cacheserver.schema import MIGRATIONS
-from cacheserver.words import EMPTY_DIGEST, BlobRow, Entry, Manifest, Resolved
+from cacheserver.words import EMPTY_DIGEST, BlobRow, Entry, Manifest, Resolved, Standing
 
 ORIGIN = "http://one.example"
 
@@ -42,20 +42,22 @@ def tree(*names: str) -> Manifest:
     return Manifest.of(Entry(n.encode(), blob(n).digest, len(n)) for n in names)
 
 
-def record(index: Index, uri: str, *names: str, settled: bool = True, asked: bool = True, now: float = 5.0) -> Manifest:
+def record(
+    index: Index, uri: str, *names: str, standing: Standing = Standing.FINISHED, asked: bool = True, now: float = 5.0
+) -> Manifest:
     """Records blobs and their tree as an artifact."""
-    index.record_arrivals([blob(n) for n in names], {}, now)
-    index.record_tree(tree(*names), [(uri, "", "", settled, asked)], (), now)
+    index.record_arrivals([blob(n) for n in names], {}, Standing.FINISHED, now)
+    index.record_tree(tree(*names), [(uri, "", "", standing, asked)], (), now)
     return tree(*names)
 
 
 def test_what_was_recorded_is_held(index: Index) -> None:
     """An artifact comes back with its tree, its counts and its times; other selections and URIs are not held."""
-    manifest = record(index, "s3://b/p", "x", "yy", settled=False, now=7.5)
+    manifest = record(index, "s3://b/p", "x", "yy", standing=Standing.OPEN, now=7.5)
     held = index.held("s3://b/p", "")
     assert held is not None
     assert (held.uri, held.selection, held.tree, held.file_name) == ("s3://b/p", "", manifest.digest, "")
-    assert (held.file_count, held.size_bytes, held.settled) == (2, 3, False)
+    assert (held.file_count, held.size_bytes, held.standing) == (2, 3, Standing.OPEN)
     assert (held.fetched_at, held.used_at) == (7.5, 7.5)
     assert index.held("s3://b/p", '[["x"], []]') is None and index.held("s3://b", "") is None
     assert index.tree_blobs(manifest.digest) == {blob(n).digest: blob(n) for n in ("x", "yy")}
@@ -65,19 +67,19 @@ def test_what_was_recorded_is_held(index: Index) -> None:
 
 def test_a_tree_appears_whole_or_not_at_all(index: Index) -> None:
     """Where one blob is missing nothing of the tree is recorded, not even its name, and the arrivals stay."""
-    index.record_arrivals([blob("x")], {"s3://b/p/x": blob("x").digest}, 1.0)
+    index.record_arrivals([blob("x")], {"s3://b/p/x": blob("x").digest}, Standing.FINISHED, 1.0)
     with pytest.raises(MissingBlobs):
-        index.record_tree(tree("x", "gone"), [("s3://b/p", "", "", True, True)], ["s3://b/p/x"], 2.0)
+        index.record_tree(tree("x", "gone"), [("s3://b/p", "", "", Standing.FINISHED, True)], ["s3://b/p/x"], 2.0)
     assert index.held("s3://b/p", "") is None
     assert index.tree_blobs(tree("x", "gone").digest) == {}
     assert index.totals()["tree_count"] == 0
-    assert index.arrivals("s3://b/p") == {"s3://b/p/x": (blob("x").digest, 1)}
+    assert index.arrivals("s3://b/p", Standing.FINISHED) == {"s3://b/p/x": (blob("x").digest, 1)}
 
 
 def test_a_failure_in_the_middle_leaves_nothing(index: Index) -> None:
     """Rows of one call appear together: an artifact that cannot be written takes its tree with it."""
-    index.record_arrivals([blob("x")], {}, 1.0)
-    broken = [("s3://b/p", "", "", True, True), ("s3://b/q", "", None, True, True)]
+    index.record_arrivals([blob("x")], {}, Standing.FINISHED, 1.0)
+    broken = [("s3://b/p", "", "", Standing.FINISHED, True), ("s3://b/q", "", None, True, True)]
     with pytest.raises(sqlite3.IntegrityError):
         index.record_tree(tree("x"), broken, (), 2.0)  # type: ignore[arg-type]
     assert index.held("s3://b/p", "") is None and index.totals()["tree_count"] == 0
@@ -86,8 +88,8 @@ def test_a_failure_in_the_middle_leaves_nothing(index: Index) -> None:
 def test_empty_files_and_folders_need_no_blob(index: Index) -> None:
     """A tree without bytes is recorded without any."""
     manifest = Manifest.of([Entry(b"empty", EMPTY_DIGEST, 0), Entry(b"folder/", "-", 0)])
-    index.record_tree(manifest, [("s3://b/p", "", "", True, True)], (), 1.0)
-    index.record_tree(Manifest.of([]), [("s3://b/none", "", "", True, True)], (), 1.0)
+    index.record_tree(manifest, [("s3://b/p", "", "", Standing.FINISHED, True)], (), 1.0)
+    index.record_tree(Manifest.of([]), [("s3://b/none", "", "", Standing.FINISHED, True)], (), 1.0)
     held, none = index.held("s3://b/p", ""), index.held("s3://b/none", "")
     assert held is not None and held.file_count == 1 and held.size_bytes == 0
     assert none is not None and none.file_count == 0
@@ -129,17 +131,19 @@ def test_above_and_below_are_by_folder_not_by_letters(index: Index) -> None:
     assert [h.uri for h in index.above("s3://b/p/q")] == ["s3://b", "s3://b/p", "s3://b/p/q"]
     assert [h.uri for h in index.above("s3://b/p/q/none")] == ["s3://b", "s3://b/p", "s3://b/p/q"]
     assert sorted(h.uri for h in index.at_or_below("s3://b/p")) == ["s3://b/p", "s3://b/p/q", "s3://b/p/q/r"]
-    index.record_arrivals([blob("x")], {f"s3://b/{n}": blob("x").digest for n in ("f/1", "f", "f1", "f-/2")}, 1.0)
-    assert sorted(index.arrivals("s3://b/f")) == ["s3://b/f", "s3://b/f/1"]
+    index.record_arrivals(
+        [blob("x")], {f"s3://b/{n}": blob("x").digest for n in ("f/1", "f", "f1", "f-/2")}, Standing.FINISHED, 1.0
+    )
+    assert sorted(index.arrivals("s3://b/f", Standing.FINISHED)) == ["s3://b/f", "s3://b/f/1"]
 
 
 def test_a_very_deep_uri_is_asked_for_at_once(index: Index) -> None:
     """More parents than SQLite takes variables, and more digests, are no error."""
     assert index.above("s3://b/" + "d/" * 2000 + "x") == []
     many = [blob(str(n)) for n in range(2500)]
-    index.record_arrivals(many, {}, 1.0)
+    index.record_arrivals(many, {}, Standing.FINISHED, 1.0)
     assert len(index.blobs([b.digest for b in many])) == 2500
-    index.record_tree(tree(*(str(n) for n in range(2500))), [("s3://b/p", "", "", True, True)], (), 1.0)
+    index.record_tree(tree(*(str(n) for n in range(2500))), [("s3://b/p", "", "", Standing.FINISHED, True)], (), 1.0)
     assert index.holders([b.digest for b in many]) == ["s3://b/p"]
 
 
@@ -147,10 +151,12 @@ def test_a_blob_that_is_forgotten_says_which_trees_lack_it(index: Index) -> None
     """Its row, its arrivals and its memberships go in one step; the trees stay, incomplete, until it is back."""
     one, other = record(index, "s3://b/1", "x", "y"), record(index, "s3://b/2", "x")
     record(index, "s3://b/3", "z")
-    index.record_arrivals([], {"s3://b/f": blob("x").digest}, 1.0)
+    index.record_arrivals([], {"s3://b/f": blob("x").digest}, Standing.FINISHED, 1.0)
     assert sorted(index.forget_blob(blob("x").digest)) == sorted([one.digest, other.digest])
     assert set(index.tree_blobs(one.digest)) == {blob("y").digest} and index.tree_blobs(other.digest) == {}
-    assert index.arrivals("s3://b/f") == {} and blob("x").digest not in index.blobs([blob("x").digest])
+    assert index.arrivals("s3://b/f", Standing.FINISHED) == {} and blob("x").digest not in index.blobs(
+        [blob("x").digest]
+    )
     assert index.forget_blob(blob("x").digest) == []
     record(index, "s3://b/1", "x", "y")
     assert set(index.tree_blobs(one.digest)) == {blob("x").digest, blob("y").digest}
@@ -168,20 +174,20 @@ def test_a_blobs_inode_may_become_another(index: Index) -> None:
 def test_arrivals_end_with_their_tree_or_with_time(index: Index) -> None:
     """What belongs to a tree is kept when its arrival ends; what belongs to nothing is given back to be unlinked."""
     uris = {f"s3://b/p/{n}": blob(n).digest for n in "xyz"}
-    index.record_arrivals([blob(n) for n in "xyz"], uris, 10.0)
-    index.record_arrivals([], {"s3://b/other/z": blob("z").digest}, 30.0)
-    index.record_tree(tree("x"), [("s3://b/p/x", "", "x", True, True)], ["s3://b/p/x"], 11.0)
-    assert set(index.arrivals("s3://b/p")) == {"s3://b/p/y", "s3://b/p/z"}
+    index.record_arrivals([blob(n) for n in "xyz"], uris, Standing.FINISHED, 10.0)
+    index.record_arrivals([], {"s3://b/other/z": blob("z").digest}, Standing.FINISHED, 30.0)
+    index.record_tree(tree("x"), [("s3://b/p/x", "", "x", Standing.FINISHED, True)], ["s3://b/p/x"], 11.0)
+    assert set(index.arrivals("s3://b/p", Standing.FINISHED)) == {"s3://b/p/y", "s3://b/p/z"}
     assert index.drop_arrivals(10.0) == []  # none is older
     assert index.drop_arrivals(20.0) == [blob("y").digest]  # x has a tree, z has come again since
-    assert index.arrivals("s3://b") == {"s3://b/other/z": (blob("z").digest, 1)}
+    assert index.arrivals("s3://b", Standing.FINISHED) == {"s3://b/other/z": (blob("z").digest, 1)}
     assert sorted(index.all_digests()) == sorted([blob("x").digest, blob("z").digest])
     assert index.drop_arrivals(99.0) == [blob("z").digest]
 
 
 def test_a_walk_over_all_blobs_meets_each_once(index: Index) -> None:
     """In batches, by digest."""
-    index.record_arrivals([blob(str(n)) for n in range(25)], {}, 1.0)
+    index.record_arrivals([blob(str(n)) for n in range(25)], {}, Standing.FINISHED, 1.0)
     seen: list[str] = []
     while rows := index.some_blobs(seen[-1] if seen else "", 10):
         seen += [row.digest for row in rows]
@@ -215,11 +221,14 @@ def test_one_store_keeps_origins_apart(path: str, index: Index) -> None:
     """Two tracking servers may have the same run ID: neither is answered with the other's artifact."""
     record(index, "runs:/r", "x")
     index.record_version(Resolved("runs:/r", "s3://b/r", (), True), 1.0)
-    index.record_arrivals([], {"s3://b/f": blob("x").digest}, 1.0)
+    index.record_arrivals([], {"s3://b/f": blob("x").digest}, Standing.FINISHED, 1.0)
     other = Index(path, "http://other.example")
     try:
         assert other.held("runs:/r", "") is None and other.resolved("runs:/r") is None and other.asked() == []
-        assert other.above("runs:/r") == other.at_or_below("runs:/r") == [] and other.arrivals("s3://b") == {}
+        assert (
+            other.above("runs:/r") == other.at_or_below("runs:/r") == []
+            and other.arrivals("s3://b", Standing.FINISHED) == {}
+        )
         assert set(other.blobs([blob("x").digest])) == {blob("x").digest}  # bytes are bytes, whoever brought them
     finally:
         other.close()
@@ -285,8 +294,8 @@ def test_a_migration_that_fails_leaves_the_store_as_it_was(path: str, monkeypatc
     Index(path, ORIGIN).close()
     before = _dump(path)
     second = "CREATE TABLE more (a TEXT);  -- a semicolon; in a comment\nCREATE TABLE origins (a TEXT);\n"
-    monkeypatch.setattr("cacheserver.index.MIGRATIONS", (*MIGRATIONS, second))
-    with pytest.raises(sqlite3.OperationalError, match="already exists"):
+    monkeypatch.setattr("cacheserver.database.MIGRATIONS", (*MIGRATIONS, second))
+    with pytest.raises(CacheError, match="already exists"):
         Index(path, ORIGIN)
     assert _dump(path) == before
 
@@ -310,3 +319,21 @@ def _dump(path: str) -> list[str]:
         return [f"version {version}", *db.iterdump()]
     finally:
         db.close()
+
+
+def test_a_blob_that_was_dropped_meanwhile_gets_no_row(index: Index) -> None:
+    """A look at its inode that comes too late says nothing of what is held."""
+    index.record_arrivals([blob("x")], {}, Standing.FINISHED, 1.0)
+    index.forget_blob(blob("x").digest)
+    index.record_blob(blob("x", inode=77))
+    assert index.all_digests() == [] and index.totals()["blob_count"] == 0
+
+
+@pytest.mark.parametrize(
+    "damage", [b"this is no database, whatever its name says " * 100, b"SQLite format 3\0" + b"\xff" * 5000]
+)
+def test_an_index_that_is_damaged_is_refused_with_words(tmp_path: Path, damage: bytes) -> None:
+    """Who starts the daemon reads which file it is, and what can be done."""
+    (tmp_path / "index.db").write_bytes(damage)
+    with pytest.raises(CacheError, match=r"index\.db cannot be used: .+ move it away"):
+        Index(str(tmp_path / "index.db"), "http://origin.example")

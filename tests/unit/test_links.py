@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from artifactcache.errors import InvalidRequest, ModeUnavailable
+from artifactcache.errors import Corrupted, InvalidRequest, ModeUnavailable
 from cacheserver import links
 from cacheserver.links import link_tree
 from cacheserver.words import Manifest
@@ -155,3 +155,20 @@ def test_errors_that_mean_try_another_way_have_words() -> None:
     """EMLINK is none of them: it is met with a fresh inode."""
     assert {errno.EXDEV, errno.EPERM, errno.EROFS, errno.EOPNOTSUPP} <= links.NO_LINKS.keys()
     assert errno.EMLINK not in links.NO_LINKS and all(links.NO_LINKS.values())
+
+
+def test_a_folder_that_is_gone_is_the_callers_to_make(shelf: Shelf, tmp_path: Path) -> None:
+    """The kernel says the same of a blob that is gone: which of both it is decides whose move it is."""
+    manifest = manifest_of(shelf, {"x": b"1"})
+    to = destination(tmp_path / "to", manifest)
+    fd = os.open(to, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        to.rmdir()
+        with pytest.raises(InvalidRequest, match="cannot be linked"):
+            link_tree(manifest, shelf.disk.blobs_fd, fd, ME, lambda digest: None)
+        to.mkdir()
+    finally:
+        os.close(fd)
+    shelf.blob(manifest.files[0].digest).unlink()
+    with pytest.raises(Corrupted, match="fetch again"):
+        link(shelf, manifest, to)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 from artifactcache.errors import CacheError, Corrupted, NotFound, PermissionDenied
 from cacheserver.local import LocalFiles
 from cacheserver.words import File
+
+SIZE_MAX = 10_000_000  # no file of these tests has as much
 
 
 @pytest.fixture
@@ -22,9 +25,25 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def files(root: Path, *, forbidden: str = "/nowhere", world_only: bool = False) -> LocalFiles:
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A store's folder with an index in it, which is no origin."""
+    store = tmp_path / "lib/store"
+    (store / "blobs").mkdir(parents=True)
+    (store / "index.db").write_bytes(b"secret")
+    return store
+
+
+def files(
+    root: Path, *, forbidden: Path = Path("/proc"), world_only: bool = False, exempt: tuple[str, ...] = ()
+) -> LocalFiles:
     """The artifact store over it."""
-    return LocalFiles(str(root), forbidden=forbidden, world_only=world_only)
+    return LocalFiles(str(root), forbidden=str(forbidden), world_only=world_only, exempt=exempt)
+
+
+def copy(local: LocalFiles, path: str, to: Path) -> None:
+    """Copies a file, whatever its size."""
+    local.copy(path, str(to), SIZE_MAX)
 
 
 def listed(root: Path, path: str = "") -> list[File]:
@@ -57,7 +76,7 @@ def test_odd_names_are_listed_and_copied(root: Path, tmp_path: Path) -> None:
         Path(os.fsdecode(os.fsencode(root) + b"/" + name)).write_bytes(name)
     assert [f.path for f in listed(root)] == sorted(odd)
     for number, file in enumerate(listed(root)):
-        files(root).copy(file.remote, str(tmp_path / str(number)))
+        copy(files(root), file.remote, tmp_path / str(number))
         assert (tmp_path / str(number)).read_bytes() == file.path
 
 
@@ -67,7 +86,7 @@ def test_a_copy_is_of_the_files_bytes(root: Path, tmp_path: Path) -> None:
     (root / "x").write_bytes(content)
     (root / "empty").write_bytes(b"")
     for name in ("x", "empty"):
-        files(root).copy(name, str(tmp_path / name))
+        copy(files(root), name, tmp_path / name)
         assert (tmp_path / name).read_bytes() == (root / name).read_bytes()
         assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
 
@@ -82,11 +101,26 @@ def test_a_copy_crosses_filesystems(tmp_path: Path) -> None:
     try:
         content = os.urandom(3_000_000)
         (source / "x").write_bytes(content)
-        files(source).copy("x", str(tmp_path / "x"))
+        copy(files(source), "x", tmp_path / "x")
         assert (tmp_path / "x").read_bytes() == content
     finally:
         (source / "x").unlink(missing_ok=True)
         source.rmdir()
+
+
+@pytest.mark.parametrize("folder", ["tmp_path", "/dev/shm"])
+@pytest.mark.parametrize(("size", "copied"), [(10, 11), (0, 1), (3_000_000, 3_000_000), (2_999_999, 3_000_000)])
+def test_a_file_that_has_grown_is_copied_up_to_a_byte_more(tmp_path: Path, folder: str, size: int, copied: int) -> None:
+    """Of one that grows as fast as it is read no more comes in either; the byte shows that it has grown."""
+    target = tmp_path / "copy" if folder == "tmp_path" else Path(folder) / f"artifactcache-test-{os.getpid()}"
+    source = tmp_path / "artifacts"
+    source.mkdir()
+    (source / "x").write_bytes(bytes(3_000_000))
+    try:
+        files(source).copy("x", str(target), size)
+        assert target.stat().st_size == copied
+    finally:
+        target.unlink(missing_ok=True)
 
 
 def test_a_symlink_inside_is_followed(root: Path, tmp_path: Path) -> None:
@@ -96,7 +130,7 @@ def test_a_symlink_inside_is_followed(root: Path, tmp_path: Path) -> None:
     (root / "folder").symlink_to("real")
     (root / "file").symlink_to("real/x")
     assert listed(root) == [File(b"file", 3, "file"), File(b"folder/x", 3, "folder/x"), File(b"real/x", 3, "real/x")]
-    files(root).copy("folder/x", str(tmp_path / "copy"))
+    copy(files(root), "folder/x", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == b"123"
 
 
@@ -113,8 +147,8 @@ def test_a_symlink_that_leads_out_is_refused(root: Path, tmp_path: Path, target:
         lambda: files(root).listing(""),
         lambda: files(root).listing("link"),
         lambda: files(root).listing("link/file"),
-        lambda: files(root).copy("link", str(tmp_path / "copy")),
-        lambda: files(root).copy("link/file", str(tmp_path / "copy")),
+        lambda: copy(files(root), "link", tmp_path / "copy"),
+        lambda: copy(files(root), "link/file", tmp_path / "copy"),
     ):
         with pytest.raises((PermissionDenied, NotFound)):
             ask()
@@ -127,7 +161,7 @@ def test_a_path_that_leads_out_is_refused(root: Path, tmp_path: Path, path: str)
     (tmp_path / "secret").write_bytes(b"secret")
     (root / "sub").mkdir()
     with pytest.raises(PermissionDenied):
-        files(root).copy(path, str(tmp_path / "copy"))
+        copy(files(root), path, tmp_path / "copy")
     with pytest.raises(PermissionDenied):
         files(root).listing(path)
     assert not (tmp_path / "copy").exists()
@@ -160,7 +194,7 @@ def test_what_is_no_plain_file_is_refused_without_waiting(
 ) -> None:
     """A FIFO or a socket in the artifact holds nobody up."""
     make(root / "odd")
-    for ask in (lambda: files(root).copy("odd", str(tmp_path / "copy")), lambda: files(root).listing("odd")):
+    for ask in (lambda: copy(files(root), "odd", tmp_path / "copy"), lambda: files(root).listing("odd")):
         with pytest.raises((Corrupted, PermissionDenied)):
             ask()
     assert not (tmp_path / "copy").exists()
@@ -174,7 +208,7 @@ def test_what_is_not_there_is_not_found(root: Path, tmp_path: Path) -> None:
         lambda: files(root).listing("none"),
         lambda: files(root).listing("file/below"),
         lambda: files(root / "file").listing(""),
-        lambda: files(root).copy("none", str(tmp_path / "copy")),
+        lambda: copy(files(root), "none", tmp_path / "copy"),
     ):
         with pytest.raises(NotFound):
             ask()
@@ -187,10 +221,54 @@ def test_the_store_itself_is_no_origin(root: Path, tmp_path: Path) -> None:
     for way in (root, root / "in", tmp_path / "alias", tmp_path / "alias/in", tmp_path / "x/../artifacts"):
         (tmp_path / "x").mkdir(exist_ok=True)
         with pytest.raises(PermissionDenied, match="lies in the store itself"):
-            files(way, forbidden=str(root)).listing("")
+            files(way, forbidden=root).listing("")
     neighbour = tmp_path / "artifacts2"
     neighbour.mkdir()
-    assert files(neighbour, forbidden=str(root)).listing("").files == []
+    assert files(neighbour, forbidden=root).listing("").files == []
+
+
+def test_the_store_inside_a_root_is_no_origin(store: Path, tmp_path: Path) -> None:
+    """A root above the store: neither is it listed, nor is anything in it, nor by a symlink to it or into it."""
+    (store.parent / "direct").symlink_to("store")
+    (store.parent / "into").symlink_to("store/index.db")
+    (store.parent / "fine").mkdir()
+    (store.parent / "fine/x").write_bytes(b"x")
+    local = files(store.parent, forbidden=store)
+    for path in ("", "store", "store/blobs", "store/index.db", "direct", "direct/blobs", "direct/index.db", "into"):
+        with pytest.raises(PermissionDenied, match="the store itself"):
+            local.listing(path)
+        with pytest.raises(CacheError):
+            copy(local, path, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+    (store / "blobs").rmdir()
+    for path in ("", "store", "direct"):  # where nothing below it is a folder that shows where it is
+        with pytest.raises(PermissionDenied, match="the store itself"):
+            local.listing(path)
+    assert local.listing("fine").files == [File(b"x", 1, "fine/x")]
+
+
+@pytest.mark.parametrize("link", ["store", "store/blobs", "store/index.db"])
+def test_a_symlink_to_the_store_among_others_is_refused(store: Path, link: str) -> None:
+    """A listing follows it, and finds where it leads."""
+    (store.parent / "run").mkdir()
+    (store.parent / "run/link").symlink_to(f"../{link}")
+    with pytest.raises(PermissionDenied):
+        files(store.parent, forbidden=store).listing("run")
+
+
+def test_the_store_under_a_second_mount_is_no_origin(store: Path, root: Path) -> None:
+    """A mount has another path, and the same device and inode."""
+    (root / "mount").mkdir()
+    (root / "fine").write_bytes(b"")
+    if os.geteuid() != 0 or subprocess.run(("mount", "--bind", store, root / "mount"), check=False).returncode:
+        pytest.skip("mounting needs root")
+    try:
+        for at, path in ((root, ""), (root, "mount/index.db"), (root / "mount", ""), (root / "mount/blobs", "")):
+            with pytest.raises(PermissionDenied, match="the store itself"):
+                files(at, forbidden=store).listing(path)
+        assert files(root, forbidden=store).listing("fine").file_name == "fine"
+    finally:
+        subprocess.run(("umount", root / "mount"), check=True)
 
 
 def test_half_written_files_of_mlflow_are_not_seen(root: Path) -> None:
@@ -218,7 +296,7 @@ def public(root: Path) -> Path:
 def test_a_daemon_of_many_users_reads_what_all_may_read(public: Path, tmp_path: Path) -> None:
     """Where every user could have read it, nothing is held back."""
     assert files(public, world_only=True).listing("").files == [File(b"sub/file", 1, "sub/file")]
-    files(public, world_only=True).copy("sub/file", str(tmp_path / "copy"))
+    copy(files(public, world_only=True), "sub/file", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == b"x"
 
 
@@ -244,12 +322,64 @@ def test_a_readable_file_in_a_closed_folder_is_not_read_for_others(
     (public / "link").symlink_to("sub/file")
     (public / closed).chmod(0o700)
     local = files(public, world_only=True)
-    for ask in (lambda: local.listing(way), lambda: local.copy(way, str(tmp_path / "copy"))):
+    for ask in (lambda: local.listing(way), lambda: copy(local, way, tmp_path / "copy")):
         with pytest.raises(PermissionDenied, match="every user of this host"):
             ask()
     assert not (tmp_path / "copy").exists()
 
 
+@pytest.mark.parametrize("mode", [0o640, 0o600, 0o000])
+@pytest.mark.parametrize("way", ["", "sub", "sub/file"])
+def test_a_file_that_not_all_can_read_is_not_even_listed(public: Path, mode: int, way: str) -> None:
+    """Its bytes may be held already: then nobody would open it."""
+    (public / "sub/file").chmod(mode)
+    with pytest.raises(PermissionDenied, match="every user of this host"):
+        files(public, world_only=True).listing(way)
+
+
+@pytest.mark.parametrize(("closed", "mode"), [("closed/in/file", 0o640), ("closed/in", 0o750), ("closed", 0o750)])
+@pytest.mark.parametrize("target", ["closed/in/file", "closed/in"])
+def test_what_is_behind_a_symlink_is_checked_when_it_is_listed(
+    public: Path, closed: str, mode: int, target: str
+) -> None:
+    """With every folder on the way to it, which the listing itself does not pass."""
+    (public / "closed/in").mkdir(parents=True)
+    (public / "closed/in/file").write_bytes(b"x")
+    for path in ("closed", "closed/in", "closed/in/file"):
+        (public / path).chmod(0o755)
+    (public / "sub/link").symlink_to(f"../{target}")
+    assert len(files(public, world_only=True).listing("sub").files) == 2
+    (public / closed).chmod(mode)
+    with pytest.raises(PermissionDenied, match="every user of this host"):
+        files(public, world_only=True).listing("sub")
+
+
+@pytest.mark.parametrize(
+    ("exempt", "is_exempt"), [(".", True), ("..", True), ("sub", False), ("../artifact", False), ("/", True)]
+)
+def test_a_root_in_an_exempt_folder_is_read_as_the_daemon_can(
+    public: Path, tmp_path: Path, exempt: str, is_exempt: bool
+) -> None:
+    """Folders are compared by their parts: `artifact` is not above `artifacts`."""
+    (public / "sub/file").chmod(0o600)
+    local = files(public, world_only=True, exempt=(str((public / exempt).resolve()),))
+    if is_exempt:
+        _list_and_copy(local, tmp_path)
+        assert (tmp_path / "copy").read_bytes() == b"x"
+    else:
+        with pytest.raises(PermissionDenied, match="every user of this host"):
+            local.listing("")
+
+
+def test_a_root_is_exempt_by_where_it_really_is(public: Path, tmp_path: Path) -> None:
+    """A symlink in an exempt folder to a root elsewhere exempts nothing."""
+    (public / "sub/file").chmod(0o600)
+    (tmp_path / "exempt").mkdir()
+    (tmp_path / "exempt/link").symlink_to(public)
+    with pytest.raises(PermissionDenied, match="every user of this host"):
+        files(tmp_path / "exempt/link", world_only=True, exempt=(str(tmp_path / "exempt"),)).listing("")
+
+
 def _list_and_copy(local: LocalFiles, to: Path) -> None:
     for file in local.listing("").files:
-        local.copy(file.remote, str(to / "copy"))
+        copy(local, file.remote, to / "copy")

@@ -38,19 +38,35 @@ def test_a_lease_is_of_its_session_alone() -> None:
     """A lease gives the tree to the session it was given to, until it is released or the session ends."""
     sessions = Sessions()
     alice, bob = sessions.open(ALICE), sessions.open(BOB)
-    first, second, bobs = (sessions.lease(s, t) for s, t in ((alice, "t1"), (alice, "t1"), (bob, "t2")))
-    assert len({first, second, bobs}) == 3
-    assert sessions.leased(alice, first) == "t1" and sessions.leased(bob, bobs) == "t2"
-    for session, lease in ((alice, bobs), (bob, first), (alice, 0), (alice, 10**9)):
+    alices, bobs = sessions.lease(alice, "t1"), sessions.lease(bob, "t1")
+    assert alices != bobs
+    assert sessions.leased(alice, alices) == sessions.leased(bob, bobs) == "t1"
+    for session, lease in ((alice, bobs), (bob, alices), (alice, 0), (alice, 10**9)):
         with pytest.raises(InvalidRequest):
             sessions.leased(session, lease)
-    assert sessions.counts() == (2, {"t1": 2, "t2": 1})
-    sessions.release(bob, first)  # not bob's: nothing happens
-    sessions.release(alice, first)
-    sessions.release(alice, first)
-    assert sessions.counts() == (2, {"t1": 1, "t2": 1})
+    sessions.release(bob, alices)  # not bob's: nothing happens
+    assert sessions.counts() == (2, {"t1": 2})
     sessions.close(alice)
+    sessions.close(alice)
+    assert sessions.counts() == (1, {"t1": 1})
+
+
+def test_a_tree_given_twice_is_released_twice() -> None:
+    """Two views of one tree in one process: the tree stays leased until both are released, and no longer."""
+    sessions = Sessions()
+    alice = sessions.open(ALICE)
+    number = sessions.lease(alice, "t1")
+    assert sessions.lease(alice, "t1") == number
+    other = sessions.lease(alice, "t2")
+    assert sessions.counts() == (1, {"t1": 2, "t2": 1})
+    sessions.release(alice, number)
+    assert sessions.leased(alice, number) == "t1"
+    for _ in range(3):
+        sessions.release(alice, number)
+    with pytest.raises(InvalidRequest):
+        sessions.leased(alice, number)
     assert sessions.counts() == (1, {"t2": 1})
+    assert len({number, other, sessions.lease(alice, "t1")}) == 3, "a number is never given again"
 
 
 def test_a_session_that_has_ended_gets_no_lease() -> None:
@@ -65,16 +81,21 @@ def test_a_session_that_has_ended_gets_no_lease() -> None:
 
 def test_there_is_an_end_to_sessions_and_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asks for more than the limits hears QuotaExceeded, and gets it again once something has ended."""
-    monkeypatch.setattr(room, "SESSIONS_MAX", 2)
-    monkeypatch.setattr(room, "LEASES_PER_SESSION_MAX", 2)
+    monkeypatch.setattr(room, "SESSIONS_PER_USER_MAX", 2)
+    monkeypatch.setattr(room, "LEASES_PER_USER_MAX", 2)
     sessions = Sessions()
-    one, other = sessions.open(ALICE), sessions.open(BOB)
+    one, other = sessions.open(ALICE), sessions.open(ALICES_OTHER)
     with pytest.raises(QuotaExceeded):
         sessions.open(ALICE)
-    lease, _ = sessions.lease(one, "t"), sessions.lease(one, "t")
+    bobs = sessions.open(BOB)
+    lease, _ = sessions.lease(one, "t"), sessions.lease(other, "t")
+    for _ in range(20_000):
+        assert sessions.lease(one, "t") == lease, "the same tree again is no other lease"
     with pytest.raises(QuotaExceeded):
-        sessions.lease(one, "t")
-    sessions.release(one, lease)
-    sessions.lease(one, "t")
+        sessions.lease(one, "more")
+    sessions.lease(bobs, "more")
     sessions.close(other)
-    sessions.open(BOB)
+    sessions.lease(one, "more")
+    sessions.open(ALICE)
+    with pytest.raises(QuotaExceeded):
+        sessions.open(ALICE)

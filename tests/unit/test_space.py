@@ -54,34 +54,39 @@ def test_per_cent_are_of_the_filesystem() -> None:
     assert Amount(7.5).of(1000) == 7
 
 
-def fits(needed: int, limits: Limits, *, stored: int = 0, reserved: int = 0, free: int = 1000) -> bool:
+def fits(
+    needed: int, limits: Limits, *, stored: int = 0, coming: int = 0, unwritten: int = 0, free: int = 1000
+) -> bool:
     """Whether it fits on a disk of 1000 bytes."""
-    return shortage(needed, stored=stored, reserved=reserved, total=1000, free=free, limits=limits) is None
+    why = shortage(needed, stored=stored, coming=coming, unwritten=unwritten, total=1000, free=free, limits=limits)
+    return why is None
 
 
 def test_the_capacity_holds_to_the_byte() -> None:
     """What is held, what is on its way and what is needed together are at most the capacity."""
     rule = Limits(Amount(50, percent=True), Amount(0))
     assert fits(500, rule) and not fits(501, rule)
-    assert fits(200, rule, stored=200, reserved=100) and not fits(201, rule, stored=200, reserved=100)
+    assert fits(200, rule, stored=200, coming=100) and not fits(201, rule, stored=200, coming=100)
+    assert fits(300, rule, stored=200, unwritten=100)
 
 
 def test_what_stays_free_holds_to_the_byte() -> None:
     """What is promised is counted as gone, whoever else fills the disk."""
     rule = Limits(Amount(10**9), Amount(100))
     assert fits(100, rule, free=200) and not fits(101, rule, free=200)
-    assert fits(100, rule, free=300, reserved=100) and not fits(101, rule, free=300, reserved=100)
+    assert fits(100, rule, free=300, unwritten=100) and not fits(101, rule, free=300, unwritten=100)
+    assert fits(200, rule, free=300, coming=100)
 
 
 def test_the_words_say_how_much_is_missing_and_what_to_change() -> None:
     """An administrator reads which limit it was, the numbers it was made of, and the key to turn."""
     limits = Limits(Amount(10 * GIB), Amount(GIB))
-    over = shortage(4 * GIB, stored=8 * GIB, reserved=GIB, total=100 * GIB, free=90 * GIB, limits=limits)
+    over = shortage(4 * GIB, stored=8 * GIB, coming=GIB, unwritten=0, total=100 * GIB, free=90 * GIB, limits=limits)
     assert over is not None
     assert all(
         words in over for words in ("4.0 GiB more", "10.0 GiB", "8.0 GiB are held", "3.0 GiB are missing", "capacity")
     )
-    under = shortage(2 * GIB, stored=0, reserved=0, total=100 * GIB, free=2 * GIB, limits=limits)
+    under = shortage(2 * GIB, stored=0, coming=0, unwritten=0, total=100 * GIB, free=2 * GIB, limits=limits)
     assert under is not None and "1.0 GiB are missing" in under and "free some space" in under
 
 
@@ -91,7 +96,7 @@ def test_what_fits_alone_and_not_together_is_refused_to_the_second(dice: random.
     for _ in range(500):
         stored, free, reserved = dice.randint(0, 500), dice.randint(300, 1000), 0
         for needed in dice.choices(range(200), k=8):
-            if shortage(needed, stored=stored, reserved=reserved, total=1000, free=free, limits=limits) is None:
+            if fits(needed, limits, stored=stored, coming=reserved, unwritten=reserved, free=free):
                 reserved += needed
         assert reserved == 0 or (stored + reserved <= 600 and free - reserved >= 300)
 

@@ -13,7 +13,7 @@ from artifactcache.errors import CacheError
 from cacheserver import fsck
 from cacheserver.index import MissingBlobs
 from cacheserver.store import DESCRIPTORS_MAX
-from cacheserver.words import Entry, Manifest, Progress
+from cacheserver.words import Entry, Manifest, Progress, Standing
 from tests.unit.house import FEW, MANY, Shelf, overwrite
 
 
@@ -31,7 +31,7 @@ def test_rows_appear_only_when_their_files_are_there(shelf: Shelf) -> None:
     """A tree with a blob that nobody kept is not recorded; its manifest is a file without a row."""
     manifest = Manifest.of([Entry(b"x", blake3(b"never kept").hexdigest(), 10)])
     with pytest.raises(MissingBlobs):
-        shelf.store.commit(manifest, [("s3://b/p", "", "", True, True)], (), 1.0)
+        shelf.store.commit(manifest, [("s3://b/p", "", "", Standing.FINISHED, True)], (), 1.0)
     assert shelf.index.held("s3://b/p", "") is None and shelf.index.totals()["tree_count"] == 0
 
 
@@ -182,7 +182,7 @@ def test_what_unfinished_downloads_left_goes_with_time(shelf: Shelf) -> None:
     for name, content, at in (("x", b"1", 10.0), ("old", b"old", 10.0), ("new", b"new", 30.0)):
         path = shelf.store.stage()
         Path(path).write_bytes(content)
-        shelf.store.keep({f"s3://b/{name}": shelf.store.measure(path)}, at)
+        shelf.store.keep({f"s3://b/{name}": shelf.store.measure(path)}, Standing.FINISHED, at)
     assert shelf.store.drop_arrivals(20.0) == 1
     assert sorted(shelf.disk.blob_names()) == sorted(shelf.index.all_digests())
     assert len(shelf.index.all_digests()) == 2 and shelf.content(held) == {"x": b"1"}
@@ -210,3 +210,11 @@ def test_fsck_mends_what_can_be_mended(shelf: Shelf) -> None:
     shelf.store.close()
     assert fsck.check(str(shelf.root)).sound
     shelf.__init__(shelf.root)  # type: ignore[misc]
+
+
+def test_a_verification_that_nobody_waits_for_ends(shelf: Shelf) -> None:
+    """The next one need not wait until all of the store is read."""
+    shelf.put({str(n): str(n).encode() for n in range(5)})
+    progress = Progress(is_wanted=False)
+    assert shelf.store.verify(None, progress).blobs_checked == 0
+    assert shelf.store.verify(None, Progress()).blobs_checked == 5

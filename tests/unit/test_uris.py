@@ -60,12 +60,46 @@ def test_every_form_is_read(uri: str, artifact: Artifact, canonical: str) -> Non
 
 @pytest.mark.parametrize("name", ["a#b", "a?b", "a%20b", "a b", "a\nb", "a\\b", "#", "?", "%", "café", "a;b", "a&b=c"])
 @pytest.mark.parametrize(
-    "head", [f"runs:/{RUN}/", "models:/m/1/", "models:/m@champion/", "s3://bucket/", "file:///srv/"]
+    "head", [f"runs:/{RUN}/", "models:/m/1/", "models:/m@champion/", "s3://bucket/", "mlflow-artifacts:/1/"]
 )
 def test_a_name_is_taken_literally(head: str, name: str) -> None:
     """`#`, `?` and `%20` are characters of a name like any other: no two names make one artifact."""
     assert parse(f"{head}{name}").uri == f"{head}{name}"
     assert parse(f"{head}{name}/x#y").uri == f"{head}{name}/x#y"
+
+
+@pytest.mark.parametrize("head", ["file:///srv/", "file:/srv/", "file://host/srv/"])
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("a b", "a b"),
+        ("a%20b", "a b"),
+        ("a%2520b", "a%20b"),
+        ("a%23b", "a#b"),
+        ("a#b", "a#b"),
+        ("a%3Fb", "a?b"),
+        ("a?b", "a?b"),
+        ("%", "%"),
+        ("a%zz", "a%zz"),
+        ("caf%C3%A9", "café"),
+        ("a%2Fb", "a/b"),
+        ("a+b", "a+b"),
+    ],
+)
+def test_the_escapes_of_a_file_uri_are_decoded_once(head: str, written: str, name: str) -> None:
+    """As in MLflow, in folders and in files alike, so that a path's own `as_uri()` names it; `#` and `?` are names."""
+    for inside, meant in (("", ""), ("x/", "x/"), ("a%20b/", "a b/")):
+        assert parse(f"{head}{inside}{written}").uri == f"{head}{meant}{name}"
+        assert parse(f"{head}{written}/{inside}y").uri == f"{head}{name}/{meant}y"
+
+
+@pytest.mark.parametrize(
+    "path", ["a/%2e%2e/b", "%2Fetc", "a%2F", "a%2F%2Fb", "a%00b", ".%2E", "%C3", "%ff", "%2E", "x%2f.."]
+)
+def test_escapes_of_a_file_uri_lead_nowhere(path: str) -> None:
+    """What they stand for is a path like any other, without `..`, NUL bytes and empty components; and it is text."""
+    with pytest.raises(InvalidRequest):
+        parse(f"file:///srv/{path}" if path != "%2Fetc" else "file:///%2Fetc")
 
 
 @pytest.mark.parametrize(

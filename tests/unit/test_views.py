@@ -174,7 +174,7 @@ def test_a_blob_that_moved_to_a_fresh_inode_leaves_its_views_as_they_are(shelf: 
     held = shelf.put(FEW)
     view = Path(shelf.store.view(held.tree))
     digest = shelf.digest(held, "d1/1")
-    shelf.index.record_blob(shelf.disk.fresh_inode(shelf.index.blobs([digest])[digest]))
+    shelf.store._renew(digest)
     shelf.store.close()
     shelf.__init__(shelf.root)  # type: ignore[misc]
     assert shelf.store.view_is_sound(held.tree) and not (view / "d1/1").samefile(shelf.blob(digest))
@@ -205,3 +205,42 @@ def test_views_survive_a_restart(shelf: Shelf) -> None:
     assert not shelf.store.view_is_sound(other.tree)
     _deleted(shelf, shelf.root / "views" / held.tree, "d2/2")
     assert not shelf.store.view_is_sound(held.tree)
+
+
+def _bytes_read() -> int:
+    """What this process has read from files so far."""
+    return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
+
+
+def test_a_second_inode_is_hashed_once(shelf: Shelf) -> None:
+    """Not at each look, for a view of few files is looked at each time; but again when it looks otherwise."""
+    size = 4 << 20
+    held = shelf.put({"x": os.urandom(size)})
+    view, digest = Path(shelf.store.view(held.tree)), shelf.digest(held, "x")
+    shelf.store._renew(digest)
+    assert not (view / "x").samefile(shelf.blob(digest))
+    read = []
+    for _ in range(4):
+        before = _bytes_read()
+        assert shelf.store.view_is_sound(held.tree)
+        read.append(_bytes_read() - before >= size)
+    assert read == [True, False, False, False]
+    overwrite(view / "x")
+    assert not shelf.store.view_is_sound(held.tree)
+
+
+@pytest.mark.parametrize("stand_in", ["file", "symlink"])
+def test_an_empty_folder_of_a_view_stays_a_folder(shelf: Shelf, tmp_path: Path, stand_in: str) -> None:
+    """Nothing else of the same name is taken for it."""
+    held = shelf.put({"x": b"1", "hollow/": b"", "d/hollow/": b""})
+    for name in ("hollow", "d/hollow"):
+        view = Path(shelf.store.view(held.tree))
+        assert shelf.store.view_is_sound(held.tree)
+        (view / name).parent.chmod(0o755)
+        (view / name).rmdir()
+        if stand_in == "file":
+            (view / name).touch()
+        else:
+            (view / name).symlink_to(shelf.root / "staging")
+        assert not shelf.store.view_is_sound(held.tree)
+        assert Path(shelf.store.view(held.tree), name).is_dir() and not (view / name).is_symlink()

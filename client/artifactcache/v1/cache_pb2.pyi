@@ -308,12 +308,14 @@ class LinkReply(_message.Message):
     def __init__(self, file_count: _Optional[int] = ...) -> None: ...
 
 class BlobsRequest(_message.Message):
-    __slots__ = ("lease", "first")
+    __slots__ = ("lease", "first", "limit")
     LEASE_FIELD_NUMBER: _ClassVar[int]
     FIRST_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
     lease: int
     first: int
-    def __init__(self, lease: _Optional[int] = ..., first: _Optional[int] = ...) -> None: ...
+    limit: int
+    def __init__(self, lease: _Optional[int] = ..., first: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
 
 class BlobsReply(_message.Message):
     __slots__ = ("count",)

@@ -1,0 +1,179 @@
+"""Errors of others in our words: MLflow's, those of the object stores' clients, and the operating system's.
+
+Law of this file: whose move it is decides the class, and a message leaves without a secret in it. Classes of others are
+known by name, for their packages are not all installed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from artifactcache.errors import (
+    CacheError,
+    Corrupted,
+    InvalidRequest,
+    NoSpace,
+    NotFound,
+    OriginUnavailable,
+    PermissionDenied,
+    Unauthenticated,
+)
+from cacheserver.disk import FULL_ERRNOS
+
+MESSAGE_LENGTH_MAX = 300
+TEXT_LENGTH_MAX = 3000  # of a foreign message that is looked at; an origin may send megabytes
+CAUSES_MAX = 10
+
+_BY_CODE: dict[str, type[CacheError]] = {
+    "RESOURCE_DOES_NOT_EXIST": NotFound,
+    "NOT_FOUND": NotFound,
+    "ENDPOINT_NOT_FOUND": NotFound,
+    "PERMISSION_DENIED": PermissionDenied,
+    "UNAUTHENTICATED": Unauthenticated,
+    "CUSTOMER_UNAUTHORIZED": Unauthenticated,
+    "INVALID_PARAMETER_VALUE": InvalidRequest,
+    "BAD_REQUEST": InvalidRequest,
+}
+_BY_STATUS: dict[int, type[CacheError]] = {
+    400: InvalidRequest,
+    401: Unauthenticated,
+    403: PermissionDenied,
+    404: NotFound,
+}
+_BY_S3_CODE: dict[str, type[CacheError]] = {
+    "AccessDenied": PermissionDenied,
+    "NoSuchBucket": NotFound,
+    "NoSuchKey": NotFound,
+    "404": NotFound,
+    "403": PermissionDenied,
+    "InvalidAccessKeyId": Unauthenticated,
+    "SignatureDoesNotMatch": Unauthenticated,
+    "ExpiredToken": Unauthenticated,
+    "InvalidToken": Unauthenticated,
+}
+_BY_CLASS: dict[str, type[CacheError]] = {
+    "FileNotFoundError": NotFound,
+    "NotADirectoryError": NotFound,
+    "PermissionError": PermissionDenied,
+    "NoCredentialsError": Unauthenticated,  # botocore
+    "PartialCredentialsError": Unauthenticated,
+    "DefaultCredentialsError": Unauthenticated,  # google.auth
+    "ImportError": InvalidRequest,
+}
+# What else these classes and their children say is that the origin, or the way to it, does not work now. MLflow's own
+# is among them: it wraps 5xx, broken connections and answers that are no JSON.
+_UNAVAILABLE = frozenset(
+    {
+        *("OSError", "EOFError", "MlflowException"),  # OSError: timeouts, sockets, TLS, and all of requests
+        *("HTTPException", "HTTPError"),  # http.client, urllib3
+        *("ClientError", "ConnectionError", "HTTPClientError", "IncompleteReadError"),  # botocore
+        "RetriesExceededError",  # boto3, s3transfer
+        *("GoogleAPICallError", "RetryError", "TransportError", "InvalidResponse", "DataCorruption"),  # google
+        "AzureError",
+        *("SSHException", "error_temp", "error_perm", "error_reply", "error_proto"),  # paramiko, ftplib
+    }
+)
+_EXTRAS = {"boto3": "s3", "botocore": "s3"}
+
+_USER = re.compile(r"(://)[^/\s]*@")  # up to the last "@" of the authority: a password may hold one
+_QUERY = re.compile(r"(https?://[^\s?]+)\?\S+", re.I)  # signatures of presigned URLs
+_SECRETS = (
+    (_USER, r"\1"),
+    (_QUERY, r"\1"),
+    (re.compile(r"\?[\w.%~-]+=[^\s'\")>]*"), ""),  # urllib3 tells a URL without its host
+    (
+        re.compile(
+            r"""([\w-]{0,40}(?:authorization|token|passw(?:or)?d|secret|signature|credential|api[-_]?key|access[-_]?key)
+                [\w-]{0,40}["']?\s*[:=]\s*)
+                (?:(?:bearer|basic|digest|negotiate)\s+)?
+                (?:b?"[^"]*"?|b?'[^']*'?|[^\s,;&'"}]+)""",
+            re.I | re.X,
+        ),
+        r"\1…",
+    ),
+    (re.compile(r"\b(bearer|basic|digest|negotiate)\s+[\w.~+/=-]+", re.I), r"\1 …"),
+)
+
+
+def translated(error: BaseException, what: str, *, of_answer: bool = False) -> CacheError:
+    """Our error for one of MLflow, of requests, of an object store's client or of the operating system.
+
+    What nobody has foreseen is a defect, CacheError itself; I/O that fails in an unknown way is OriginUnavailable.
+
+    Args:
+        what: what the question was about, for the message.
+        of_answer: whether MLflow's client was only reading an answer: what it stumbles over is the origin's, Corrupted.
+    """
+    if isinstance(error, CacheError):
+        return error
+    what, causes = _USER.sub(r"\1", what), list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, OSError) and cause.errno in FULL_ERRNOS:
+            return NoSpace(f"{what}: the store's disk is full. Free some space, or raise its capacity.")
+    text = without_secrets(str(error))[:MESSAGE_LENGTH_MAX]
+    for cause in causes:
+        if kind := _kind(cause):
+            return kind(f"{what}: {_missing(cause) if isinstance(cause, ImportError) else text or _name(error)}")
+    if any(_class_names(cause) & _UNAVAILABLE for cause in causes):
+        return OriginUnavailable(f"{what}: {text or _name(error)}")
+    if of_answer:
+        return Corrupted(f"{what}: the origin's answer makes no sense to MLflow's client ({_name(error)}: {text}).")
+    return CacheError(f"{what}: failed as nobody has foreseen, please report it ({_name(error)}: {text}).")
+
+
+def without_credentials(uri: str) -> str:
+    """A URI without its user, password and query."""
+    return _QUERY.sub(r"\1", _USER.sub(r"\1", uri))
+
+
+def without_secrets(text: str) -> str:
+    """A foreign message on one line, without passwords, tokens, signatures and Authorization headers."""
+    if len(text) > TEXT_LENGTH_MAX:
+        text = text[:TEXT_LENGTH_MAX].rpartition(" ")[0]  # half a secret could look like none
+    text = " ".join(text.split())
+    for pattern, instead in _SECRETS:
+        text = pattern.sub(instead, text)
+    return text
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    for _ in range(CAUSES_MAX):
+        if error is None:
+            return
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _kind(error: BaseException) -> type[CacheError] | None:
+    """The class that an error's own code, status or name stands for."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        return _BY_S3_CODE.get(str(response.get("Error", {}).get("Code")))
+    for status in (getattr(response, "status_code", None), getattr(error, "code", None)):
+        if isinstance(status, int) and status in _BY_STATUS:
+            return _BY_STATUS[status]
+    by_code = _BY_CODE.get(str(getattr(error, "error_code", "")))
+    return by_code or next((_BY_CLASS[c] for c in _lineage(error) if c in _BY_CLASS), None)
+
+
+def _missing(error: ImportError) -> str:
+    module = (error.name or str(error)).partition(".")[0]
+    extra = _EXTRAS.get(module)
+    install = f"pip install 'cacheserver[{extra}]'" if extra else f"the package that has {error.name or module}"
+    return (
+        f"the daemon lacks the Python module {error.name or module}, which such artifacts need. Install it where the"
+        f" daemon runs ({install}), and start the daemon again."
+    )
+
+
+def _name(error: BaseException) -> str:
+    return type(error).__name__
+
+
+def _lineage(error: BaseException) -> list[str]:
+    return [c.__name__ for c in type(error).__mro__]
+
+
+def _class_names(error: BaseException) -> frozenset[str]:
+    return frozenset(_lineage(error))

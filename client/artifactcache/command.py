@@ -1,0 +1,41 @@
+"""Where the command `artifactcache` begins: before anything heavy is imported, and with signals that end it in order.
+
+Law of this file: nothing is imported outside of `main`, so that a signal that comes during the imports, which take 0.2
+seconds, is met as one that comes later. What a signal raises is a KeyboardInterrupt, for which the whole library cleans
+up already. Only the command does this: in a program that uses the library, signals are the program's own.
+"""
+
+from __future__ import annotations
+
+SIGNALLED = 128  # and the signal's number: the exit status as shells show it
+
+
+def main() -> int:
+    """Run the command; return its exit status: after SIGINT, SIGTERM and SIGHUP 128 and the signal's number."""
+    number = 2  # SIGINT, which Python raises by itself, until `signal` is there to say so
+    try:
+        import signal
+
+        def end(received: int, frame: object) -> None:
+            # Once is enough: `timeout` sends SIGTERM twice, shells SIGHUP, and the clean-up has begun. Who presses
+            # Ctrl-C again does not want to wait for it: then the next fetch beside that destination cleans up.
+            nonlocal number
+            number = received
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            for other in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(other, signal.SIG_IGN)
+            raise KeyboardInterrupt
+
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(each) is not signal.SIG_IGN:  # as under `nohup`
+                signal.signal(each, end)
+
+        from artifactcache import cli
+
+        status = cli.main()
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(each) is end:  # there is nothing to clean up any more, so it may end at once
+                signal.signal(each, signal.SIG_DFL)
+        return status
+    except KeyboardInterrupt:
+        return SIGNALLED + number
