@@ -68,7 +68,10 @@ class Disk:
         self._sync_lock = threading.Lock()
         self._lost_before = 0  # what was staged before this number may be among the bytes that the disk has lost
         try:
-            os.makedirs(self.root, exist_ok=True)
+            for folder in _missing(self.root):
+                os.makedirs(folder, exist_ok=True)
+                if shared:  # others pass through it to views, whatever the umask
+                    os.chmod(folder, 0o755)
             self._lock_fd = lock.take(self.root)
             for name in FOLDERS:
                 os.makedirs(self.at(name), exist_ok=True)
@@ -313,9 +316,20 @@ class Disk:
             _fsync(folder)
 
 
-def no_space(error: OSError, what: str) -> NoSpace | None:
-    """The error to raise instead of `error` where it says that a disk is full."""
-    return full(what) if error.errno in FULL_ERRNOS else None
+def _missing(path: str) -> list[str]:
+    """The folders of a path that do not exist, the topmost first."""
+    found: list[str] = []
+    while not os.path.exists(path):
+        found.insert(0, path)
+        path = os.path.dirname(path)
+    return found
+
+
+def trouble(error: OSError, what: str) -> CacheError:
+    """The error to raise instead of one of the store's disk; `what` could not be done."""
+    if error.errno in FULL_ERRNOS:
+        return full(what)
+    return CacheError(f"The store's disk does not work: {what} ({error.strerror}). Its administrator has to look.")
 
 
 def full(what: str) -> NoSpace:

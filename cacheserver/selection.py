@@ -72,9 +72,6 @@ class Selection:
         return self.takes(entry.path)
 
 
-ALL = Selection()
-
-
 @lru_cache(maxsize=1024)
 def _compile(pattern: str) -> re.Pattern[str]:
     """The pattern as a regular expression in which nothing is tried twice: a client must not be able to hang a match.

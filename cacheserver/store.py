@@ -15,7 +15,7 @@ from functools import cached_property
 
 from artifactcache.errors import CacheError, NoSpace, NotFound
 from cacheserver.bounded import Bounded
-from cacheserver.disk import GONE_ERRNOS, Disk, Space, Staged, changed, full, no_space
+from cacheserver.disk import GONE_ERRNOS, Disk, Space, Staged, changed, full, trouble
 from cacheserver.index import Index
 from cacheserver.links import link_tree
 from cacheserver.views import Views
@@ -116,7 +116,7 @@ class Store:
             if wrong:
                 self._forget_cached()
         except OSError as error:
-            raise no_space(error, "a download could not be kept") or error from None
+            raise trouble(error, "a download could not be kept") from None
         finally:
             for one in staged.values():
                 self._disk.discard(one.path)
@@ -132,7 +132,7 @@ class Store:
         try:
             self._disk.write_manifest(manifest)
         except OSError as error:
-            raise no_space(error, "a manifest could not be written") or error from None
+            raise trouble(error, "a manifest could not be written") from None
         self.index.record_tree(manifest, artifacts, arrived, now)
         self._forget_cached(manifest.digest)
 
@@ -331,8 +331,9 @@ class Store:
             try:
                 staged = self._disk.copy(digest)
             except OSError as error:
-                why = no_space(error, "a blob that has all its links needs a second inode")
-                raise why or _unopened(f"The blob {digest}", error) from None
+                if error.errno in GONE_ERRNOS:
+                    raise changed(f"The blob {digest}") from None
+                raise trouble(error, "a blob that has all its links needs a second inode") from None
             try:
                 if staged.row.digest != digest:
                     self._quarantine(row)
@@ -357,7 +358,7 @@ class Store:
         except NoSpace:  # of links, which speak of a destination
             raise full("a view could not be built") from None
         except OSError as error:
-            raise no_space(error, "a view could not be built") or error from None
+            raise trouble(error, "a view could not be built") from None
         finally:
             self._disk.discard(path)
         self.index.record_view(tree.manifest.digest, exists=True)

@@ -13,8 +13,6 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
-EMPTY_DIGEST = blake3(b"").hexdigest()
-
 _ESCAPES = ((b"\\", b"\\\\"), (b"\n", b"\\n"), (b"\r", b"\\r"))
 _UNESCAPES = {ord("\\"): b"\\", ord("n"): b"\n", ord("r"): b"\r"}
 

@@ -87,6 +87,21 @@ def test_an_alias_that_moves(alice: Caller, mlflow_proxied: MlflowServer) -> Non
         assert trees.read(alice.fetch("models:/mover@best").path) == content
 
 
+@pytest.mark.filterwarnings("ignore:.*stages.*:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*transition_model_version_stage.*:FutureWarning")
+def test_a_stage(alice: Caller, mlflow_proxied: MlflowServer) -> None:
+    """A stage is the newest version in it; whatever else was registered since does not count."""
+    for _ in range(3):
+        mlflow_proxied.add_version("staged", mlflow_proxied.run({"m/a": os.urandom(100)}), "m")
+    for version in ("1", "2"):
+        mlflow_proxied.client.transition_model_version_stage("staged", version, "Production")
+    fetched = alice.fetch("models:/staged/Production")
+    assert fetched.version == "models:/staged/2"
+    assert alice.fetch("models:/staged/production").version == fetched.version
+    with pytest.raises(errors.NotFound):
+        alice.fetch("models:/staged/Staging")
+
+
 def test_latest_moves(alice: Caller, mlflow_proxied: MlflowServer) -> None:
     """`latest` is the newest version at the time of the call."""
     for content in (trees.unique(), trees.unique()):

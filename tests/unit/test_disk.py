@@ -273,3 +273,15 @@ def test_a_folder_without_write_permission_is_said_to_be_so(tmp_path: Path) -> N
     (tmp_path / "closed").mkdir(mode=0o500)
     with pytest.raises(CacheError, match="Permission denied"):
         Disk(str(tmp_path / "closed/store"), shared=False)
+
+
+def test_folders_above_a_shared_store_let_others_pass(tmp_path: Path) -> None:
+    """Whatever the umask of the daemon: a view is no use where its path is closed. A private store's stay closed."""
+    before = os.umask(0o077)
+    try:
+        for shared, mode in ((True, 0o755), (False, 0o700)):
+            above = tmp_path / str(shared)
+            Disk(str(above / "deep" / "store"), shared=shared).close()
+            assert {p.stat().st_mode & 0o777 for p in (above, above / "deep")} == {mode}
+    finally:
+        os.umask(before)

@@ -13,7 +13,9 @@ from blake3 import blake3
 from artifactcache.errors import CacheError
 from cacheserver.index import Index, MissingBlobs
 from cacheserver.schema import MIGRATIONS
-from cacheserver.words import EMPTY_DIGEST, BlobRow, Entry, Manifest, Resolved, Standing
+from cacheserver.words import BlobRow, Entry, Manifest, Resolved, Standing
+
+EMPTY_DIGEST = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"  # BLAKE3 of nothing
 
 ORIGIN = "http://one.example"
 

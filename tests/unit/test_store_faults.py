@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from artifactcache.errors import Corrupted
+from artifactcache.errors import CacheError, Corrupted
 from cacheserver.words import Progress, Standing
 from tests.unit.house import PATIENCE_SECONDS, Shelf
 
@@ -157,3 +157,18 @@ def test_manifests_in_memory_are_bounded(tmp_path: Path, monkeypatch: pytest.Mon
     shelf.tree(third)
     assert shelf.tree(first) is trees[0] and shelf.tree(second) is not trees[1]
     shelf.close()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS])
+def test_a_disk_that_fails_is_told_in_words(shelf: Shelf, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Whoever fetches reads that it is the store's disk, and whose move it is; nothing stays in staging."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", fail)
+        with pytest.raises(CacheError, match=r"store's disk does not work: .+ Its administrator"):
+            shelf.put({"a": b"1"})
+    assert shelf.staging() == []
+    shelf.put({"a": b"1"})
