@@ -64,13 +64,12 @@ def test_many_callers_are_one_download(
 def test_parts_and_wholes_at_once_are_one_download(
     alice: Caller, origin: CountingProxy, mlflow_proxied: MlflowServer
 ) -> None:
-    """Callers of a run, of a folder in it and of its bare URI together cost each byte once."""
+    """Callers of a run, of a folder in it and of a file together cost each byte once."""
     files = trees.unique()
     run_id = mlflow_proxied.run(files)
     uris = [
         f"runs:/{run_id}",
         f"runs:/{run_id}/part",
-        mlflow_proxied.artifact_uri(run_id),
         f"runs:/{run_id}/part/1.bin",
     ]
     before = origin.bytes
@@ -82,6 +81,25 @@ def test_parts_and_wholes_at_once_are_one_download(
             origin.wait_for_download()
         for job in jobs:
             job.result()
+    assert origin.bytes - before == trees.size(files)
+
+
+def test_a_bare_uri_joins_the_download_of_its_run(
+    alice: Caller, origin: CountingProxy, mlflow_proxied: MlflowServer
+) -> None:
+    """It costs nothing more. The other way round it would: what it takes proves nothing for a run."""
+    files = trees.unique()
+    run_id = mlflow_proxied.run(files)
+    before = origin.bytes
+    with contextlib.ExitStack() as stack:
+        run = start(stack, alice, f"runs:/{run_id}", None)
+        bare = start(stack, alice, mlflow_proxied.artifact_uri(run_id), None)
+        with origin.holding():
+            ask(run)
+            origin.wait_for_download()
+            ask(bare)
+        run.result()
+        bare.result()
     assert origin.bytes - before == trees.size(files)
 
 
