@@ -21,7 +21,18 @@ from cacheserver.origin import MlflowOrigin
 from cacheserver.selection import Selection
 from cacheserver.store import Store, Tree
 from cacheserver.uris import MOVING, Artifact, Kind
-from cacheserver.words import Brought, Entry, File, Held, Location, Manifest, Progress, Standing, folder, overlay
+from cacheserver.words import (
+    Brought,
+    Entry,
+    File,
+    Held,
+    Location,
+    Manifest,
+    Progress,
+    Standing,
+    folder,
+    overlay,
+)
 
 FLIGHTS_MAX = 64  # artifacts being brought at a time; more wait their turn
 COMMIT_ATTEMPTS = 3
@@ -109,14 +120,18 @@ class Cache:
 
         Returns the flight, and whether this call started it.
         """
+        resolved = self._index.resolved(artifact.base)
         return self._flights.join(
             (artifact.uri, selection.key, refresh),
             lambda progress: self._bring(artifact, selection, refresh, progress),
+            fresh=refresh or (resolved is not None and not resolved.settled),
         )
 
     def look_up(self, artifact: Artifact, selection: Selection) -> tuple[Held, Manifest]:
         """What is held of an artifact, without asking for its bytes. Raises NotFound."""
         held = self._index.held(artifact.uri, selection.key)
+        if held is not None and self._origin.guards(artifact):
+            self._origin.listing(_location(artifact), named_by_client=True)  # as a fetch does: may it be read by all?
         tree = self._store.tree(held.tree) if held else None
         if held is None or tree is None:
             raise NotFound(
@@ -161,7 +176,8 @@ class Cache:
                     f"{artifact.uri}: stored bytes were damaged and are in quarantine,"
                     f" and right ones cannot be had: {error}"
                 ) from None
-            if held is not None and isinstance(error, OriginUnavailable) and not refresh:
+            answerable = isinstance(error, OriginUnavailable) and not refresh and not self._origin.guards(artifact)
+            if held is not None and answerable:
                 self._store.view_is_sound(held.tree)  # one that is not is built again when it is handed out
                 self._used(held)
                 return Brought(held, stale=True)
@@ -169,8 +185,17 @@ class Cache:
 
     def _sync(self, artifact: Artifact, selection: Selection, refresh: bool, progress: Progress) -> Held:
         """Brings what the origin has and the store lacks, and records the tree."""
-        locations, standing = self._locations(artifact, refresh)
-        parts = [p for at in locations if (p := self._part(at, standing, artifact, selection, refresh, progress))]
+        since = self._downloads.mark() if refresh else 0
+        locations, standing = self._remembered(artifact, refresh)
+        parts = self._parts(locations, standing, artifact, selection, refresh, since, progress)
+        if not parts and artifact.kind is not Kind.BARE:
+            # Nothing was remembered, or it leads nowhere by now: a run can be opened again, a model created anew.
+            resolved = self._origin.resolve(artifact)
+            locations = resolved.locations(artifact.path)
+            standing = Standing.FINISHED if resolved.settled else Standing.OPEN
+            parts = self._parts(locations, standing, artifact, selection, refresh, since, progress)
+            if parts:
+                self._index.record_version(resolved, self._clock())
         if not parts:
             raise NotFound(f"{artifact.uri}: the origin has no file or folder there.")
         whole = parts[0].manifest
@@ -196,16 +221,27 @@ class Cache:
         assert held is not None
         return held
 
-    def _locations(self, artifact: Artifact, refresh: bool) -> tuple[tuple[Location, ...], Standing]:
-        """Where the bytes are, and whether the origin has finished them."""
+    def _remembered(self, artifact: Artifact, refresh: bool) -> tuple[tuple[Location, ...], Standing]:
+        """Where the bytes are as far as that needs no question: of what the origin had finished when it was asked."""
         if artifact.kind is Kind.BARE:
-            root, _, name = artifact.name.rpartition("/")
-            return (Location(root + "/" if root.endswith((":", "/")) else root, name),), Standing.UNKNOWN
+            return (_location(artifact),), Standing.UNKNOWN
         resolved = None if refresh else self._index.resolved(artifact.base)
         if resolved is None or not resolved.settled:
-            resolved = self._origin.resolve(artifact)
-            self._index.record_version(resolved, self._clock())
-        return resolved.locations(artifact.path), Standing.FINISHED if resolved.settled else Standing.OPEN
+            return (), Standing.FINISHED
+        return resolved.locations(artifact.path), Standing.FINISHED
+
+    def _parts(
+        self,
+        locations: tuple[Location, ...],
+        standing: Standing,
+        artifact: Artifact,
+        selection: Selection,
+        refresh: bool,
+        since: int,
+        progress: Progress,
+    ) -> list[Part]:
+        found = (self._part(at, standing, artifact, selection, refresh, since, progress) for at in locations)
+        return [part for part in found if part]
 
     def _part(
         self,
@@ -214,6 +250,7 @@ class Cache:
         artifact: Artifact,
         selection: Selection,
         refresh: bool,
+        since: int,
         progress: Progress,
     ) -> Part | None:
         """What one location has: from a whole tree that is held above it, else listed and downloaded."""
@@ -240,6 +277,7 @@ class Cache:
                     progress,
                     named_by_client=named_by_client,
                     standing=standing,
+                    since=since,
                     known=lambda: {} if refresh else self._known(location, standing),
                 )
             have |= arrived
@@ -313,6 +351,12 @@ class Cache:
     def _used(self, held: Held) -> None:
         with self._lock:
             self._uses[held.uri, held.selection] = self._clock()
+
+
+def _location(artifact: Artifact) -> Location:
+    """The folder and the name in it that a bare artifact URI means."""
+    root, _, name = artifact.name.rpartition("/")
+    return Location(root + "/" if root.endswith((":", "/")) else root, name)
 
 
 def _same(known: tuple[str, int] | None, file: File) -> bool:

@@ -21,6 +21,13 @@ def main(argv: list[str] | None = None) -> int:
     except (CacheError, ConfigError) as error:
         print(f"cacheserver: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # what nobody below could say better
+        at = f"{error.filename}: " if error.filename is not None else ""
+        print(
+            f"cacheserver: {at}{error.strerror or error}. The command stopped there; mend it, and try again.",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         return 130
 

@@ -1,7 +1,7 @@
 """The connections of the handoff socket: one thread watches them all, requests are worked on in a pool.
 
 Law of this file: no user's connections or requests, however slow, keep another user's waiting. Only the watching thread
-touches what is counted here.
+touches what is counted here. A connection keeps its place until the client has read or thrown away what was sent on it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ REQUESTS_MAX = 32
 # A folder that a client passes may be on a filesystem of its own that never answers: then only its own requests wait.
 REQUESTS_PER_USER_MAX = 8
 GREETING_SECONDS = 10  # for the first packet; who sends none would only hold a place
+LINGER_SECONDS = 1.0  # how often it is looked whether a connection that is over has been read to its end
 STOP_SECONDS = 2
 PAUSE_SECONDS = 0.05  # without it, a connection that waits for a free descriptor would keep the thread spinning
 _SO_PEERGROUPS = 59
@@ -60,15 +61,22 @@ class Connections:
         listener: bound and listening, SOCK_SEQPACKET.
         answer: reads one request and answers it; returns whether the connection goes on. Raises OSError where the
             client has gone.
-        ended: told of every connection that is over, before it is closed.
+        ended: told of every connection that is over, at once.
+        closed: told of it again before its socket is closed, which is later where the client has not read what was
+            sent on it.
     """
 
     def __init__(
-        self, listener: socket.socket, answer: Callable[[Connection], bool], ended: Callable[[Connection], None]
+        self,
+        listener: socket.socket,
+        answer: Callable[[Connection], bool],
+        ended: Callable[[Connection], None],
+        closed: Callable[[Connection], None],
     ) -> None:
         self._listener = listener
         self._answer = answer
         self._ended = ended
+        self._closed = closed
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._pool = ThreadPoolExecutor(max_workers=REQUESTS_MAX, thread_name_prefix="handoff")
@@ -80,6 +88,8 @@ class Connections:
         self._busy: Counter[int] = Counter()
         self._waiting: defaultdict[int, deque[Connection]] = defaultdict(deque)
         self._silent: dict[Connection, None] = {}  # nothing heard yet, the oldest first
+        self._lingering: list[Connection] = []  # over, but not read to the end
+        self._look_again_at = 0.0
 
     def start(self) -> None:
         """Takes connections from now on."""
@@ -98,6 +108,8 @@ class Connections:
         while self._busy.total() and time.monotonic() < until:
             self._reap()
             time.sleep(PAUSE_SECONDS)
+        for connection in self._lingering:
+            connection.socket.close()
         self._listener.close()
 
     # -- the watching thread ----------------------------------------------------------------------------------------
@@ -111,7 +123,7 @@ class Connections:
                 time.sleep(PAUSE_SECONDS)
 
     def _turn(self) -> None:
-        for chosen, _ in self._selector.select(timeout=1 if self._silent else None):
+        for chosen, _ in self._selector.select(timeout=1 if self._silent or self._lingering else None):
             if chosen.fileobj is self._listener:
                 self._accept()
             elif chosen.fileobj == self._wake_read:
@@ -124,7 +136,12 @@ class Connections:
         now = time.monotonic()
         while self._silent and (oldest := next(iter(self._silent))).greet_by < now:
             self._selector.unregister(oldest.socket)
-            self._close(oldest)
+            self._end(oldest)
+        if self._look_again_at < now:  # not at every turn: there may be thousands
+            self._look_again_at = now + LINGER_SECONDS
+            over, self._lingering = self._lingering, []
+            for connection in over:
+                self._close_if_read(connection)
 
     def _accept(self) -> None:
         try:
@@ -162,17 +179,29 @@ class Connections:
             if alive and not self._stopping:
                 self._selector.register(connection.socket, selectors.EVENT_READ, connection)
             else:
-                self._close(connection)
+                self._end(connection)
             if uid in self._waiting and not self._stopping:
                 following = self._waiting[uid].popleft()
                 if not self._waiting[uid]:
                     del self._waiting[uid]
                 self._begin(following)
 
-    def _close(self, connection: Connection) -> None:
+    def _end(self, connection: Connection) -> None:
         self._silent.pop(connection, None)
-        self._of_user[connection.peer.uid] -= 1
         self._ended(connection)
+        with contextlib.suppress(OSError):  # the client has closed its end
+            connection.socket.shutdown(socket.SHUT_RDWR)
+        self._close_if_read(connection)
+
+    def _close_if_read(self, connection: Connection) -> None:
+        """Closes a connection that is over, unless something on it is unread: that stays in the client's socket, and
+        counts against this process, also when this end is closed. The kernel throws it away once the client closes.
+        """
+        if connection.has_unread():  # POLLHUP would not do: a client that shuts down both ways keeps what it was sent
+            self._lingering.append(connection)
+            return
+        self._of_user[connection.peer.uid] -= 1
+        self._closed(connection)
         connection.socket.close()
 
     def _wake(self) -> None:

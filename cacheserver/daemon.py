@@ -16,13 +16,14 @@ import time
 from artifactcache.errors import CacheError
 from cacheserver import lock
 from cacheserver.cache import Cache
-from cacheserver.config import Config
+from cacheserver.config import Config, ConfigError
 from cacheserver.disk import Disk
 from cacheserver.handoff import Handoff
 from cacheserver.index import Index
 from cacheserver.origin import MlflowOrigin
 from cacheserver.place import Place, place
-from cacheserver.service import Service, serve
+from cacheserver.refusals import without_credentials, without_secrets
+from cacheserver.service import CONNECTIONS_MAX, Service, serve
 from cacheserver.sessions import Peer, Sessions
 from cacheserver.space import Limits
 from cacheserver.store import Store
@@ -49,13 +50,7 @@ def run(config: Config) -> None:
     _take_socket_folder(here)
     disk = Disk(here.root, shared=here.serves_all)
     limits = Limits(config.store.capacity, config.store.min_free)
-    origin = MlflowOrigin(
-        here.tracking_uri,
-        config.origin.unreachable_after,
-        forbidden=disk.root,
-        world_only=here.serves_all,
-        local_roots=config.origin.local_roots,
-    )
+    origin = _origin(here, config, disk)
     store = Store(disk, Index(disk.index_path, origin.name), time.monotonic)
     cache = Cache(store, origin, limits, time.time)
     sessions = Sessions()
@@ -67,7 +62,8 @@ def run(config: Config) -> None:
     about = {"tracking_uri": origin.name, "access_check": config.access.check}
     service = Service(cache, store, sessions, limits, about, hardlink_for_root=config.access.hardlink_for_root)
     address = _fresh_path(here, "cache.sock")
-    server = serve(service, address)
+    # Nothing tells who is at the other end of cache.sock: its connections get a share, for all users together.
+    server = serve(service, address, CONNECTIONS_MAX if most == resource.RLIM_INFINITY else most // 4)
     handoff.start()
     server.start()
     os.chmod(address, 0o666 if here.serves_all else 0o600)
@@ -91,6 +87,23 @@ def run(config: Config) -> None:
     # A download of MLflow's cannot be interrupted, and Python would wait for its thread. The locks on both folders end
     # with the process, not before: until then its threads may still write.
     os._exit(0)
+
+
+def _origin(here: Place, config: Config, disk: Disk) -> MlflowOrigin:
+    try:
+        return MlflowOrigin(
+            here.tracking_uri,
+            config.origin.unreachable_after,
+            forbidden=disk.root,
+            world_only=here.serves_all,
+            local_roots=config.origin.local_roots,
+        )
+    except Exception as error:  # noqa: BLE001 - whatever MLflow, or a plugin of it for this scheme, has to say
+        raise ConfigError(
+            f"MLflow cannot use the tracking URI {without_credentials(here.tracking_uri)}:"
+            f" {without_secrets(str(error)) or type(error).__name__} Write MLFLOW_TRACKING_URI, or [origin]"
+            " tracking_uri in the configuration, as in http://mlflow.example:5000."
+        ) from None
 
 
 def _chores(cache: Cache, store: Store) -> None:

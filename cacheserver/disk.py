@@ -10,6 +10,7 @@ import contextlib
 import errno
 import io
 import itertools
+import logging
 import os
 import re
 import secrets
@@ -21,20 +22,20 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from blake3 import blake3
-from xxhash import xxh3_128
 
-from artifactcache.errors import CacheError, Corrupted, NoSpace
-from cacheserver import lock
+from artifactcache.errors import CacheError
+from cacheserver import hashing, lock
+from cacheserver.faults import FULL_ERRNOS, GONE_ERRNOS, LOST_ERRNOS, full, trouble
 from cacheserver.libc import syncfs
+from cacheserver.removal import remove
 from cacheserver.words import BlobRow, Manifest
 
-READ_BYTES = 1 << 20
 SYNC_ONE_BY_ONE_MAX = 8  # 2,000 files of 4 KiB: fsync each 0.2 to 3.6 s, syncfs 0.01 to 0.08 s (ext4, XFS, btrfs)
-FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
-# What opening a file of the store says where it is gone, or is a symlink or below a file by now.
-GONE_ERRNOS = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR})
 _FAN = re.compile(r"[0-9a-f]{2}")
+_NUMBER = re.compile(r"[0-9]{1,20}")  # one that is longer was never given, and never will be
 FOLDERS = ("blobs", "manifests", "views", "staging", "quarantine")
+
+_log = logging.getLogger(__name__)
 
 
 class Staged(NamedTuple):
@@ -64,7 +65,6 @@ class Disk:
 
     def __init__(self, root: str, *, shared: bool | None) -> None:
         self.root = os.path.abspath(root)
-        self._numbers = itertools.count()
         self._sync_lock = threading.Lock()
         self._lost_before = 0  # what was staged before this number may be among the bytes that the disk has lost
         try:
@@ -85,8 +85,10 @@ class Disk:
                 with contextlib.suppress(FileNotFoundError):
                     os.chmod(self.at(name), 0o600)
             self.blobs_fd = os.open(self.at("blobs"), os.O_RDONLY | os.O_DIRECTORY)
-            self._empty_staging()
+            self._numbers = itertools.count(self._empty_staging())
         except OSError as error:
+            if error.errno in FULL_ERRNOS:
+                raise full(f"the store {self.root} cannot be opened") from None
             raise CacheError(f"The store {self.root} cannot be used: {error.strerror}.") from None
 
     def close(self) -> None:
@@ -120,7 +122,7 @@ class Disk:
             if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_uid != os.geteuid():
                 raise CacheError(f"{path} is not a file of the daemon's own.")
             os.fchmod(file.fileno(), 0o444)
-            blake, xxh3, size = _hashes(file, found.st_size)
+            blake, xxh3, size = hashing.both_of(file, found.st_size)
         return Staged(path, BlobRow(blake, size, xxh3, found.st_ino, found.st_mtime_ns))
 
     def size(self, path: str) -> int:
@@ -177,13 +179,17 @@ class Disk:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(_fan(digest), dir_fd=self.blobs_fd)
 
-    def discard(self, path: str) -> None:
-        """Removes something from staging/, whatever it is."""
-        if os.path.isdir(path) and not os.path.islink(path):
-            remove_tree(path)
-        else:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+    def discard(self, path: str) -> bool:
+        """Removes something from staging/, whatever it is. Returns False where it stays: that is told, and no error."""
+        why = remove(path)
+        if why is not None:
+            # A fetch, or the start of the daemon, has nothing to do with it: no later file gets its name.
+            _log.warning("%s cannot be removed, and stays (%s): remove it as root", why.filename or path, why.strerror)
+        return why is None
+
+    def leftovers(self) -> list[str]:
+        """Paths of what is in staging/: while nothing is being brought, what could not be removed."""
+        return [self.at("staging", name) for name in sorted(os.listdir(self.at("staging")))]
 
     def blobs_folder(self, fan: str) -> str:
         """The folder of the blobs whose digests begin with `fan`."""
@@ -220,22 +226,27 @@ class Disk:
         return found
 
     def recheck(self, row: BlobRow) -> BlobRow | None:
-        """Hashes a blob again. Returns its row as of now, or None where the bytes are wrong or gone."""
+        """Hashes a blob again. Returns its row as of now, or None where the bytes are wrong or gone.
+
+        Raises CacheError where nobody can say: a daemon that has too many files open condemns no blob.
+        """
         try:
-            fd = self.open_blob(row.digest)
-        except OSError:
-            return None
-        before = os.fstat(fd)
-        if not stat.S_ISREG(before.st_mode) or before.st_size != row.size:
-            os.close(fd)
-            return None
-        with io.FileIO(fd) as file:
-            if xxh3_of(file, row.size) != row.xxh3:
+            # Looked at before it is opened: what stands there may be a pipe, whose opening waits, or a socket.
+            before = os.stat(_fan(row.digest), dir_fd=self.blobs_fd, follow_symlinks=False)
+            if not stat.S_ISREG(before.st_mode) or before.st_size != row.size:
                 return None
-            # Taken before the bytes were read: a write in between shows as another mtime next time.
-            if stat.S_IMODE(before.st_mode) != 0o444 and before.st_uid == os.geteuid():
-                os.fchmod(fd, 0o444)
-            return row._replace(inode=before.st_ino, mtime_ns=before.st_mtime_ns)
+            with io.FileIO(self.open_blob(row.digest)) as file:
+                # Taken before the bytes are read: a write in between shows as another mtime next time.
+                before = os.fstat(file.fileno())
+                if hashing.xxh3_of(file, row.size) != row.xxh3:
+                    return None
+                if stat.S_IMODE(before.st_mode) != 0o444 and before.st_uid == os.geteuid():
+                    os.fchmod(file.fileno(), 0o444)
+        except OSError as error:
+            if error.errno in GONE_ERRNOS | LOST_ERRNOS:
+                return None
+            raise trouble(error, f"the blob {row.digest} cannot be looked at") from None
+        return row._replace(inode=before.st_ino, mtime_ns=before.st_mtime_ns)
 
     def quarantine(self, digest: str) -> None:
         """Moves what stands at the name of a blob whose row is gone to where a person can look at it."""
@@ -259,7 +270,7 @@ class Disk:
         path = self.stage()
         try:
             with open(self.open_blob(digest), "rb") as source, open(path, "xb") as target:
-                shutil.copyfileobj(source, target, READ_BYTES)
+                shutil.copyfileobj(source, target, hashing.READ_BYTES)
             staged = self.measure(path)
             self.sync([staged])
             return staged
@@ -290,12 +301,14 @@ class Disk:
         return os.open(self.at("manifests", _fan(tree)), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def read_manifest(self, tree: str) -> Manifest | None:
-        """A manifest, or None where it is gone or is not what its name says."""
+        """A manifest, or None where it is gone or is not what its name says. Raises CacheError as `recheck` does."""
         try:
             with open(self.open_manifest(tree), "rb") as file:
                 text = file.read()
-        except OSError:
-            return None
+        except OSError as error:
+            if error.errno in GONE_ERRNOS | LOST_ERRNOS:
+                return None
+            raise trouble(error, f"the manifest {tree} cannot be read") from None
         return Manifest.decode(text) if blake3(text).hexdigest() == tree else None
 
     # -- the mechanics ----------------------------------------------------------------------------------------------
@@ -304,9 +317,12 @@ class Disk:
         """A path in the store."""
         return os.path.join(self.root, *parts)
 
-    def _empty_staging(self) -> None:
-        for name in os.listdir(self.at("staging")):
-            self.discard(self.at("staging", name))
+    def _empty_staging(self) -> int:
+        """Returns the first number that no leftover has."""
+        for path in self.leftovers():
+            self.discard(path)
+        numbered = [os.path.basename(path) for path in self.leftovers()]
+        return max((int(name) + 1 for name in numbered if _NUMBER.fullmatch(name)), default=0)
 
     def _sync_folders(self, folders: set[str]) -> None:
         if len(folders) > SYNC_ONE_BY_ONE_MAX:
@@ -325,23 +341,6 @@ def _missing(path: str) -> list[str]:
     return found
 
 
-def trouble(error: OSError, what: str) -> CacheError:
-    """The error to raise instead of one of the store's disk; `what` could not be done."""
-    if error.errno in FULL_ERRNOS:
-        return full(what)
-    return CacheError(f"The store's disk does not work: {what} ({error.strerror}). Its administrator has to look.")
-
-
-def full(what: str) -> NoSpace:
-    """The error where the store's disk has no room left; `what` could not be done."""
-    return NoSpace(f"The store's disk is full: {what}. Free some space, or raise its capacity.")
-
-
-def changed(what: str) -> Corrupted:
-    """The error where something was right a moment ago, and is gone, or another, when it is handed out."""
-    return Corrupted(f"{what} changed in the store while it was handed out: fetch again.")
-
-
 def _make_fan(folder: str) -> None:
     try:
         os.makedirs(folder, exist_ok=True)
@@ -355,46 +354,9 @@ def _fan(digest: str) -> str:
     return f"{digest[:2]}/{digest[2:]}"
 
 
-def _chunks(file: io.FileIO, size: int) -> Iterator[memoryview]:
-    """What is in a file that was `size` bytes long a moment ago; each chunk is good until the next."""
-    buffer = bytearray(min(size + 1, READ_BYTES))  # a larger one costs more to clear than a small file to hash
-    view = memoryview(buffer)
-    while count := file.readinto(buffer):
-        yield view[:count]
-
-
-def _hashes(file: io.FileIO, size: int) -> tuple[str, str, int]:
-    blake, xxh3, seen = blake3(), xxh3_128(), 0
-    for chunk in _chunks(file, size):
-        blake.update(chunk)
-        xxh3.update(chunk)
-        seen += len(chunk)
-    return blake.hexdigest(), xxh3.hexdigest(), seen
-
-
-def xxh3_of(file: io.FileIO, size: int) -> str:
-    """XXH3-128, hexadecimal, of a file that was `size` bytes long a moment ago."""
-    xxh3 = xxh3_128()
-    for chunk in _chunks(file, size):
-        xxh3.update(chunk)
-    return xxh3.hexdigest()
-
-
 def _fsync(path: str) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def remove_tree(path: str) -> None:
-    """Removes a folder of the store with all that is in it, read-only folders too."""
-    # Folders of views are read-only: they have to be writable to be emptied.
-    os.chmod(path, 0o755)
-    for folder, names, _ in os.walk(path):
-        for name in names:
-            inner = os.path.join(folder, name)
-            if not os.path.islink(inner):
-                os.chmod(inner, 0o755)
-    shutil.rmtree(path)

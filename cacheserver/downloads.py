@@ -6,6 +6,7 @@ settles the claim whatever happens, for others may wait for it.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -98,7 +99,8 @@ class _Abandoned(Exception):
 class _Claim:
     """The files that one call is bringing; others that need one of them wait here. One for all: files are many."""
 
-    def __init__(self, standing: Standing) -> None:
+    def __init__(self, number: int, standing: Standing) -> None:
+        self.number = number
         self.standing = standing
         self._arrived: dict[str, Arrived] = {}
         self._end: BaseException | None = None
@@ -136,6 +138,11 @@ class Downloads:
         self._pool = ThreadPoolExecutor(max_workers=DOWNLOADS_MAX, thread_name_prefix="download")
         self._lock = threading.Lock()
         self._claims: dict[str, _Claim] = {}
+        self._numbers = itertools.count(1)
+
+    def mark(self) -> int:
+        """A number that every download from now on comes after."""
+        return next(self._numbers)
 
     def close(self) -> None:
         """Starts no download any more."""
@@ -149,12 +156,14 @@ class Downloads:
         *,
         named_by_client: bool,
         standing: Standing,
+        since: int,
         known: Callable[[], dict[bytes, Arrived]],
     ) -> dict[bytes, Arrived]:
         """Takes files into the store. Returns digest and size by path; `progress` has the bytes that this call took.
 
         Args:
             standing: what these files will be worth as evidence, and what somebody else's have to be worth.
+            since: a mark; what somebody else began to bring before it is too old.
             known: the files that are held by now. Asked when nobody else is bringing any of these: whatever somebody
                 brought since the caller looked is found by then.
 
@@ -164,7 +173,7 @@ class Downloads:
         for _ in range(CLAIM_ATTEMPTS):  # what somebody else could not finish, perhaps for another file's sake
             try:
                 left = [f for f in files if f.path not in arrived]
-                self._bring(location, left, progress, arrived, named_by_client, standing, known)
+                self._bring(location, left, progress, arrived, named_by_client, standing, since, known)
                 return arrived
             except _Abandoned as abandoned:
                 error = abandoned.error
@@ -178,10 +187,11 @@ class Downloads:
         arrived: dict[bytes, Arrived],
         named_by_client: bool,
         standing: Standing,
+        since: int,
         known: Callable[[], dict[bytes, Arrived]],
     ) -> None:
-        claim = _Claim(standing)
-        mine, theirs = self._claim(location, files, claim)
+        claim = _Claim(next(self._numbers), standing)
+        mine, theirs = self._claim(location, files, claim, since)
         error: BaseException = AssertionError("every file of a claim is settled, or its error is")
         try:
             there = known()
@@ -210,7 +220,7 @@ class Downloads:
             arrived[file.path] = other.wait(join(location.root, file.remote))
 
     def _claim(
-        self, location: Location, files: list[File], claim: _Claim
+        self, location: Location, files: list[File], claim: _Claim, since: int
     ) -> tuple[dict[str, File], list[tuple[File, _Claim]]]:
         """Those files that nobody else is bringing, by URI, and the others with whose they are."""
         mine: dict[str, File] = {}
@@ -219,7 +229,7 @@ class Downloads:
             for file in files:
                 uri = join(location.root, file.remote)
                 owner = self._claims.get(uri)
-                if owner is not None and owner.standing >= claim.standing:
+                if owner is not None and owner.standing >= claim.standing and owner.number > since:
                     theirs.append((file, owner))
                 else:
                     self._claims[uri] = claim

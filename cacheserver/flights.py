@@ -21,31 +21,54 @@ class Flight(Generic[V]):
     progress: Progress = field(default_factory=Progress)
 
 
+@dataclass(frozen=True)
+class _UnderWay(Generic[V]):
+    """What has begun for a key, and what begins when that has ended, for those who must not get an older answer."""
+
+    flight: Flight[V]
+    following: list[tuple[Flight[V], Callable[[Progress], V]]] = field(default_factory=list)  # at most one
+
+
 class Flights(Generic[V]):
     """Work under way, by key. The work belongs to nobody: it goes on when the first who asked goes away."""
 
     def __init__(self, pool: Executor) -> None:
         self._pool = pool
         self._lock = threading.Lock()
-        self._under_way: dict[Hashable, Flight[V]] = {}
+        self._under_way: dict[Hashable, _UnderWay[V]] = {}
 
-    def join(self, key: Hashable, work: Callable[[Progress], V]) -> tuple[Flight[V], bool]:
-        """The flight under this key, and whether this call started it."""
+    def join(self, key: Hashable, work: Callable[[Progress], V], *, fresh: bool = False) -> tuple[Flight[V], bool]:
+        """The flight under this key, and whether this call started it.
+
+        Args:
+            fresh: whether its answer must not be older than this call. Then a flight that has begun is not joined, but
+                the one after it: however many ask, one runs and one waits.
+        """
         with self._lock:
-            if flight := self._under_way.get(key):
-                return flight, False
-            flight = self._under_way[key] = Flight()
-        try:
-            self._pool.submit(self._run, key, work, flight)
-        except RuntimeError as error:  # the pool is shut down
-            self._land(key)
-            flight.future.set_exception(error)
+            ahead = self._under_way.get(key)
+            if ahead is not None and not fresh:
+                return ahead.flight, False
+            if ahead is not None:
+                started = not ahead.following
+                if started:
+                    ahead.following.append((Flight(), work))
+                return ahead.following[0][0], started
+            flight = Flight[V]()
+            self._under_way[key] = _UnderWay(flight)
+        self._start(key, work, flight)
         return flight, True
 
     def count(self) -> int:
         """How many are under way."""
         with self._lock:
             return len(self._under_way)
+
+    def _start(self, key: Hashable, work: Callable[[Progress], V], flight: Flight[V]) -> None:
+        try:
+            self._pool.submit(self._run, key, work, flight)
+        except RuntimeError as error:  # the pool is shut down
+            self._land(key)
+            flight.future.set_exception(error)
 
     def _run(self, key: Hashable, work: Callable[[Progress], V], flight: Flight[V]) -> None:
         try:
@@ -60,4 +83,9 @@ class Flights(Generic[V]):
     def _land(self, key: Hashable) -> None:
         # Before the result is set: who comes after it starts anew, and finds what was brought.
         with self._lock:
-            del self._under_way[key]
+            following = self._under_way.pop(key).following
+            if not following:
+                return
+            flight, work = following[0]
+            self._under_way[key] = _UnderWay(flight)
+        self._start(key, work, flight)

@@ -15,7 +15,8 @@ from artifactcache.errors import CacheError
 from cacheserver.disk import Disk
 from cacheserver.index import Index
 from cacheserver.space import show
-from cacheserver.store import Store, Verified
+from cacheserver.store import Store
+from cacheserver.verify import Verified
 from cacheserver.words import Progress
 
 _REST = re.compile(r"[0-9a-f]{62}")
@@ -29,6 +30,7 @@ class Report:
     Attributes:
         strays: how many files and views that no row speaks of were removed.
         strange: paths of what the store has not made; it was left.
+        stuck: paths of what could not be removed; it was left.
         quarantined: how much lies in quarantine by now.
         manifests: the URIs of the artifacts whose manifests are wrong or gone.
     """
@@ -37,6 +39,7 @@ class Report:
     verified: Verified
     strays: int
     strange: tuple[str, ...]
+    stuck: tuple[str, ...]
     quarantined: int
     manifests: tuple[str, ...]
 
@@ -49,7 +52,7 @@ class Report:
         """The report, for a person."""
         found = self.verified
         out = [f"{self.root}: {found.blobs_checked} blobs, {show(found.bytes_checked)} hashed"]
-        out += [f"wrong or gone, now in quarantine: blob {digest}" for digest in found.corrupted]
+        out += [f"wrong or gone, and in quarantine if there was anything: blob {digest}" for digest in found.corrupted]
         out += [f"wrong or gone: the manifest of {uri}" for uri in self.manifests]
         out += [f"will be fetched again when asked for: {uri}" for uri in found.affected]
         if self.strays:
@@ -58,6 +61,7 @@ class Report:
                 " space only"
             )
         out += [f"not of the store's making, and left: {path}; move it away" for path in self.strange]
+        out += [f"could not be removed, it is of another user: {path}; remove it as root" for path in self.stuck]
         if self.quarantined:
             out.append(f"{self.quarantined} in quarantine: look into {self.root}/quarantine, then delete them")
         out.append("sound" if self.sound else "not sound")
@@ -69,18 +73,19 @@ def check(root: str) -> Report:
     if not os.path.exists(os.path.join(root, "index.db")):
         raise CacheError(f"There is no store in {root}. Give the --config, or the environment, that the daemon has.")
     disk = Disk(root, shared=None)
-    store = Store(disk, Index(disk.index_path, ""), lambda: 0.0)
+    try:
+        index = Index(disk.index_path, "")
+    except BaseException:
+        disk.close()
+        raise
+    store = Store(disk, index, lambda: 0.0)
     try:
         verified = store.verify(None, Progress())
-        strays, strange = 0, list(_strange(disk))
-        for path in list(_strays(disk, store.index)):
-            try:
-                disk.discard(path)
-                strays += 1
-            except OSError:  # of another user
-                strange.append(path)
+        strange, strays = tuple(_strange(disk)), list(_strays(disk, store.index))
+        stuck = tuple([path for path in strays if not disk.discard(path)] + disk.leftovers())
         broken = tuple(uri for uri, tree in store.index.all_trees() if disk.read_manifest(tree) is None)
-        return Report(disk.root, verified, strays, tuple(strange), _quarantined(disk), broken)
+        removed = sum(not os.path.lexists(path) for path in strays)
+        return Report(disk.root, verified, removed, strange, stuck, _quarantined(disk), broken)
     finally:
         store.close()
 

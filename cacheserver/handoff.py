@@ -47,7 +47,7 @@ class Handoff:
         self._admits = admits
         self._lock = threading.Lock()
         self._sent: defaultdict[int, dict[Connection, int]] = defaultdict(dict)  # descriptors that may be unread
-        self._connections = Connections(listener, self._answer, self._ended)
+        self._connections = Connections(listener, self._answer, self._ended, self._closed)
 
     def start(self) -> None:
         """Takes connections from now on."""
@@ -58,10 +58,13 @@ class Handoff:
         self._connections.stop()
 
     def _ended(self, connection: Connection) -> None:
-        with self._lock:
-            self._sent[connection.peer.uid].pop(connection, None)
         if connection.owns_session and connection.session is not None:
             self._sessions.close(connection.session)
+
+    def _closed(self, connection: Connection) -> None:
+        # Not when it ended: descriptors that nobody has read count against this process until the client lets them go.
+        with self._lock:
+            self._sent[connection.peer.uid].pop(connection, None)
 
     # -- one request ------------------------------------------------------------------------------------------------
 

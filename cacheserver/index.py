@@ -265,7 +265,7 @@ class Index:
 
     def forget_blob(self, digest: str) -> list[str]:
         """Removes a blob's row, before its file goes. Returns the digests of the trees that lack it from now on."""
-        with self._tables.transaction():
+        with self._tables.transaction(durable=True):
             trees = [
                 row[0]
                 for row in self._tables.all(
@@ -282,7 +282,7 @@ class Index:
     def drop_arrivals(self, before: float) -> list[str]:
         """Ends arrivals older than `before`. Returns the digests of the blobs that nothing needs any more; their rows
         are gone, their files are the caller's to unlink."""
-        with self._tables.transaction():
+        with self._tables.transaction(durable=True):
             old = [
                 row[0] for row in self._tables.all("DELETE FROM arrivals WHERE arrived_at < ? RETURNING blob", before)
             ]
@@ -305,6 +305,10 @@ class Index:
     def tree_digests(self) -> list[str]:
         """The digest of every tree."""
         return [row[0] for row in self._tables.all("SELECT digest FROM trees")]
+
+    def asked_trees(self) -> list[tuple[str, str]]:
+        """URI and tree of everything that clients asked for, of all origins."""
+        return self._tables.all("SELECT a.uri, t.digest FROM artifacts a JOIN trees t ON t.id = a.tree WHERE a.asked")
 
     def all_trees(self) -> list[tuple[str, str]]:
         """URI and tree of everything that is held, of all origins."""

@@ -13,7 +13,7 @@ from concurrent.futures import Executor
 
 from artifactcache.errors import CacheError, InvalidRequest, ModeUnavailable, NoSpace
 from cacheserver import names
-from cacheserver.disk import FULL_ERRNOS, changed
+from cacheserver.faults import FULL_ERRNOS, SHORT_ERRNOS, changed, trouble
 from cacheserver.libc import open_here
 from cacheserver.words import Entry, Manifest
 
@@ -61,9 +61,13 @@ def link_tree(
         return _link(work, blobs_fd, folder_fd, owner, renew)
     half = pool.submit(_link, work[1::2], blobs_fd, folder_fd, owner, renew)
     try:
-        return _link(work[0::2], blobs_fd, folder_fd, owner, renew) + half.result()
+        count = _link(work[0::2], blobs_fd, folder_fd, owner, renew)
+        if half.cancel():  # the pool is busy with others' trees: nobody waits for those
+            return count + _link(work[1::2], blobs_fd, folder_fd, owner, renew)
+        return count + half.result()
     finally:
-        half.exception()  # the descriptors are the caller's: nobody uses them when this returns
+        if not half.cancel():
+            half.exception()  # the descriptors are the caller's: nobody uses them when this returns
 
 
 def check_folder(fd: int, owner: int) -> None:
@@ -144,6 +148,8 @@ def _descend(root_fd: int, folder: bytes, owner: int) -> int:
         try:
             inner = open_here(fd, component, _OPEN_FOLDER)
         except OSError as error:
+            if error.errno in SHORT_ERRNOS:
+                raise trouble(error, f"the folder {names.show(folder)} to link into cannot be entered") from None
             raise InvalidRequest(
                 f"The folder {names.show(folder)} to link into cannot be entered: {error.strerror}."
             ) from None

@@ -1,13 +1,14 @@
 """Where misses come from: MLflow's tracking server and its artifact stores. The one room that imports mlflow.
 
-Law of this file: what the origin says is not believed. Every name passes `names`, every size is compared, every call
-ends within `unreachable_after`; errors leave here as errors of ours, without a secret in them.
+Law of this file: what the origin says is not believed. Every name passes `names`, every size is compared, every
+question ends within `unreachable_after`; errors leave here as errors of ours, without a secret in them.
 """
 
 from __future__ import annotations
 
 import os
 import posixpath
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,7 @@ from cacheserver.words import File, Listing, Location, Resolved, join
 warnings.filterwarnings("ignore", category=FutureWarning, message=".*get_latest_versions.*")
 
 QUESTIONS_MAX = 16  # questions to the origin at a time
+LOCAL_QUESTIONS_MAX = 4  # listings of folders of this host, which may take long and keep no other question waiting
 RETRIES = 2
 DOWNLOAD_ATTEMPTS = 2
 LOCAL_PATIENCE_SECONDS = 600.0  # a large folder on a busy disk is not an origin that does not answer
@@ -90,6 +92,7 @@ class MlflowOrigin:
         self._local_roots = tuple(os.path.realpath(folder) for folder in local_roots)
         self._repositories = lru_cache(maxsize=64)(partial(get_artifact_repository, tracking_uri=self._tracking_uri))
         self._pool = ThreadPoolExecutor(max_workers=QUESTIONS_MAX, thread_name_prefix="origin")
+        self._local_pool = ThreadPoolExecutor(max_workers=LOCAL_QUESTIONS_MAX, thread_name_prefix="local")
 
     @property
     def name(self) -> str:
@@ -98,7 +101,8 @@ class MlflowOrigin:
 
     def close(self) -> None:
         """Asks nothing any more."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._local_pool):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def guards(self, artifact: Artifact) -> bool:
         """Whether the artifact has to be looked at each time: a file of this host, named by a client of many users."""
@@ -111,35 +115,37 @@ class MlflowOrigin:
         client, name, selector = self._client, artifact.name, artifact.selector
         if artifact.kind is Kind.MODEL_ALIAS:
             try:
-                found = self._ask(artifact.base, lambda: client.get_model_version_by_alias(name, selector))
+                found = self._ask(
+                    artifact.base, lambda: client.get_model_version_by_alias(name, selector), of_answer=True
+                )
             except InvalidRequest as error:  # MLflow's answer to an alias that does not exist
                 raise NotFound(str(error)) from None
-            return artifact.at_version(str(found.version))
+            return artifact.at_version(_number(artifact, found))
         stages = None if artifact.kind is Kind.MODEL_LATEST else [selector]
         try:
-            versions = self._ask(artifact.base, lambda: client.get_latest_versions(name, stages))
+            versions = self._ask(artifact.base, lambda: client.get_latest_versions(name, stages), of_answer=True)
         except InvalidRequest as error:
             raise NotFound(str(error)) from None
         if not versions:
             raise NotFound(f"{artifact.base}: the model {name} has no such version.")
-        return artifact.at_version(str(max(int(v.version) for v in versions)))
+        return artifact.at_version(max((_number(artifact, v) for v in versions), key=int))
 
     def resolve(self, artifact: Artifact) -> Resolved:
         """Where the bytes of a run, a logged model or a version of a registered model are."""
         base, name = artifact.base, artifact.name
         match artifact.kind:
             case Kind.RUN:
-                run = self._ask(base, lambda: self._client.get_run(name))
-                models = self._ask(base, lambda: self._logged_models(run))
-                return Resolved(base, _tidy(run.info.artifact_uri), models, run.info.status in _SETTLED_RUN)
+                run = self._ask(base, lambda: self._client.get_run(name), of_answer=True)
+                models = self._ask(base, lambda: self._logged_models(run), of_answer=True)
+                return Resolved(base, _root(base, run.info.artifact_uri), models, run.info.status in _SETTLED_RUN)
             case Kind.LOGGED_MODEL:
-                model = self._ask(base, lambda: self._client.get_logged_model(name))
-                return Resolved(base, _tidy(model.artifact_location), (), str(model.status) in _SETTLED_MODEL)
+                model = self._ask(base, lambda: self._client.get_logged_model(name), of_answer=True)
+                return Resolved(base, _root(base, model.artifact_location), (), str(model.status) in _SETTLED_MODEL)
             case Kind.MODEL_VERSION:
-                root = self._ask(base, lambda: self._client.get_model_version_download_uri(name, artifact.selector))
-                return Resolved(base, _tidy(root), (), True)
-            case Kind.BARE:
-                return Resolved(base, base, (), True)
+                root = self._ask(
+                    base, lambda: self._client.get_model_version_download_uri(name, artifact.selector), of_answer=True
+                )
+                return Resolved(base, _root(base, root), (), True)
         raise AssertionError(f"{base} is no version")
 
     def _logged_models(self, run: Any) -> tuple[tuple[str, str], ...]:
@@ -147,7 +153,9 @@ class MlflowOrigin:
         outputs = getattr(run, "outputs", None)
         ids = [output.model_id for output in (outputs.model_outputs if outputs else ())]
         models = [self._client.get_logged_model(model_id) for model_id in ids]
-        return tuple((m.name, _tidy(m.artifact_location)) for m in models if m.source_run_id == run.info.run_id)
+        return tuple(
+            (m.name, _root(m.model_id, m.artifact_location)) for m in models if m.source_run_id == run.info.run_id
+        )
 
     # -- bytes ------------------------------------------------------------------------------------------------------
 
@@ -161,7 +169,7 @@ class MlflowOrigin:
             return self._ask(
                 location.uri,
                 lambda: self._local(location, named_by_client).listing(location.path),
-                max(self._patience, LOCAL_PATIENCE_SECONDS),
+                is_local=True,
             )
         repository = self._repository(location.root, named_by_client=named_by_client)
         sized = _scheme(location.root) in _SIZED
@@ -275,20 +283,50 @@ class MlflowOrigin:
                 remote = f"{folder}/{info.path}"
                 yield File(_below(location, remote), _size(info, sized), remote)
 
-    def _ask(
-        self, what: str, question: Callable[[], T], patience: float | None = None, *, of_answer: bool = False
-    ) -> T:
-        """One answer of the origin, within its time. Raises errors of ours only."""
-        future, patience = self._pool.submit(question), patience or self._patience
+    def _ask(self, what: str, question: Callable[[], T], *, of_answer: bool = False, is_local: bool = False) -> T:
+        """One answer of the origin, within its time, which begins when it is asked. Raises errors of ours only."""
+        pool, patience = self._pool, self._patience
+        if is_local:
+            pool, patience = self._local_pool, max(patience, LOCAL_PATIENCE_SECONDS)
+        asked = threading.Event()
+
+        def ask() -> T:
+            asked.set()
+            return question()
+
+        future = pool.submit(ask)
         try:
-            return future.result(timeout=patience)
-        except FutureTimeout:
+            if asked.wait(patience):
+                return future.result(timeout=patience)
             future.cancel()
+            raise OriginUnavailable(
+                f"{without_credentials(what)}: {pool._max_workers} other questions to the origin have kept this one"
+                f" waiting for {patience:g} s, and this is not held. Try again in a moment."
+            )
+        except FutureTimeout:
             raise OriginUnavailable(
                 f"{without_credentials(what)}: the origin has not answered within {patience:g} s, and this is not held."
             ) from None
         except Exception as error:  # noqa: BLE001 - MLflow and its clients raise anything
             raise translated(error, what, of_answer=of_answer) from None
+
+
+def _number(artifact: Artifact, found: Any) -> str:
+    """The version of a registered model, in an answer. Raises Corrupted."""
+    number = str(found.version)
+    if not number.isdecimal():
+        raise Corrupted(f"{artifact.base}: the origin answers without a version.")
+    return number
+
+
+def _root(what: str, uri: Any) -> str:
+    """Where bytes are, in an answer. Raises Corrupted."""
+    try:
+        if isinstance(uri, str) and uri and "\0" not in uri and uri.encode():
+            return _tidy(uri)
+    except UnicodeEncodeError:  # half a surrogate pair
+        pass
+    raise Corrupted(f"{what}: the origin answers without saying where its artifacts are.")
 
 
 def _below(location: Location, remote: str) -> bytes:

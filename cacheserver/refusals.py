@@ -19,7 +19,7 @@ from artifactcache.errors import (
     PermissionDenied,
     Unauthenticated,
 )
-from cacheserver.disk import FULL_ERRNOS
+from cacheserver.faults import FULL_ERRNOS
 
 MESSAGE_LENGTH_MAX = 300
 TEXT_LENGTH_MAX = 3000  # of a foreign message that is looked at; an origin may send megabytes

@@ -110,7 +110,8 @@ def _component(text: str) -> str:
         end = _class_end(text, i) if text[i] == "[" else None
         if end:
             inner = text[i + 1 : end].replace("\\", "\\\\").replace("[", "\\[")
-            parts[-1] += f"(?!/)[^{inner[1:]}]" if inner[0] in "!^" else f"[{inner}]"
+            inner = f"^{inner[1:]}" if inner[0] in "!^" else inner
+            parts[-1] += f"(?!/)[{inner}]"  # a range such as [.-0] has the slash in it as well
             i = end
         elif text[i] == "*":
             if parts[-1] or len(parts) == 1:  # several in a row are one

@@ -15,9 +15,10 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import grpc
 
@@ -25,7 +26,7 @@ from artifactcache import errors
 from artifactcache.errors import CacheError, InvalidRequest, Unauthenticated
 from artifactcache.v1 import cache_pb2 as pb
 from artifactcache.v1 import cache_pb2_grpc
-from cacheserver import __version__, uris
+from cacheserver import __version__, journal, uris
 from cacheserver.cache import Cache
 from cacheserver.quotas import Quota
 from cacheserver.selection import Selection
@@ -36,14 +37,21 @@ from cacheserver.words import Brought, Held, Manifest, Progress
 
 # A fetch that waits for a download holds a thread; they are made as they are needed, and cost about 40 KB each.
 REQUESTS_MAX = 1024
-# So many of them may wait for the origin: the rest is for calls that take no time.
-WAITING_MAX = 896
-WAITING_PER_USER_MAX = 448
+# So many of them may wait: for the origin, for a view to be built, or for a client to read a long answer, of which gRPC
+# does not tell whether that will ever be. The rest is for calls that take no time.
+LENGTHY_MAX = 896
+LENGTHY_PER_USER_MAX = 448
 VERIFICATIONS_MAX = 16  # one runs, the others wait for it
 VERIFICATIONS_PER_USER_MAX = 2
 MESSAGE_BYTES_MAX = 1 << 20
 FILES_PER_MESSAGE = 1000
 PROGRESS_SECONDS = 0.1
+CONNECTIONS_MAX = 4096
+# A client closes a connection without calls long before: it comes to an end here only where a client does not.
+CONNECTION_IDLE_SECONDS = 600
+HANDSHAKE_SECONDS = 10  # who says nothing would only hold a place
+# As gRPC encodes it, three bytes for each that is not ASCII. The other end throws metadata above 8 KiB away at random.
+DETAILS_BYTES_MAX = 4096
 
 _STATUS: dict[type[CacheError], grpc.StatusCode] = {
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
@@ -77,7 +85,18 @@ def _typed(context: Context, call: str) -> Iterator[None]:
         _log.exception("%s failed", call)
         failure = CacheError(f"{call} failed in the daemon; its log says why.")
     context.set_trailing_metadata((("artifactcache-error", type(failure).__name__),))
-    context.abort(_STATUS.get(type(failure), grpc.StatusCode.INTERNAL), str(failure))
+    context.abort(_STATUS.get(type(failure), grpc.StatusCode.INTERNAL), _details(str(failure)))
+
+
+def _details(text: str) -> str:
+    """A message as gRPC can carry it: not longer than DETAILS_BYTES_MAX when it is encoded."""
+    text = text.encode("utf-8", "backslashreplace").decode()  # names of files may hold what is no character
+    room = DETAILS_BYTES_MAX
+    for place, char in enumerate(text):
+        room -= 1 if " " <= char <= "~" and char != "%" else 3 * len(char.encode())
+        if room < 0:
+            return f"{text[:place]} [...]"
+    return text
 
 
 def _unary(method: Callable[[Any, Any, Context], T]) -> Callable[[Any, Any, Context], T]:
@@ -118,7 +137,7 @@ class Service(cache_pb2_grpc.CacheServicer):
         self._limits = limits
         self._about = about
         self._hardlink_for_root = hardlink_for_root
-        self._waiting = Quota("fetches that wait for the origin", per_user=WAITING_PER_USER_MAX, total=WAITING_MAX)
+        self._lengthy = Quota("lengthy calls", per_user=LENGTHY_PER_USER_MAX, total=LENGTHY_MAX)
         self._verifications = Quota("verifications", per_user=VERIFICATIONS_PER_USER_MAX, total=VERIFICATIONS_MAX)
         self._verifiers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="verify")
         self._started_at = time.time()
@@ -142,24 +161,40 @@ class Service(cache_pb2_grpc.CacheServicer):
 
     @_stream
     def Fetch(self, request: pb.FetchRequest, context: Context) -> Iterator[pb.FetchEvent]:
-        session = self._session(context)
+        began, peer = time.monotonic(), None
+        try:
+            session = self._session(context)
+            peer = session.peer
+            result = yield from self._fetch(session, request, context)
+        except CacheError as error:
+            journal.refused(peer, request.artifact, error, seconds=time.monotonic() - began)
+            raise
+        if result is not None:
+            journal.fetched(session.peer, result, view=request.view, seconds=time.monotonic() - began)
+
+    def _fetch(
+        self, session: Session, request: pb.FetchRequest, context: Context
+    ) -> Generator[pb.FetchEvent, None, pb.FetchResult | None]:
+        """Returns what was handed out, None where the caller has gone."""
         asked, selection = _artifact(request.artifact)
         brought = None if request.refresh else self._cache.find(asked, selection, view=request.view)
-        started = True
-        if brought is None:
-            with self._waiting.one(session.peer.uid):
+        started, delivered = True, False
+        with ExitStack() as lengthy:
+            if brought is None or (request.view and not self._store.index.has_view(brought.held.tree)):
+                lengthy.enter_context(self._lengthy.one(session.peer.uid))
+            if brought is None:
                 found = yield from self._bring(asked, selection, request, context)
-            if found is None:
-                return
-            brought, started = found
-        result = self._hand_out(session, brought, started, request.view)
-        delivered = False
-        try:
-            yield pb.FetchEvent(result=result)
-            delivered = context.is_active()
-        finally:
-            if not delivered:  # the caller has gone, and never learns of its lease
-                self._sessions.release(session, result.lease)
+                if found is None:
+                    return None
+                brought, started = found
+            result = self._hand_out(session, brought, started, request.view)
+            try:
+                yield pb.FetchEvent(result=result)
+                delivered = context.is_active()
+            finally:
+                if not delivered:  # the caller has gone, and never learns of its lease
+                    self._sessions.release(session, result.lease)
+        return result if delivered else None
 
     def _bring(
         self, asked: uris.Artifact, selection: Selection, request: pb.FetchRequest, context: Context
@@ -210,28 +245,29 @@ class Service(cache_pb2_grpc.CacheServicer):
 
     @_stream
     def List(self, request: pb.ListRequest, context: Context) -> Iterator[pb.HeldArtifact]:
-        self._session(context)
-        self._cache.record_uses()
-        _, leases = self._sessions.counts()
-        for held in self._store.index.asked():
-            yield _held(held, leases[held.tree])
+        with self._lengthy.one(self._session(context).peer.uid):
+            self._cache.record_uses()
+            _, leases = self._sessions.counts()
+            for held in self._store.index.asked():
+                yield _held(held, leases[held.tree])
 
     @_stream
     def Inspect(self, request: pb.InspectRequest, context: Context) -> Iterator[pb.InspectEvent]:
-        held, manifest = self._look_up(self._session(context), request.artifact)
-        yield pb.InspectEvent(artifact=_held(held, self._sessions.counts()[1][held.tree]))
-        for start in range(0, len(manifest.entries), FILES_PER_MESSAGE):
-            files = [
-                pb.File(path=e.path, digest="" if e.is_folder else e.digest, size_bytes=e.size)
-                for e in manifest.entries[start : start + FILES_PER_MESSAGE]
-            ]
-            yield pb.InspectEvent(files=pb.FileBatch(files=files))
+        with self._lengthy.one(self._session(context).peer.uid):
+            held, manifest = self._look_up(request.artifact)
+            yield pb.InspectEvent(artifact=_held(held, self._sessions.counts()[1][held.tree]))
+            for start in range(0, len(manifest.entries), FILES_PER_MESSAGE):
+                files = [
+                    pb.File(path=e.path, digest="" if e.is_folder else e.digest, size_bytes=e.size)
+                    for e in manifest.entries[start : start + FILES_PER_MESSAGE]
+                ]
+                yield pb.InspectEvent(files=pb.FileBatch(files=files))
 
     @_stream
     def Verify(self, request: pb.VerifyRequest, context: Context) -> Iterator[pb.VerifyEvent]:
-        session, started = self._session(context), time.monotonic()
-        held = self._look_up(session, request.artifact)[0] if request.HasField("artifact") else None
-        with self._verifications.one(session.peer.uid):
+        uid, started = self._session(context).peer.uid, time.monotonic()
+        with self._lengthy.one(uid), self._verifications.one(uid):
+            held = self._look_up(request.artifact)[0] if request.HasField("artifact") else None
             progress = Progress()
             future = self._verifiers.submit(self._store.verify, held, progress)
             try:
@@ -239,18 +275,18 @@ class Service(cache_pb2_grpc.CacheServicer):
                     yield pb.VerifyEvent(progress=step)
             finally:
                 progress.is_wanted = False  # where it still runs, the caller has gone
-        if not context.is_active():
-            return
-        found = future.result()
-        yield pb.VerifyEvent(
-            result=pb.VerifyResult(
-                blobs_checked=found.blobs_checked,
-                bytes_checked=found.bytes_checked,
-                corrupted=found.corrupted,
-                affected=found.affected,
-                seconds=time.monotonic() - started,
+            if not context.is_active():
+                return
+            found = future.result()
+            yield pb.VerifyEvent(
+                result=pb.VerifyResult(
+                    blobs_checked=found.blobs_checked,
+                    bytes_checked=found.bytes_checked,
+                    corrupted=found.corrupted,
+                    affected=found.affected,
+                    seconds=time.monotonic() - started,
+                )
             )
-        )
 
     @_unary
     def Stats(self, request: pb.StatsRequest, context: Context) -> pb.StatsReply:
@@ -271,10 +307,9 @@ class Service(cache_pb2_grpc.CacheServicer):
             store_root=self._store.root,
         )
 
-    def _look_up(self, session: Session, request: pb.ArtifactSelection) -> tuple[Held, Manifest]:
+    def _look_up(self, request: pb.ArtifactSelection) -> tuple[Held, Manifest]:
         asked, selection = _artifact(request)
-        with self._waiting.one(session.peer.uid):
-            return self._cache.look_up(self._cache.version_of(asked), selection)
+        return self._cache.look_up(self._cache.version_of(asked), selection)
 
     def _session(self, context: Context) -> Session:
         for key, value in context.invocation_metadata():
@@ -285,19 +320,26 @@ class Service(cache_pb2_grpc.CacheServicer):
         raise Unauthenticated("The call carries no token: connect to handoff.sock first, as the client library does.")
 
 
-def serve(service: Service, address: str) -> grpc.Server:
-    """A server that answers at a Unix socket, once it is started."""
+def serve(service: Service, address: str, connections_max: int = CONNECTIONS_MAX) -> grpc.Server:
+    """A server that answers at a Unix socket, once it is started.
+
+    Args:
+        connections_max: from this one on, or from CONNECTIONS_MAX where that is less, connections are closed at once.
+    """
     server = grpc.server(
         ThreadPoolExecutor(max_workers=REQUESTS_MAX, thread_name_prefix="request"),
         options=(
             ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
             ("grpc.max_metadata_size", 16384),
             ("grpc.so_reuseport", 0),
+            ("grpc.max_allowed_incoming_connections", min(connections_max, CONNECTIONS_MAX)),
+            ("grpc.max_connection_idle_ms", round(CONNECTION_IDLE_SECONDS * 1000)),
+            ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
         ),
         maximum_concurrent_rpcs=REQUESTS_MAX,
     )
     cache_pb2_grpc.add_CacheServicer_to_server(service, server)  # type: ignore[no-untyped-call]
-    server.add_insecure_port(f"unix:{address}")
+    server.add_insecure_port(f"unix:{quote(os.fsencode(address))}")  # a URI, in which %, # and ? have a meaning
     return server
 
 

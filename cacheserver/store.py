@@ -15,9 +15,12 @@ from functools import cached_property
 
 from artifactcache.errors import CacheError, NoSpace, NotFound
 from cacheserver.bounded import Bounded
-from cacheserver.disk import GONE_ERRNOS, Disk, Space, Staged, changed, full, trouble
+from cacheserver.disk import Disk, Space, Staged
+from cacheserver.faults import GONE_ERRNOS, LOST_ERRNOS, SHORT_ERRNOS, changed, full, trouble
 from cacheserver.index import Index
 from cacheserver.links import link_tree
+from cacheserver.turns import Turns
+from cacheserver.verify import Verification, Verified
 from cacheserver.views import Views
 from cacheserver.watch import Watch
 from cacheserver.words import BlobRow, Entry, Held, Manifest, Progress, Standing
@@ -28,13 +31,15 @@ VERIFY_BATCH = 500
 # through a hard link elsewhere, is then found after so many seconds at the latest.
 ALWAYS_CHECKED_FILES_MAX = 100
 WATCHED_SECONDS = 60
+LOOKS_MAX = 100_000  # trees whose last look is remembered: about 20 MB
 DESCRIPTORS_MAX = 128  # per packet; the kernel takes 253
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A tree in memory: its manifest, and the rows of its blobs as far as they are held."""
+    """A tree in memory: its digest, its manifest, and the rows of its blobs as far as they are held."""
 
+    digest: str
     manifest: Manifest
     rows: dict[str, BlobRow]
 
@@ -47,16 +52,6 @@ class Tree:
     def filled(self) -> tuple[Entry, ...]:
         """The files that are not empty: those that have blobs."""
         return tuple(e for e in self.manifest.entries if e.size)
-
-
-@dataclass(frozen=True)
-class Verified:
-    """What a verification found: how much it hashed, which blobs were wrong, which artifacts need them."""
-
-    blobs_checked: int
-    bytes_checked: int
-    corrupted: tuple[str, ...]
-    affected: tuple[str, ...]
 
 
 class Store:
@@ -72,11 +67,12 @@ class Store:
         self._ticks = ticks
         self.index = index
         self._blobs_lock = threading.Lock()
-        self._views_lock = threading.Lock()
+        self._building = Turns()
         self._renew_lock = threading.Lock()
         self._trees: Bounded[str, Tree] = Bounded(CACHED_ENTRIES_MAX)
         self._watch = Watch()
         self._checked: dict[str, tuple[float, int]] = {}  # views: when, and in which generation of the watch
+        self._looks: Bounded[str, float] = Bounded(LOOKS_MAX)  # trees: when their blobs were last looked at
         self._linkers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="link")
 
     def close(self) -> None:
@@ -94,7 +90,10 @@ class Store:
 
     def measure(self, path: str) -> Staged:
         """Hashes a file that was written to a staged path."""
-        return self._disk.measure(path)
+        try:
+            return self._disk.measure(path)
+        except OSError as error:
+            raise trouble(error, "a download could not be read back") from None
 
     def discard(self, path: str) -> None:
         """Removes a staged file."""
@@ -140,7 +139,10 @@ class Store:
         """Removes what unfinished downloads left before a time. Returns how many blobs went."""
         with self._blobs_lock:
             gone = self.index.drop_arrivals(before)
-            self._disk.unlink(gone)
+            try:
+                self._disk.unlink(gone)
+            except OSError as error:  # those that stay are files without rows: fsck removes them
+                raise trouble(error, "what unfinished downloads left could not be removed") from None
         return len(gone)
 
     # -- handing out ------------------------------------------------------------------------------------------------
@@ -152,9 +154,9 @@ class Store:
         manifest = self._disk.read_manifest(digest)
         if manifest is None:
             return None
-        tree = Tree(manifest, self.index.tree_blobs(digest))
+        tree = Tree(digest, manifest, self.index.tree_blobs(digest))
         if tree.missing:  # a blob that was in quarantine may be back, brought for another tree
-            tree = Tree(manifest, tree.rows | self.index.rejoin(digest, tree.missing))
+            tree = Tree(digest, manifest, tree.rows | self.index.rejoin(digest, tree.missing))
         self._trees.put(digest, tree, weight=len(tree.manifest.entries))
         return tree
 
@@ -163,10 +165,12 @@ class Store:
 
         Returns the digests of blobs that are missing; those that are wrong are in quarantine by then.
         """
+        now = self._ticks()
         suspects = self._disk.suspects(tree.rows.values())
-        if not suspects:
-            return tree.missing
-        return tree.missing | {row.digest for row in suspects if not self._recheck(row)}
+        wrong = tree.missing | {row.digest for row in suspects if not self._recheck(row)} if suspects else tree.missing
+        if not wrong:
+            self._looks.put(tree.digest, now)
+        return wrong
 
     def view_is_sound(self, digest: str) -> bool:
         """Whether a tree's view is complete and its files are what they should be.
@@ -182,7 +186,7 @@ class Store:
         tree = self.tree(digest)
         if tree is None or tree.missing:
             return False
-        watched = len(tree.filled) > ALWAYS_CHECKED_FILES_MAX and self._watch_view(tree)
+        watched = len(tree.manifest.files) > ALWAYS_CHECKED_FILES_MAX and self._watch_view(tree)
         if not self._views.is_intact(tree.manifest, tree.rows):
             self.index.record_view(digest, exists=False)
             return False
@@ -193,13 +197,13 @@ class Store:
     def _watch_view(self, tree: Tree) -> bool:
         fans = {digest[:2] for digest in tree.rows}
         return all(self._watch.blobs(self._disk.blobs_folder(fan)) for fan in fans) and self._watch.view(
-            self._views.path(tree.manifest.digest), tree.manifest.folders
+            self._views.path(tree.digest), tree.manifest.folders
         )
 
     def view(self, digest: str) -> str:
         """The path of a tree's view, built where there is none. Raises NoSpace, Corrupted."""
         if not self.index.has_view(digest):
-            with self._views_lock:
+            with self._building.of(digest):  # others build theirs meanwhile: one of 2,000,000 files takes a while
                 if not self.index.has_view(digest):
                     self._build_view(self._leased(digest))
         return self._views.path(digest)
@@ -209,16 +213,18 @@ class Store:
 
         Raises ModeUnavailable, InvalidRequest, Corrupted.
         """
-        return link_tree(
-            self._leased(digest).manifest, self._disk.blobs_fd, folder_fd, owner, self._renew, self._linkers
-        )
+        manifest = self._looked_at(digest).manifest
+        try:
+            return link_tree(manifest, self._disk.blobs_fd, folder_fd, owner, self._renew, self._linkers)
+        except OSError as error:
+            raise trouble(error, f"the tree {digest} could not be linked") from None
 
     def open_blobs(self, digest: str, first: int, limit: int = DESCRIPTORS_MAX) -> list[int]:
         """Read-only descriptors of the blobs of a tree's files that are not empty, from the `first` on.
 
         At most `limit` of them, and at most DESCRIPTORS_MAX.
         """
-        filled = self._leased(digest).filled[first : first + min(limit, DESCRIPTORS_MAX)]
+        filled = self._looked_at(digest).filled[first : first + min(limit, DESCRIPTORS_MAX)]
         fds: list[int] = []
         try:
             for entry in filled:
@@ -239,24 +245,16 @@ class Store:
     # -- looking after ----------------------------------------------------------------------------------------------
 
     def verify(self, held: Held | None, progress: Progress) -> Verified:
-        """Hashes the blobs of one artifact, or all, again, and quarantines those that are wrong."""
-        checked, bytes_checked, corrupted, affected = 0, 0, list[str](), set[str]()
-        for rows in self._batches(held, progress):
-            for row in rows:
-                if not progress.is_wanted:  # a large store takes minutes, and another verification may wait
-                    return Verified(checked, bytes_checked, tuple(corrupted), tuple(sorted(affected)))
-                fine = self._disk.recheck(row)
-                checked, bytes_checked = checked + 1, bytes_checked + row.size
-                progress.files_done, progress.bytes_done = checked, bytes_checked
-                if fine is None:
-                    holders = self.index.holders([row.digest])
-                    if self._quarantine(row):  # else it was dropped, or found by somebody else, since it was read
-                        corrupted.append(row.digest)
-                        affected.update(holders)
-                elif fine != row:
-                    self.index.record_blob(fine)
-                    self._forget_cached()
-        return Verified(checked, bytes_checked, tuple(corrupted), tuple(sorted(affected)))
+        """Hashes the blobs of one artifact, or all, again, and quarantines those that are wrong.
+
+        What an artifact lacks counts as wrong until it was fetched again, whenever it went.
+        """
+        run = Verification(self._disk.recheck, self._take_back, self._quarantine, self.index.holders)
+        if run.run(self._batches(held, progress), progress):
+            for uri, digest in self.index.asked_trees() if held is None else [(held.uri, held.tree)]:
+                if (tree := self.tree(digest)) and tree.missing:
+                    run.lacks([uri], sorted(tree.missing))
+        return run.found()
 
     def written(self, progress: Progress) -> int:
         """How many bytes of the files being downloaded now are on the disk."""
@@ -299,24 +297,45 @@ class Store:
             raise changed(f"The tree {digest}")
         return tree
 
+    def _looked_at(self, digest: str) -> Tree:
+        """A leased tree whose blobs were looked at a moment ago: by the fetch, or now where that was longer ago.
+
+        A client links and copies right after its fetch has looked: a second look would cost it 35 ms per 10,000 files.
+        """
+        tree = self._leased(digest)
+        looked = self._looks.get(digest)
+        if looked is not None and self._ticks() - looked < WATCHED_SECONDS:
+            return tree
+        if wrong := self.unsound(tree):
+            raise changed(f"The blob {min(wrong)}")
+        return tree
+
     def _recheck(self, row: BlobRow) -> bool:
         fine = self._disk.recheck(row)
         if fine is None:
             self._quarantine(row)
             return False
+        self._take_back(fine)
+        return True
+
+    def _take_back(self, fine: BlobRow) -> None:
         self.index.record_blob(fine)
         self._forget_cached()
-        return True
 
     def _quarantine(self, row: BlobRow) -> bool:
         """Puts a wrong blob aside. Returns False where its row is another by now: somebody else has dealt with it."""
-        with self._blobs_lock:
-            as_given = self.index.blobs([row.digest]).get(row.digest) == row
-            if as_given:
-                for tree in self.index.forget_blob(row.digest):
-                    self.index.record_view(tree, exists=False)
-                self._disk.quarantine(row.digest)
-        self._forget_cached()  # in any case: trees in memory may still have the row as it was
+        try:
+            with self._blobs_lock:
+                as_given = self.index.blobs([row.digest]).get(row.digest) == row
+                if as_given:
+                    for tree in self.index.forget_blob(row.digest):
+                        self._looks.forget(tree)
+                        self.index.record_view(tree, exists=False)
+                    self._disk.quarantine(row.digest)
+        except OSError as error:
+            raise trouble(error, f"the wrong blob {row.digest} could not be put into quarantine") from None
+        finally:
+            self._forget_cached()  # in any case: trees in memory may still have the row as it was
         return as_given
 
     def _renew(self, digest: str) -> None:
@@ -331,7 +350,8 @@ class Store:
             try:
                 staged = self._disk.copy(digest)
             except OSError as error:
-                if error.errno in GONE_ERRNOS:
+                # Where reading failed its bytes are gone; where writing did, they are not.
+                if error.errno in GONE_ERRNOS or (error.errno in LOST_ERRNOS and not self._recheck(row)):
                     raise changed(f"The blob {digest}") from None
                 raise trouble(error, "a blob that has all its links needs a second inode") from None
             try:
@@ -360,8 +380,8 @@ class Store:
         except OSError as error:
             raise trouble(error, "a view could not be built") from None
         finally:
-            self._disk.discard(path)
-        self.index.record_view(tree.manifest.digest, exists=True)
+            self._disk.discard(path)  # or the one that was replaced, of which something may stay
+        self.index.record_view(tree.digest, exists=True)
 
     def _forget_cached(self, digest: str | None = None) -> None:
         if digest is None:
@@ -373,4 +393,6 @@ class Store:
 def _unopened(what: str, error: OSError) -> CacheError:
     if error.errno in GONE_ERRNOS:
         return changed(what)
+    if error.errno in SHORT_ERRNOS:
+        return trouble(error, f"{what[0].lower()}{what[1:]} cannot be opened")
     return CacheError(f"{what} cannot be opened: {error.strerror}. Look at the store's disk, and fetch again.")

@@ -10,7 +10,9 @@ import os
 import stat
 
 from cacheserver.bounded import Bounded
-from cacheserver.disk import Disk, remove_tree, xxh3_of
+from cacheserver.disk import Disk
+from cacheserver.faults import SHORT_ERRNOS, trouble
+from cacheserver.hashing import xxh3_of
 from cacheserver.libc import exchange
 from cacheserver.words import BlobRow, Manifest
 
@@ -30,17 +32,20 @@ class Views:
         return self._disk.at("views", tree)
 
     def is_intact(self, manifest: Manifest, rows: dict[str, BlobRow]) -> bool:
-        """Whether a view has every file of its tree, with the right bytes, and nothing else."""
+        """Whether a view has every file of its tree, with the right bytes, and nothing else.
+
+        Raises CacheError where the daemon is short of descriptors or memory: that says nothing of a view.
+        """
         try:
             fd = os.open(self.path(manifest.digest), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            return self._has_no_strays(fd, manifest) and self._has_its_files(fd, manifest, rows)
-        except OSError:
-            return False
-        finally:
-            os.close(fd)
+            try:
+                return self._has_no_strays(fd, manifest) and self._has_its_files(fd, manifest, rows)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            if error.errno in SHORT_ERRNOS:
+                raise trouble(error, f"the view {manifest.digest} cannot be looked at") from None
+            return False  # whatever it is: a view is built again from blobs, which are looked at themselves
 
     def _has_no_strays(self, fd: int, manifest: Manifest) -> bool:
         for folder, count in manifest.child_counts.items():
@@ -91,14 +96,14 @@ class Views:
                 os.close(fd)
 
     def finish(self, path: str, manifest: Manifest) -> None:
-        """Puts a finished view in place, read-only; one that is there already is exchanged for it in one step."""
+        """Puts a finished view in place, read-only; one that is there already is exchanged for it in one step, and is
+        the caller's to discard."""
         for folder in manifest.folders:
             os.chmod(os.path.join(os.fsencode(path), folder), 0o555)
         target = self.path(manifest.digest)
         if os.path.lexists(target):
             os.chmod(target, 0o755)  # a folder that cannot be written cannot be renamed either
             exchange(path, target)
-            remove_tree(path)
         else:
             os.rename(path, target)
         os.chmod(target, 0o555)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from artifactcache import errors
+from cacheserver import fsck
 from tests.conftest import CallerOf, StartDaemon
 from tests.rig import trees
 from tests.rig.mlflow_server import MlflowServer
@@ -145,6 +146,22 @@ def fill(disk: Filesystem, leave_blocks: int) -> Path:
         file.truncate(file.seek(0, os.SEEK_END) - leave_blocks * BLOCK_BYTES)
         os.fsync(file.fileno())
     return filler
+
+
+def test_a_store_that_is_opened_on_a_full_disk_is_not_to_be_thrown_away(small_disk: Filesystem) -> None:
+    """NoSpace that says what to do, and not to move the index away; with room again all is held that was."""
+    shelf = Shelf(small_disk.root / "store")
+    held = shelf.put({"x": b"1"})
+    shelf.close()
+    filler = fill(small_disk, leave_blocks=0)
+    for _ in range(2):
+        with pytest.raises(errors.NoSpace, match=r"disk is full.+Free some space") as refused:
+            fsck.check(str(shelf.root))  # opens it like the daemon, and lets it go
+        assert "move it away" not in str(refused.value) and "index.db" in str(refused.value)
+    filler.unlink()
+    shelf = Shelf(small_disk.root / "store")
+    assert shelf.content(held) == {"x": b"1"} and shelf.index.held(held.uri, "") == held
+    shelf.close()
 
 
 @pytest.mark.parametrize(

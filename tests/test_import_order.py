@@ -20,6 +20,7 @@ ORDER = (
     "names",
     "words",
     "bounded",
+    "turns",
     "schema",
     "selection",
     "uris",
@@ -32,12 +33,16 @@ ORDER = (
     "libc",
     "lock",
     "lean",
+    "faults",
+    "hashing",
+    "removal",
     "disk",
     "links",
     "views",
     "watch",
     "database",
     "index",
+    "verify",
     "store",
     "fsck",
     "local",
@@ -47,6 +52,7 @@ ORDER = (
     "cache",
     "connections",
     "handoff",
+    "journal",
     "service",
     "daemon",
     "cli",
@@ -76,12 +82,13 @@ RESERVED = {
 CLOCKS = re.compile(r"\btime\.(time|time_ns|monotonic|monotonic_ns|perf_counter)\b|\bdatetime\.now\b")
 READ_A_CLOCK = {"connections", "daemon", "service"}
 
-# `disk`, `views` change the store, `links` others' folders, `daemon` makes the sockets; `libc` has a call of `disk`'s.
+# `disk`, `removal`, `views` change the store, `links` others' folders, `daemon` makes the sockets; `libc` has a call of
+# `disk`'s.
 CHANGES = re.compile(
     r"\bos\.(rename|renames|replace|unlink|remove|rmdir|removedirs|mkdir|makedirs|link|symlink|chmod|fchmod|chown|truncate"
     r"|ftruncate|utime|mkfifo)\b|\bshutil\.|\bexchange\("
 )
-CHANGE_FILES = {"disk", "views", "links", "daemon", "libc"}
+CHANGE_FILES = {"disk", "removal", "views", "links", "daemon", "libc"}
 
 SQL = re.compile(
     r"\b(SELECT .+ FROM|INSERT (OR \w+ )?INTO|UPDATE \w+ SET|DELETE FROM|CREATE (TABLE|INDEX)|PRAGMA)\b", re.S

@@ -242,3 +242,36 @@ def test_a_listing_without_sizes(alice: Caller, liar: LyingOrigin, caller_of: Ca
         assert type(error) in (errors.Corrupted, errors.OriginUnavailable)
     else:
         assert trees.read(handed.path) == {"none": b"", "null": b""}
+
+
+NONSENSE: dict[str, object] = {
+    "no object": 5,
+    "empty": {},
+    "a run that is none": {"run": 5},
+    "no place": {"run": {"info": {"run_id": "x", "status": "FINISHED", "artifact_uri": ""}, "data": {}}},
+    "half a surrogate pair": {"run": {"info": {"run_id": "x", "status": "FINISHED", "artifact_uri": "s3://\ud800/x"}}},
+    "a list": [1, 2],
+}
+
+
+@pytest.mark.parametrize("answer", NONSENSE.values(), ids=NONSENSE.keys())
+def test_an_answer_that_makes_no_sense(
+    alice: Caller, liar: LyingOrigin, monkeypatch: pytest.MonkeyPatch, answer: object
+) -> None:
+    """It is the origin's fault and said to be that; nothing of it is remembered."""
+    run_id = liar.run(HONEST)
+    monkeypatch.setitem(liar.answers, "runs/get", answer)
+    with pytest.raises((errors.Corrupted, errors.OriginUnavailable)):
+        alice.fetch(f"runs:/{run_id}")
+    monkeypatch.delitem(liar.answers, "runs/get")
+    assert alice.fetch(f"runs:/{run_id}").file_count == 3
+
+
+@pytest.mark.parametrize("answer", [{}, {"model_version": {"name": "m", "version": ""}}, {"model_version": 1}])
+def test_an_alias_that_leads_to_no_version(
+    alice: Caller, liar: LyingOrigin, monkeypatch: pytest.MonkeyPatch, answer: object
+) -> None:
+    """It is the origin's fault as well."""
+    monkeypatch.setitem(liar.answers, "registered-models/alias", answer)
+    with pytest.raises(errors.Corrupted):
+        alice.fetch("models:/m@champion")

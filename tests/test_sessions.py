@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 
 from artifactcache.v1 import cache_pb2 as pb
 from artifactcache.v1 import cache_pb2_grpc as pb_grpc
-from cacheserver.service import WAITING_PER_USER_MAX
-from tests.conftest import CallerOf, StartDaemon
-from tests.rig import trees
+from tests.conftest import CallerOf
 from tests.rig.caller import Caller
 from tests.rig.daemon import Daemon
 from tests.rig.linking import FILES, Session
-from tests.rig.lying import HONEST, Lie, LyingOrigin, file, flat, hangs
 from tests.rig.mlflow_server import MlflowServer
 from tests.rig.until import until
-from tests.rig.wire import Handoff, bearer, error_name, leased, manifest_lines, stub
+from tests.rig.wire import Handoff, bearer, error_name, manifest_lines, stub
 
 
 @pytest.fixture(scope="module")
@@ -94,117 +89,6 @@ def test_a_second_hello(daemon: Daemon) -> None:
         assert reply.WhichOneof("reply") == "failure" or reply.welcome.token == first
 
 
-def test_connections_that_say_nothing(daemon: Daemon, uri: str) -> None:
-    """Hundreds of connections that never say Hello keep nobody from being served."""
-    silent = [Handoff(daemon.socket_dir) for _ in range(300)]
-    try:
-        session = Session(daemon, uri)
-        assert session.lease
-        session.handoff.close()
-    finally:
-        for handoff in silent:
-            handoff.close()
-    assert daemon.is_alive()
-
-
-def test_clients_that_do_not_read(daemon: Daemon, session: Session) -> None:
-    """A client that asks and never reads the answers blocks only itself."""
-    joined = session.join()
-    joined.socket.setblocking(False)
-    packet = pb.HandoffRequest(blobs=pb.BlobsRequest(lease=session.lease)).SerializeToString()
-    with contextlib.suppress(BlockingIOError, ConnectionError):
-        for _ in range(5000):
-            joined.send_bytes(packet)
-    assert daemon.is_alive()
-    joined.close()
-
-
-def test_a_client_that_asks_again_before_it_reads(session: Session) -> None:
-    """It is hung up on: its unread descriptors would use up what the kernel grants the daemon."""
-    joined = session.join()
-    packet = pb.HandoffRequest(blobs=pb.BlobsRequest(lease=session.lease)).SerializeToString()
-
-    def hung_up() -> bool:
-        try:
-            joined.send_bytes(packet)
-        except ConnectionError:
-            return True
-        return False
-
-    until(hung_up, "the daemon to hang up")
-    received = 0
-    with contextlib.suppress(EOFError, ConnectionError):
-        while True:
-            _, fds = joined.receive()
-            received += 1
-            for fd in fds:
-                os.close(fd)
-    assert received <= 1
-    assert session.daemon.is_alive()
-    joined.close()
-
-
-MANY: trees.Files = {str(number): b"%d" % number for number in range(128)}
-
-
-@pytest.fixture(scope="module")
-def many_uri(mlflow_proxied: MlflowServer) -> str:
-    """As many files as one packet has descriptors."""
-    return f"runs:/{mlflow_proxied.run(MANY)}"
-
-
-def hoard(session: Session, stack: contextlib.ExitStack) -> list[Handoff]:
-    """Connections that were sent descriptors and have not read them, until the daemon sends no more."""
-    hoarders: list[Handoff] = []
-    ask = pb.HandoffRequest(blobs=pb.BlobsRequest(lease=session.lease)).SerializeToString()
-    for _ in range(100):
-        joined = stack.enter_context(session.join())
-        joined.send_bytes(ask)
-        size = len(joined.socket.recv(1 << 16, socket.MSG_PEEK))
-        if size > 30:  # words, not descriptors
-            assert joined.receive()[0].failure.error == "QuotaExceeded"
-            return hoarders
-        hoarders.append(joined)
-    raise AssertionError("the daemon sends descriptors without end")
-
-
-def drop(handoff: Handoff) -> None:
-    """Read a reply, and close what lies beside it."""
-    for fd in handoff.receive()[1]:
-        os.close(fd)
-
-
-def test_descriptors_that_nobody_reads(daemon: Daemon, many_uri: str, alice: Caller) -> None:
-    """There is an end to them for each user, who is told why; others go on, and who reads gets more."""
-    session = Session(daemon, many_uri)
-    with contextlib.ExitStack() as stack:
-        hoarders = hoard(session, stack)
-        if os.geteuid() == 0:  # alice is another user than the one who hoards
-            assert alice.fetch(many_uri, alice.cwd / "dst", mode="copy").file_count == len(MANY)
-        drop(hoarders[0])
-        drop(hoarders[1])
-        assert hoard(session, stack)
-    session.handoff.close()
-
-
-def test_more_descriptors_than_the_kernel_lets_the_daemon_send(
-    start_daemon: StartDaemon, mlflow_proxied: MlflowServer, many_uri: str
-) -> None:
-    """The caller is told so, and the daemon goes on."""
-    daemon = start_daemon(mlflow_proxied.uri, open_files_max=400)
-    if daemon.user is None and os.geteuid() == 0:
-        pytest.skip("the kernel does not limit root")
-    session = Session(daemon, many_uri)
-    with contextlib.ExitStack() as stack:
-        hoarders = hoard(session, stack)
-        assert len(hoarders) < 10
-        for hoarder in hoarders:
-            drop(hoarder)
-        assert hoard(session, stack)
-    assert daemon.is_alive()
-    session.handoff.close()
-
-
 def test_descriptors_before_hello(daemon: Daemon, room: Path) -> None:
     """None is taken from a stranger."""
     (room / "file").write_text("x")
@@ -213,42 +97,6 @@ def test_descriptors_before_hello(daemon: Daemon, room: Path) -> None:
         handoff.send_bytes(pb.HandoffRequest(hello=pb.Hello()).SerializeToString(), (file.fileno(),))
         assert handoff.receive()[0].failure.error == "InvalidRequest"
         assert len(os.listdir(f"/proc/{daemon.pid}/fd")) <= before + 1
-
-
-def test_fetches_that_wait_for_the_origin(start_daemon: StartDaemon, liar: LyingOrigin) -> None:
-    """One user's waiting fetches have an end, which is told; what takes no time is answered beside them."""
-    held = f"runs:/{liar.run(HONEST)}"
-    stuck = f"runs:/{liar.run(Lie(flat(file('a')), lambda path: hangs()))}"
-    daemon = start_daemon(liar.uri, unreachable_after=30.0)
-    session = Session(daemon, held)
-    artifact = pb.ArtifactSelection(uri=stuck)
-    with stub(daemon.socket_dir) as cache:
-        waiting: list[Any] = []
-        for _ in range(WAITING_PER_USER_MAX):
-            waiting.append(cache.Fetch(pb.FetchRequest(artifact=artifact), metadata=bearer(session.token)))
-        refused = None
-        while refused is None:  # until all of them have come to wait
-            one = cache.Fetch(pb.FetchRequest(artifact=artifact), metadata=bearer(session.token))
-            try:
-                next(one)  # progress: it waits as well
-                waiting.append(one)
-            except grpc.RpcError as error:
-                refused = error_name(error)
-        assert refused == "QuotaExceeded"
-        assert leased(cache, session.token, held).hit
-        assert cache.Stats(pb.StatsRequest(), metadata=bearer(session.token)).download_count == 1
-        for one in waiting:
-            one.cancel()
-
-        def served_again() -> bool:
-            try:
-                next(cache.Fetch(pb.FetchRequest(artifact=artifact), metadata=bearer(session.token)))
-            except grpc.RpcError:
-                return False
-            return True
-
-        until(served_again, "those who went away to make room")
-    session.handoff.close()
 
 
 def _calls(cache: pb_grpc.CacheStub, uri: str) -> dict[str, Callable[..., object]]:

@@ -15,6 +15,7 @@ from tests.rig.counting import CountingProxy
 from tests.rig.interpreter import CHECKOUT
 from tests.rig.mlflow_server import MlflowServer
 from tests.rig.trees import unique
+from tests.rig.until import until
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FILES_COUNT = 3000  # enough for a test to find the command at work on them
@@ -119,6 +120,40 @@ def test_while_it_is_being_imported(alice: Caller, room: Path, module: str, how:
     )
     assert process.communicate() == (b"", b"")
     assert process.returncode == 128 + number
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_one_that_gets_lost(alice: Caller, room: Path, number: signal.Signals) -> None:
+    """What the first one raises is lost where it comes in a __del__ or a callback; later ones are still heard."""
+    (room / "argparse.py").write_text(
+        "import os, signal\n"
+        "class Doomed:\n"
+        "    def __del__(self):\n"
+        f"        os.kill(os.getpid(), {number:d})\n"
+        "Doomed()\n"
+        "print('still here', flush=True)\n"
+        "while True:\n"
+        "    signal.pause()\n"
+    )
+    path = os.pathsep.join((str(room), alice.env["PYTHONPATH"]))
+    process = alice.popen(
+        (str(alice.interpreter.python), "-m", "artifactcache", "ping"),
+        env={"PYTHONPATH": path},
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"still here\n"
+
+        def ended() -> bool:
+            process.send_signal(number)
+            return process.poll() is not None
+
+        until(ended, "the command to end")
+        assert process.returncode == -number
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_ctrl_c_while_the_library_cleans_up(alice: Caller, uri: str) -> None:

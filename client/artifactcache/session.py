@@ -26,6 +26,9 @@ from artifactcache.v1.cache_pb2_grpc import CacheStub
 
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024
 RECONNECT_BACKOFF_MS = 100  # the least that grpc accepts; a daemon that comes back is on this host
+# Then the channel lets its connection go, and the next call opens another. Well before the daemon would, for grpc tells
+# of that on standard error; it may take twice as long.
+IDLE_SECONDS = 120
 READY_SECONDS_MAX = 2.0  # between a restarted daemon's handoff.sock and its cache.sock
 RELEASE_SECONDS_MAX = 5.0  # a lease that cannot be given back by then ends with the session
 
@@ -35,6 +38,7 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.initial_reconnect_backoff_ms", RECONNECT_BACKOFF_MS),
     ("grpc.max_reconnect_backoff_ms", RECONNECT_BACKOFF_MS),
+    ("grpc.client_idle_timeout_ms", IDLE_SECONDS * 1000),
     # The caller's own thread reads the stream. It saves two changes of thread a call, and a thread at a fork.
     # The value of grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, whose import costs 10 ms.
     ("SingleThreadedUnaryStream", 1),

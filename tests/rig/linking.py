@@ -15,6 +15,7 @@ class Session:
 
     def __init__(self, daemon: Daemon, uri: str) -> None:
         self.daemon = daemon
+        self.uri = uri
         self.handoff = Handoff(daemon.socket_dir)
         self.token = self.handoff.hello()
         with stub(daemon.socket_dir) as cache:

@@ -159,6 +159,7 @@ class LyingOrigin:
 
     def __init__(self) -> None:
         self.lies: dict[str, Lie] = {}
+        self.answers: dict[str, object] = {}  # JSON to give instead of an answer, by the path below the REST interface
         self.download_count = 0
         self.listing_count = 0
         self.closing = threading.Event()
@@ -183,6 +184,8 @@ class LyingOrigin:
         """One GET request."""
         if path in ("/health", "/version"):
             return reply.sized(b"3.17.2" if path == "/version" else b"OK")
+        if path.removeprefix(f"{API}/mlflow/") in self.answers:
+            return reply.json(self.answers[path.removeprefix(f"{API}/mlflow/")])
         if path == f"{API}/mlflow/runs/get":
             run_id = (query.get("run_id") or query.get("run_uuid") or [""])[0]
             return reply.json({"run": _run(run_id)}) if run_id in self.lies else _missing(reply)

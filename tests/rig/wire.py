@@ -72,9 +72,9 @@ class Handoff:
 
 
 @contextlib.contextmanager
-def stub(socket_dir: Path | str) -> Iterator[pb_grpc.CacheStub]:
-    """The gRPC service behind cache.sock."""
-    with grpc.insecure_channel(f"unix:{Path(socket_dir) / 'cache.sock'}") as channel:
+def stub(socket_dir: Path | str, *options: tuple[str, int]) -> Iterator[pb_grpc.CacheStub]:
+    """The gRPC service behind cache.sock; with options of a channel, over a connection of its own."""
+    with grpc.insecure_channel(f"unix:{Path(socket_dir) / 'cache.sock'}", options) as channel:
         yield pb_grpc.CacheStub(channel)  # type: ignore[no-untyped-call]
 
 

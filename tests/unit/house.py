@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from artifactcache.errors import Corrupted, NotFound, OriginUnavailable
-from cacheserver import uris
+from cacheserver import cli, uris
 from cacheserver.cache import Cache
 from cacheserver.disk import Disk
 from cacheserver.flights import Flight
@@ -203,6 +203,17 @@ class House(Shelf):
     def find(self, uri: str, *, view: bool = False) -> Brought | None:
         """What is held and needs no question to the origin."""
         return self.cache.find(uris.parse(uri), Selection(), view=view)
+
+
+def fsck_command(root: Path) -> int:
+    """Runs `cacheserver fsck` in this process, whose umask stays what it is. Returns the exit status."""
+    config = root.parent / "config.toml"
+    config.write_text(f'[store]\nroot = "{root}"\n')
+    before = os.umask(0o077)
+    try:
+        return cli.main(["fsck", "--config", str(config)])
+    finally:
+        os.umask(before)
 
 
 def overwrite(path: Path) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import pytest
 
-from artifactcache.errors import Corrupted, NoSpace, NotFound, OriginUnavailable
-from cacheserver import downloads, uris
+from artifactcache.errors import Corrupted, NotFound, OriginUnavailable
+from cacheserver import uris
 from cacheserver.selection import Selection
-from cacheserver.space import Amount, Limits
 from cacheserver.words import Resolved
-from tests.unit.house import FILES, PATIENCE_SECONDS, ROOT, House
+from tests.unit.house import FILES, ROOT, House
 
 SIZE = sum(map(len, FILES.values()))
 
@@ -278,93 +276,3 @@ def test_uses_are_written_down_now_and_then(filled: House) -> None:
     held = filled.index.held(ROOT, "")
     assert held is not None and held.used_at == filled.now
     assert held.fetched_at == filled.now - 100
-
-
-# -- what a fetch proves for another ----------------------------------------------------------------------------------
-
-
-def test_a_bare_uri_proves_nothing_for_a_run(house: House) -> None:
-    """Its bytes may have been taken while the run was writing: the finished run's are taken anew, every one."""
-    root = house.origin.run("r", settled=False)
-    house.origin.files = {f"{root}/weights": b"early", f"{root}/done": b"done"}
-    house.bring(root)
-    house.origin.files[f"{root}/weights"] = b"final"  # of the same size: no listing shows it
-    house.origin.run("r")
-    assert house.content(house.bring("runs:/r/weights").held) == {"weights": b"final"}
-    whole = house.bring("runs:/r")
-    assert house.content(whole.held) == {"weights": b"final", "done": b"done"} and whole.origin_bytes == len(b"done")
-    house.origin.down = True
-    assert house.bring(f"{root}/weights").origin_bytes == 0, "what a finished run proves serves the bare URI behind it"
-
-
-def test_an_arrival_of_a_run_that_was_writing_is_taken_anew(house: House) -> None:
-    """A download that was broken off while the run was writing leaves files; the finished run does not get them."""
-    root = house.origin.run("r", settled=False)
-    house.origin.files = {f"{root}/{n}": b"early" for n in range(3)}
-
-    def fail(uri: str) -> None:
-        if uri.endswith("/2"):
-            raise OriginUnavailable("breaks off")
-
-    house.origin.before_download = fail
-    with pytest.raises(OriginUnavailable):
-        house.bring("runs:/r")
-    house.origin.before_download = lambda uri: None
-    house.origin.files = {f"{root}/{n}": b"final" for n in range(3)}
-    house.origin.run("r")
-    assert set(house.content(house.bring("runs:/r").held).values()) == {b"final"}
-
-
-def test_a_download_for_a_bare_uri_is_not_joined_by_one_for_a_run(house: House) -> None:
-    """A file that is on its way for a bare URI may have been taken too early; the other way round it is shared."""
-    root = house.origin.run("r")
-    house.origin.files = {f"{root}/{n}": b"early" for n in range(3)}
-    first, go = threading.Event(), threading.Event()
-
-    def hold(uri: str) -> None:
-        first.set()
-        assert go.wait(PATIENCE_SECONDS)
-
-    house.origin.after_download = hold
-    bare = house.start(root)
-    assert first.wait(PATIENCE_SECONDS)
-    house.origin.after_download = lambda uri: None
-    house.origin.files = {f"{root}/{n}": b"final" for n in range(3)}
-    run = house.bring("runs:/r")
-    go.set()
-    assert set(house.content(run.held).values()) == {b"final"}
-    bare.future.result(PATIENCE_SECONDS)
-    assert set(house.content(house.bring("runs:/r").held).values()) == {b"final"}
-
-
-# -- space ------------------------------------------------------------------------------------------------------------
-
-
-def test_what_has_arrived_is_not_counted_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside a download that is nearly done there is room for as much as the capacity really has left."""
-    monkeypatch.setattr(downloads, "BATCH_FILES", 1)  # kept one by one
-    monkeypatch.setattr(downloads, "WINDOW", 1)
-    house = House(tmp_path / "store", Limits(Amount(1000), Amount(0)))
-    try:
-        house.origin.files = {f"s3://bucket/big/{n}": bytes([n]) * 100 for n in range(6)}
-        house.origin.files |= {"s3://bucket/small/x": b"x" * 400, "s3://bucket/more/y": b"y"}
-        last, go = threading.Event(), threading.Event()
-
-        def hold(uri: str) -> None:
-            if uri.endswith("/5"):
-                last.set()
-                assert go.wait(PATIENCE_SECONDS)
-
-        house.origin.before_download = hold
-        big = house.start("s3://bucket/big")
-        assert last.wait(PATIENCE_SECONDS)
-        assert house.bring("s3://bucket/small").origin_bytes == 400
-        with pytest.raises(NoSpace):
-            house.bring("s3://bucket/more")
-        go.set()
-        assert big.future.result(PATIENCE_SECONDS).origin_bytes == 600
-        with pytest.raises(NoSpace):
-            house.bring("s3://bucket/more")
-    finally:
-        go.set()
-        house.close()

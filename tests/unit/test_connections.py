@@ -12,6 +12,7 @@ import pytest
 
 from cacheserver import connections as room
 from cacheserver.connections import Connection, Connections
+from tests.rig.until import until
 
 SECONDS_MAX = 20.0  # before a test gives up
 OTHER_UID = 54321
@@ -24,11 +25,12 @@ class Board:
         self.path = path
         self.answer: Callable[[Connection, bytes], None] = lambda connection, packet: None
         self.ended: list[Connection] = []
+        self.closed: list[Connection] = []
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.bind(str(path))
         path.chmod(0o777)
         self._listener.listen(100)
-        self.connections = Connections(self._listener, self._work, self.ended.append)
+        self.connections = Connections(self._listener, self._work, self.ended.append, self.closed.append)
         self._clients: list[socket.socket] = []
 
     def client(self, uid: int | None = None) -> socket.socket:
@@ -178,3 +180,33 @@ def test_what_was_sent_and_not_read_is_seen() -> None:
         assert connection.has_unread()
         right.recv(10)
         assert not connection.has_unread()
+
+
+@pytest.mark.parametrize("how", [socket.SHUT_WR, socket.SHUT_RDWR], ids=["half", "both ways"])
+def test_a_connection_keeps_its_place_until_it_is_read(board: Board, monkeypatch: pytest.MonkeyPatch, how: int) -> None:
+    """Its end is told at once, but who hangs up without reading has no room for another connection."""
+    monkeypatch.setattr(room, "CONNECTIONS_PER_USER_MAX", 2)
+    monkeypatch.setattr(room, "LINGER_SECONDS", 0.01)
+    unread, asker = board.client(), board.client()
+    unread.send(b"x")
+    assert unread.recv(100, socket.MSG_PEEK) == b"done x"
+    unread.shutdown(how)
+    until(lambda: board.ended, "the end to be told")
+    for _ in range(5):
+        assert asked(asker) == b"done x"
+        assert board.client().recv(100) == b"", "it has no place left"
+    assert not board.closed
+    assert unread.recv(100) == b"done x"
+    until(lambda: board.closed, "the connection to be closed")
+    assert board.closed == board.ended
+    assert asked(board.client()) == b"done x"
+
+
+def test_a_client_that_closes_without_reading_keeps_no_place(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies in a closed socket is gone."""
+    monkeypatch.setattr(room, "LINGER_SECONDS", 0.01)
+    client = board.client()
+    client.send(b"x")
+    assert client.recv(100, socket.MSG_PEEK) == b"done x"
+    client.close()
+    until(lambda: board.closed, "the connection to be closed")

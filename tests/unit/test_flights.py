@@ -127,3 +127,39 @@ def test_all_see_how_far_it_is(flights: Flights[int]) -> None:
     assert not started and joined.progress.bytes_done == 5
     released.set()
     assert joined.future.result(PATIENCE_SECONDS) == 1
+
+
+def test_who_needs_a_fresh_answer_waits_for_the_next_flight(flights: Flights[int]) -> None:
+    """A flight that has begun may have asked too early. However many need a fresh answer, one flies after it."""
+    begun, go, count = threading.Event(), threading.Event(), iter(range(1, 10))
+
+    def work(progress: Progress) -> int:
+        begun.set()
+        assert go.wait(PATIENCE_SECONDS)
+        return next(count)
+
+    first, _ = flights.join("key", work, fresh=True)
+    assert begun.wait(PATIENCE_SECONDS)
+    later = [flights.join("key", work, fresh=True) for _ in range(5)]
+    joined, started = flights.join("key", work)
+    assert joined is first and not started
+    assert [started for _, started in later] == [True] + [False] * 4 and len({id(f) for f, _ in later}) == 1
+    go.set()
+    assert first.future.result(PATIENCE_SECONDS) == 1 and later[0][0].future.result(PATIENCE_SECONDS) == 2
+    assert flights.count() == 0
+
+
+def test_the_next_flight_begins_when_the_one_before_it_has_failed(flights: Flights[int]) -> None:
+    """Who waits for it hears its own answer, not the error of the other."""
+    go = threading.Event()
+
+    def fail(progress: Progress) -> int:
+        assert go.wait(PATIENCE_SECONDS)
+        raise ValueError("the first")
+
+    first, _ = flights.join("key", fail)
+    second, _ = flights.join("key", lambda progress: 2, fresh=True)
+    go.set()
+    assert second.future.result(PATIENCE_SECONDS) == 2
+    with pytest.raises(ValueError, match="the first"):
+        first.future.result(PATIENCE_SECONDS)

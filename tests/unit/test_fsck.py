@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from blake3 import blake3
 from artifactcache.errors import CacheError
 from cacheserver import fsck
 from cacheserver.words import Entry, Manifest
-from tests.unit.house import FEW, Shelf
+from tests.unit.house import FEW, Shelf, fsck_command
 
 
 def test_fsck_removes_what_no_row_speaks_of(shelf: Shelf) -> None:
@@ -69,3 +71,25 @@ def test_a_file_where_the_store_needs_a_folder_is_told(shelf: Shelf, kind: str) 
     assert list(shelf.disk.blob_names()) == ([] if kind == "blobs" else [blob])
     strange.unlink()
     assert shelf.content(shelf.put(content)) == content
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE])
+def test_a_disk_that_fails_under_fsck_is_told_in_words(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    """The path, and what the disk said of it; no traceback, and an exit status that says so."""
+    shelf.put(FEW)
+    shelf.store.close()
+    views, listdir = str(shelf.root / "views"), os.listdir
+
+    def fail(path: str) -> list[str]:
+        if path == views:
+            raise OSError(number, os.strerror(number), path)
+        return listdir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", fail)
+        assert fsck_command(shelf.root) == 1
+    assert f"cacheserver: {views}: {os.strerror(number)}" in capsys.readouterr().err
+    assert fsck_command(shelf.root) == 0
+    shelf.__init__(shelf.root)  # type: ignore[misc]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from artifactcache.errors import CacheError
 from cacheserver.index import Index, MissingBlobs
 from cacheserver.schema import MIGRATIONS
 from cacheserver.words import BlobRow, Entry, Manifest, Resolved, Standing
+from tests.unit.house import PATIENCE_SECONDS
 
 EMPTY_DIGEST = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"  # BLAKE3 of nothing
 
@@ -260,6 +262,43 @@ def test_threads_share_an_index(index: Index) -> None:
     assert len(index.asked()) == 80 and index.totals()["blob_count"] == 10
 
 
+def test_a_hit_waits_for_no_writer(index: Index) -> None:
+    """While a transaction is open, others read what was committed before it; its own thread reads what it has done."""
+    before = record(index, "s3://b/p", "x")
+    written, read = threading.Event(), threading.Event()
+
+    def write() -> bool:
+        with index._tables.transaction():
+            index._tables.do("DELETE FROM artifacts")
+            seen = index.held("s3://b/p", "") is None
+            written.set()
+            assert read.wait(PATIENCE_SECONDS)
+        return seen
+
+    def ask() -> tuple[bool, bool, bool, int]:
+        held = index.held("s3://b/p", "") is not None and bool(index.above("s3://b/p/below"))
+        blobs = bool(index.blobs([blob("x").digest])) and bool(index.tree_blobs(before.digest))
+        return held, blobs, index.has_view(before.digest), index.totals()["artifact_count"]
+
+    with ThreadPoolExecutor(2) as pool:
+        writing = pool.submit(write)
+        assert written.wait(PATIENCE_SECONDS)
+        asked = pool.submit(ask)
+        try:
+            assert asked.result(PATIENCE_SECONDS) == (True, True, False, 1)
+            assert not writing.done()
+        finally:
+            read.set()
+        assert writing.result(PATIENCE_SECONDS)
+    assert index.held("s3://b/p", "") is None
+
+
+def test_who_only_reads_cannot_write(index: Index) -> None:
+    """A statement that changes something is refused outside of a transaction."""
+    with pytest.raises(CacheError, match="SQLITE_READONLY"):
+        index._tables.all("DELETE FROM artifacts")
+
+
 def test_a_newer_schema_is_refused_in_words_and_not_touched(path: str) -> None:
     """An older release says which schema it found and what to do, and leaves the store as it is."""
     Index(path, ORIGIN).close()
@@ -339,3 +378,11 @@ def test_an_index_that_is_damaged_is_refused_with_words(tmp_path: Path, damage: 
     (tmp_path / "index.db").write_bytes(damage)
     with pytest.raises(CacheError, match=r"index\.db cannot be used: .+ move it away"):
         Index(str(tmp_path / "index.db"), "http://origin.example")
+
+
+def test_an_index_that_is_only_out_of_reach_is_not_to_be_moved_away(tmp_path: Path) -> None:
+    """Whoever obeyed would lose the store: words say what SQLite said, and to leave it where it is."""
+    (tmp_path / "index.db").mkdir()
+    with pytest.raises(CacheError, match=r"index\.db cannot be used: .+SQLITE_CANTOPEN.+Leave it") as refused:
+        Index(str(tmp_path / "index.db"), "http://origin.example")
+    assert "move it away" not in str(refused.value)

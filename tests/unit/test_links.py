@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from artifactcache.errors import Corrupted, InvalidRequest, ModeUnavailable
 from cacheserver import links
 from cacheserver.links import link_tree
 from cacheserver.words import Manifest
-from tests.unit.house import Shelf
+from tests.unit.house import PATIENCE_SECONDS, Shelf
 
 ME = os.geteuid()
 FILES = {"top": b"1", "a/one": b"11", "a/b/two": b"222", "a/empty": b"", "hollow/": b"", "same": b"1"}
@@ -172,3 +173,21 @@ def test_a_folder_that_is_gone_is_the_callers_to_make(shelf: Shelf, tmp_path: Pa
     shelf.blob(manifest.files[0].digest).unlink()
     with pytest.raises(Corrupted, match="fetch again"):
         link(shelf, manifest, to)
+
+
+def test_a_pool_that_is_busy_with_another_tree_holds_up_nobody(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has linked the own half does the other one as well, instead of waiting; an error in it is told."""
+    monkeypatch.setattr(links, "PARALLEL_FILES_MIN", 2)
+    manifest, busy = manifest_of(shelf, FILES), threading.Event()
+    to = destination(tmp_path / "to", manifest)
+    with ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1) as caller:
+        try:
+            pool.submit(busy.wait, PATIENCE_SECONDS)
+            assert caller.submit(link, shelf, manifest, to, pool=pool).result(PATIENCE_SECONDS / 3) == 4
+            with pytest.raises(InvalidRequest, match="cannot be linked"):
+                caller.submit(link, shelf, manifest, to, pool=pool).result(PATIENCE_SECONDS / 3)
+        finally:
+            busy.set()
+    assert (to / "top").read_bytes() == b"1" and (to / "a/b/two").read_bytes() == b"222"

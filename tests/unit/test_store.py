@@ -141,6 +141,7 @@ def test_descriptors_are_not_left_open_after_a_failure(shelf: Shelf) -> None:
     """A blob that is gone is an error of ours, and those opened before it are closed."""
     held = shelf.put(FEW)
     last = shelf.tree(held).filled[-1]
+    assert not shelf.store.unsound(shelf.tree(held))  # a moment ago: it is not looked at again
     shelf.blob(last.digest).unlink()
     with pytest.raises(CacheError, match=last.digest):
         shelf.store.open_blobs(held.tree, 0)
@@ -164,7 +165,28 @@ def test_verify_finds_what_no_inode_shows(shelf: Shelf) -> None:
     assert found.corrupted == (digest,) and found.affected == ("s3://b/1", "s3://b/2")
     assert (progress.files_done, progress.files_total, progress.bytes_done, progress.bytes_total) == (2, 2, 4, 4)
     assert shelf.store.unsound(shelf.tree(two)) == {digest} and shelf.store.quarantine_count() == 1
-    assert shelf.store.verify(None, Progress()).corrupted == ()
+
+
+def test_what_is_missing_is_wrong_until_it_is_fetched_again(shelf: Shelf) -> None:
+    """Whoever verifies after the blob went into quarantine hears of it as well: all, one artifact, and fsck."""
+    one = shelf.put({"x": b"bad", "y": b"y"}, "s3://b/1")
+    other = shelf.put({"y": b"y"}, "s3://b/2")
+    digest = shelf.digest(one, "x")
+    shelf.damage(digest)
+    for held in (None, None, one):
+        found = shelf.store.verify(held, Progress())
+        assert (found.corrupted, found.affected) == ((digest,), ("s3://b/1",))
+    assert shelf.store.verify(other, Progress()).corrupted == ()
+    shelf.store.close()
+    report = fsck.check(str(shelf.root))
+    assert not report.sound and digest in "\n".join(report.lines()) and "s3://b/1" in "\n".join(report.lines())
+    shelf.__init__(shelf.root)  # type: ignore[misc]
+    one = shelf.put({"x": b"bad", "y": b"y"}, "s3://b/1")
+    for held in (None, one):
+        assert shelf.store.verify(held, Progress()).corrupted == ()
+    shelf.store.close()
+    assert fsck.check(str(shelf.root)).sound
+    shelf.__init__(shelf.root)  # type: ignore[misc]
 
 
 def test_verify_of_one_artifact_leaves_the_others(shelf: Shelf) -> None:
@@ -204,8 +226,9 @@ def test_fsck_mends_what_can_be_mended(shelf: Shelf) -> None:
     assert report.verified.corrupted == (blake3(b"1").hexdigest(),) and report.manifests == ("s3://b/2",)
     text = "\n".join(report.lines())
     assert "s3://b/1" in text and "s3://b/2" in text and text.endswith("not sound")
-    assert not fsck.check(str(shelf.root)).sound  # the manifest is still gone
+    assert not fsck.check(str(shelf.root)).sound  # the manifest is still gone, and the blob
     shelf.__init__(shelf.root)  # type: ignore[misc]
+    shelf.put({"x": b"1", "y": b"22"}, "s3://b/1")
     shelf.put({"z": b"333"}, "s3://b/2")
     shelf.store.close()
     assert fsck.check(str(shelf.root)).sound

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from artifactcache.errors import CacheError, Corrupted
+from cacheserver.store import WATCHED_SECONDS
 from cacheserver.words import Progress, Standing
-from tests.unit.house import PATIENCE_SECONDS, Shelf
+from tests.unit.house import FEW, PATIENCE_SECONDS, Shelf
 
 EXT4_LINKS_MAX = 65_000
 
@@ -66,6 +70,40 @@ def test_a_blob_that_goes_between_the_look_and_the_hand_over_is_corrupted(
     finally:
         os.close(fd)
     assert shelf.staging() == []
+
+
+@pytest.mark.parametrize("verb", ["link", "open_blobs"])
+def test_what_is_handed_out_long_after_the_fetch_is_looked_at_again(shelf: Shelf, tmp_path: Path, verb: str) -> None:
+    """A lease may be hours old: a blob that changed since is Corrupted and in quarantine, and the client has nothing.
+
+    Right after the fetch, which has just looked, nobody pays for a second look.
+    """
+    held = shelf.put({"x": b"1", "y": b"22"})
+    folder = tmp_path / "to"
+    folder.mkdir()
+
+    def hand_out() -> None:
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            if verb == "link":
+                shelf.store.link(held.tree, fd, os.geteuid())
+            else:
+                for blob in shelf.store.open_blobs(held.tree, 0):
+                    os.close(blob)
+        finally:
+            os.close(fd)
+
+    assert not shelf.store.unsound(shelf.tree(held))
+    shelf.damage(shelf.digest(held, "y"))
+    hand_out()
+    shutil.rmtree(folder)
+    folder.mkdir()
+    shelf.ticks += WATCHED_SECONDS
+    with pytest.raises(Corrupted, match=CHANGED):
+        hand_out()
+    assert list(folder.iterdir()) == [] and shelf.store.quarantine_count() == 1
+    held = shelf.put({"x": b"1", "y": b"22"})
+    hand_out()
 
 
 def test_a_manifest_that_goes_before_it_is_handed_over_is_corrupted(shelf: Shelf) -> None:
@@ -172,3 +210,49 @@ def test_a_disk_that_fails_is_told_in_words(shelf: Shelf, monkeypatch: pytest.Mo
             shelf.put({"a": b"1"})
     assert shelf.staging() == []
     shelf.put({"a": b"1"})
+
+
+# -- what the daemon runs out of --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Nothing more can be opened by this process; what is open works."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+SHORT = "short of open files"
+
+
+def test_a_daemon_without_descriptors_condemns_no_blob(shelf: Shelf) -> None:
+    """A blob that cannot be opened for want of a descriptor is not wrong: no row goes, nothing enters quarantine."""
+    held = shelf.put(FEW)
+    for digest in shelf.index.all_digests():
+        os.utime(shelf.blob(digest), ns=(0, 1))  # each has to be hashed before it is handed out
+    tree, all_digests = shelf.tree(held), shelf.index.all_digests()
+    for ask in (lambda: shelf.store.verify(None, Progress()), lambda: shelf.store.unsound(tree)):
+        with no_descriptors(), pytest.raises(CacheError, match=SHORT):
+            ask()
+    assert shelf.index.all_digests() == all_digests and shelf.store.quarantine_count() == 0
+    assert shelf.store.verify(None, Progress()).corrupted == () and not shelf.store.unsound(shelf.tree(held))
+
+
+def test_a_daemon_without_descriptors_loses_no_artifact_and_no_view(shelf: Shelf) -> None:
+    """A manifest or a view that cannot be opened is not gone: who asks hears why, and finds it a moment later."""
+    held = shelf.put(FEW)
+    shelf.store.view(held.tree)
+    shelf.store.close()
+    shelf.__init__(shelf.root)  # type: ignore[misc] # another daemon, which has not read it yet
+    with no_descriptors(), pytest.raises(CacheError, match=SHORT):
+        shelf.store.tree(held.tree)
+    shelf.tree(held)
+    with no_descriptors(), pytest.raises(CacheError, match=SHORT):
+        shelf.store.view_is_sound(held.tree)
+    assert shelf.index.has_view(held.tree) and shelf.store.view_is_sound(held.tree)
+    with no_descriptors(), pytest.raises(CacheError, match=SHORT):
+        shelf.store.open_blobs(held.tree, 0)

@@ -87,9 +87,9 @@ def test_totals_take_the_same_work_however_much_is_held(index: Index) -> None:
         def step(seen: list[int] = seen) -> None:
             seen[0] += 1
 
-        index._tables._db.conn.set_progress_handler(step, 1)
+        index._tables._reader.conn.set_progress_handler(step, 1)
         assert index.totals()["blob_count"] == count
-        index._tables._db.conn.set_progress_handler(None, 1)
+        index._tables._reader.conn.set_progress_handler(None, 1)
         steps.append(seen[0])
     assert steps[0] == steps[1] > 0
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from blake3 import blake3
 
 from cacheserver.store import ALWAYS_CHECKED_FILES_MAX, WATCHED_SECONDS
-from tests.unit.house import FEW, MANY, Shelf, overwrite
+from tests.unit.house import FEW, MANY, PATIENCE_SECONDS, Shelf, overwrite
 
 assert len(FEW) < ALWAYS_CHECKED_FILES_MAX < len(MANY)
 BOTH = pytest.mark.parametrize("files", [FEW, MANY], ids=["looked at", "watched"])
@@ -141,6 +142,45 @@ def test_a_view_is_never_missing_while_it_is_exchanged(shelf: Shelf) -> None:
     stop.set()
     looker.join()
     assert missing == [0] and looks[0] > 0
+
+
+def test_one_view_in_the_making_holds_up_no_other(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of many files takes its time; others are built meanwhile, and who wants the same one gets it once."""
+    slow, quick = shelf.put({"slow/x": b"1"}, "s3://b/1"), shelf.put({"quick/x": b"1"}, "s3://b/2")
+    begun, go_on, built, mkdir = threading.Event(), threading.Event(), [], os.mkdir
+
+    def hold(path: str | bytes, *arguments: int) -> None:
+        if os.path.basename(os.fsencode(path)) == b"slow":
+            built.append(path)
+            begun.set()
+            assert go_on.wait(PATIENCE_SECONDS)
+        mkdir(path, *arguments)
+
+    monkeypatch.setattr(os, "mkdir", hold)
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(shelf.store.view, slow.tree)
+        try:
+            assert begun.wait(PATIENCE_SECONDS)
+            again = pool.submit(shelf.store.view, slow.tree)
+            view = Path(pool.submit(shelf.store.view, quick.tree).result(PATIENCE_SECONDS))
+            assert (view / "quick/x").read_bytes() == b"1" and not first.done() and not again.done()
+        finally:
+            go_on.set()
+        assert first.result(PATIENCE_SECONDS) == again.result(PATIENCE_SECONDS)
+    assert len(built) == 1 and len(shelf.store._building) == 0
+
+
+def test_a_view_of_many_empty_files_is_watched(shelf: Shelf, tmp_path: Path) -> None:
+    """Files without bytes cost a look as well. What no watch sees is found in time, as with those that have some."""
+    held = shelf.put({str(n): b"" for n in range(ALWAYS_CHECKED_FILES_MAX + 1)})
+    view = Path(shelf.store.view(held.tree))
+    os.link(view / "0", tmp_path / "job")
+    assert shelf.store.view_is_sound(held.tree)
+    (tmp_path / "job").chmod(0o644)
+    (tmp_path / "job").write_bytes(b"no longer empty")
+    assert shelf.store.view_is_sound(held.tree)  # nobody has looked at the file
+    shelf.ticks += WATCHED_SECONDS
+    assert not shelf.store.view_is_sound(held.tree)
 
 
 def test_a_write_that_no_watch_sees_is_found_in_time(shelf: Shelf, tmp_path: Path) -> None:
