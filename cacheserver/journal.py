@@ -16,7 +16,7 @@ from cacheserver.uris import URI_LENGTH_MAX
 _log = logging.getLogger(__name__)
 
 
-def fetched(peer: Peer, result: pb.FetchResult, *, view: bool, seconds: float) -> None:
+def fetched(peer: Peer, result: pb.FetchResult, view: bool, seconds: float) -> None:
     """A fetch that was answered. What a client does with a lease it does at the handoff socket, later."""
     _log.info(
         "fetch uid=%d pid=%d version=%s tree=%s given=%s bytes=%d hit=%s seconds=%.4f",

@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import ExitStack, contextmanager
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -170,12 +170,9 @@ class Service(cache_pb2_grpc.CacheServicer):
             journal.refused(peer, request.artifact, error, seconds=time.monotonic() - began)
             raise
         if result is not None:
-            seconds = time.monotonic() - began
-            # When the call is over: a line of the log is a twentieth of what a hit takes.
-            if not context.add_callback(
-                lambda: journal.fetched(session.peer, result, view=request.view, seconds=seconds)
-            ):
-                journal.fetched(session.peer, result, view=request.view, seconds=seconds)
+            line = partial(journal.fetched, session.peer, result, request.view, time.monotonic() - began)
+            if not context.add_callback(line):  # when the call is over: it is a twentieth of what a hit takes
+                line()
 
     def _fetch(
         self, session: Session, request: pb.FetchRequest, context: Context
