@@ -19,7 +19,6 @@ import stat
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from blake3 import blake3
 
@@ -28,6 +27,7 @@ from cacheserver import hashing, lock
 from cacheserver.faults import FULL_ERRNOS, GONE_ERRNOS, LOST_ERRNOS, full, trouble
 from cacheserver.libc import syncfs
 from cacheserver.removal import remove
+from cacheserver.staging import Staged
 from cacheserver.words import BlobRow, Manifest
 
 SYNC_ONE_BY_ONE_MAX = 8  # 2,000 files of 4 KiB: fsync each 0.2 to 3.6 s, syncfs 0.01 to 0.08 s (ext4, XFS, btrfs)
@@ -36,13 +36,6 @@ _NUMBER = re.compile(r"[0-9]{1,20}")  # one that is longer was never given, and 
 FOLDERS = ("blobs", "manifests", "views", "staging", "quarantine")
 
 _log = logging.getLogger(__name__)
-
-
-class Staged(NamedTuple):
-    """A finished file in staging/, and what a row will say of it."""
-
-    path: str
-    row: BlobRow
 
 
 @dataclass(frozen=True)

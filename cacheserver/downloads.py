@@ -11,8 +11,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from cacheserver.disk import Staged
+from cacheserver import names
+from cacheserver.faults import trouble
 from cacheserver.origin import MlflowOrigin
+from cacheserver.staging import Sink, Staged
 from cacheserver.store import Store
 from cacheserver.words import File, Location, Progress, Standing, join
 
@@ -271,8 +273,12 @@ class Downloads:
         path = self._store.stage()
         progress.active[path] = file.size or 0
         try:
-            self._origin.download(location, file, path, named_by_client=named_by_client)
-            staged = self._store.measure(path)
+            with Sink(path, file.size, names.show(join(location.root, file.remote))) as sink:
+                self._origin.fill(location, file, sink, named_by_client=named_by_client)
+                staged = sink.finish()
+        except OSError as error:
+            self._store.discard(path)
+            raise trouble(error, "a download could not be written") from None
         except BaseException:
             self._store.discard(path)
             raise

@@ -14,12 +14,14 @@ from collections.abc import Iterator
 
 from artifactcache.errors import CacheError, Corrupted, NotFound, PermissionDenied
 from cacheserver import names
+from cacheserver.hashing import READ_BYTES
 from cacheserver.libc import open_beneath
-from cacheserver.words import File, Listing
+from cacheserver.staging import Sink
+from cacheserver.words import File, Listing, Location
 
 LOCAL_SCHEMES = frozenset({"", "file"})
 ENTRIES_MAX = 2_000_000  # of one artifact; a listing without end stops here
-COPY_BYTES = 1 << 30
+CLONE_BYTES_MIN = 1 << 16  # below it, to read and write costs less than to ask
 UPLOADING = b".artifact.uploading."  # MLflow writes a file under such a name until it is whole
 
 
@@ -41,8 +43,9 @@ class LocalFiles:
         self._world_only = world_only
         self._exempt = exempt
 
-    def listing(self, path: str) -> Listing:
-        """All files below a path of the root, or the one file it is."""
+    def listing(self, location: Location) -> Listing:
+        """All files at a location of this root, or the one file it is."""
+        path = location.path
         root_fd = self._open_root()
         try:
             fd = self._open(root_fd, path or ".")
@@ -57,18 +60,16 @@ class LocalFiles:
         finally:
             os.close(root_fd)
 
-    def copy(self, path: str, to: str, size: int) -> None:
-        """Copies one file to a new path: at most one byte more than its listed size, which shows that it has grown."""
+    def fill(self, file: File, sink: Sink) -> None:
+        """Clones one file, or copies it."""
         root_fd = self._open_root()
         try:
-            source = self._open(root_fd, path)
+            source = self._open(root_fd, file.remote)
             try:
-                self._check(source, path)
-                target = os.open(to, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-                try:
-                    _copy(source, target, size + 1)
-                finally:
-                    os.close(target)
+                self._check(source, file.remote)
+                if (file.size or 0) < CLONE_BYTES_MIN or not sink.clone(source):
+                    while chunk := os.read(source, READ_BYTES):
+                        sink.write(chunk)  # which ends it where the file grows while it is read
             finally:
                 os.close(source)
         finally:
@@ -174,19 +175,6 @@ class LocalFiles:
 
 def _identity(found: os.stat_result) -> tuple[int, int]:
     return found.st_dev, found.st_ino
-
-
-def _copy(source: int, target: int, limit: int) -> None:
-    """Copies up to `limit` bytes: a file that grows as fast as it is read must not fill the disk."""
-    try:
-        while limit and (copied := os.copy_file_range(source, target, min(limit, COPY_BYTES))):
-            limit -= copied
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP):
-            raise
-        # Between filesystems of two kinds; it goes on where the first way ended.
-        while limit and (copied := os.sendfile(target, source, None, min(limit, COPY_BYTES))):
-            limit -= copied
 
 
 def _refusal(error: OSError, path: str) -> CacheError:

@@ -6,16 +6,16 @@ question ends within `unreachable_after`; errors leave here as errors of ours, w
 
 from __future__ import annotations
 
+import base64
 import os
-import posixpath
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from functools import lru_cache, partial
 from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 # Before mlflow is imported: it reads these once. The daemon reports nothing to anybody.
 os.environ.update(
@@ -26,14 +26,22 @@ os.environ.update(
 )
 
 import mlflow
+import requests
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.tracking import MlflowClient
+from mlflow.tracking.request_auth.registry import fetch_auth
+from mlflow.tracking.request_header.registry import resolve_request_headers
+from mlflow.utils.credentials import get_default_host_creds
 
 from artifactcache.errors import Corrupted, InvalidRequest, NotFound, OriginUnavailable
 from cacheserver import names
-from cacheserver.local import ENTRIES_MAX, LOCAL_SCHEMES, LocalFiles
+from cacheserver.http import Access, Http
+from cacheserver.local import LOCAL_SCHEMES, LocalFiles
+from cacheserver.proxied import ProxiedFiles
 from cacheserver.refusals import translated, without_credentials
+from cacheserver.repository import RepositoryFiles
+from cacheserver.staging import Sink
 from cacheserver.uris import Artifact, Kind, literal
 from cacheserver.words import File, Listing, Location, Resolved, join
 
@@ -92,6 +100,7 @@ class MlflowOrigin:
         self._local_roots = tuple(os.path.realpath(folder) for folder in local_roots)
         self._repositories = lru_cache(maxsize=64)(partial(get_artifact_repository, tracking_uri=self._tracking_uri))
         self._pool = ThreadPoolExecutor(max_workers=QUESTIONS_MAX, thread_name_prefix="origin")
+        self._http = Http(unreachable_after_seconds)
         self._local_pool = ThreadPoolExecutor(max_workers=LOCAL_QUESTIONS_MAX, thread_name_prefix="local")
 
     @property
@@ -165,50 +174,37 @@ class MlflowOrigin:
         Args:
             named_by_client: whether a client named the location itself, instead of the tracking server.
         """
-        if _scheme(location.root) in LOCAL_SCHEMES:
-            return self._ask(
-                location.uri,
-                lambda: self._local(location, named_by_client).listing(location.path),
-                is_local=True,
-            )
-        repository = self._repository(location.root, named_by_client=named_by_client)
-        sized = _scheme(location.root) in _SIZED
-        files = list(self._walk(repository, location, sized))
-        if files or not location.path:
-            return Listing(files, "")
-        # A file lists as nothing, and so does what does not exist: the folder above tells.
-        parent, _, name = location.path.rpartition("/")
-        for info in self._entries(location, repository, parent):
-            if str(info.path).strip("/") == location.path:
-                if info.is_dir:
-                    return Listing(list(self._namesake(repository, location, location.path, sized)), "")
-                return Listing([File(os.fsencode(name), _size(info, sized), location.path)], name)
-        raise NotFound(f"{location.uri}: the origin has no file or folder there.")
+        files = self._files(location.root, named_by_client)
+        try:
+            if isinstance(files, LocalFiles):
+                return self._ask(location.uri, lambda: files.listing(location), is_local=True)
+            return files.listing(location)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it leaves here as one of ours
+            raise translated(error, location.uri) from None
 
-    def download(self, location: Location, file: File, to: str, *, named_by_client: bool) -> None:
-        """Writes one file of a listing to a new path. Raises Corrupted where its size is not the listed one."""
-        uri = join(location.root, file.remote)
+    def fill(self, location: Location, file: File, sink: Sink, *, named_by_client: bool) -> None:
+        """Downloads one file of a listing. Raises Corrupted where its size is not the listed one."""
+        uri = names.show(join(location.root, file.remote))
+        files = self._files(location.root, named_by_client)
         for attempt in range(DOWNLOAD_ATTEMPTS):
             try:
-                self._download(location, file, to, named_by_client)
-                size = os.path.getsize(to)
-                if file.size is not None and size != file.size:
-                    raise Corrupted(f"{names.show(uri)}: the origin lists {file.size} bytes and sent {size}.")
+                files.fill(file, sink)
+                sink.check()
                 return
             except Exception as error:  # noqa: BLE001 - MLflow and its clients raise anything
-                ours = translated(error, names.show(uri))
+                ours = translated(error, uri)
                 if attempt + 1 == DOWNLOAD_ATTEMPTS or not isinstance(ours, (Corrupted, OriginUnavailable)):
                     raise ours from None
+                sink.restart()
 
-    def _download(self, location: Location, file: File, to: str, named_by_client: bool) -> None:
-        if _scheme(location.root) in LOCAL_SCHEMES:
-            assert file.size is not None, "a local listing has sizes"
-            self._local(location, named_by_client).copy(file.remote, to, file.size)
-            return
-        repository, remote = self._repository(location.root), file.remote
+    def _files(self, root: str, named_by_client: bool) -> LocalFiles | ProxiedFiles | RepositoryFiles:
+        """What can list and download the files below a root."""
+        if _scheme(root) in LOCAL_SCHEMES:
+            return self._local(root, named_by_client)
+        repository = self._repository(root, named_by_client=named_by_client)
         if isinstance(repository, HttpArtifactRepository):
-            remote = quote(remote, safe="/", errors="surrogateescape")  # it puts names into URLs as they are
-        repository._download_file(remote, to)
+            return ProxiedFiles(repository.artifact_uri, self._http, _access, self._patience)
+        return RepositoryFiles(repository, _scheme(root) in _SIZED, partial(self._ask, of_answer=True))
 
     def _repository(self, root: str, *, named_by_client: bool = False) -> Any:
         """The repository of a root. Raises InvalidRequest where the daemon's credentials would go elsewhere."""
@@ -229,59 +225,13 @@ class MlflowOrigin:
                 ) from None
             raise translated(error, shown) from None
 
-    def _local(self, location: Location, named_by_client: bool) -> LocalFiles:
+    def _local(self, root: str, named_by_client: bool) -> LocalFiles:
         return LocalFiles(
-            _local_path(location.root),
+            _local_path(root),
             forbidden=self._forbidden,
             world_only=self._world_only,
             exempt=() if named_by_client else self._local_roots,
         )
-
-    def _walk(self, repository: Any, location: Location, sized: bool) -> Iterator[File]:
-        """Lists folder after folder. Raises Corrupted where a listing contradicts itself or names what must not be."""
-        folders, seen = [location.path], 0
-        while folders:
-            folder = folders.pop()
-            infos = self._entries(location, repository, folder)
-            inside = [i for i in infos if i.path not in (".", folder)]  # some stores list the folder in itself
-            if not inside and folder != location.path:
-                namesakes = list(self._namesake(repository, location, folder, sized))
-                yield from namesakes or [File(_below(location, folder), 0, folder, is_folder=True)]
-            for info in inside:
-                seen += 1
-                if seen > ENTRIES_MAX:
-                    raise Corrupted(f"{location.uri}: the origin lists more than {ENTRIES_MAX} files.")
-                remote = str(info.path)
-                path = _below(location, remote)
-                if (wrong := names.fault(path)) or posixpath.dirname(remote) != folder:
-                    wrong = wrong or "is not inside the folder that was listed"
-                    raise Corrupted(f"{location.uri}: the origin lists {names.show(path)}, which {wrong}.")
-                if info.is_dir:
-                    folders.append(remote)
-                else:
-                    yield File(path, _size(info, sized), remote)
-
-    def _entries(self, location: Location, repository: Any, folder: str) -> list[Any]:
-        try:
-            found: list[Any] = self._ask(
-                location.uri, lambda: repository.list_artifacts(folder or None), of_answer=True
-            )
-        except InvalidRequest as error:
-            raise InvalidRequest(
-                f"{error}. MLflow refuses to list a folder that holds a name with '#', '?' or '%', a '..' or an"
-                " absolute path: whoever logged it has to rename it."
-            ) from None
-        return found
-
-    def _namesake(self, repository: Any, location: Location, folder: str, sized: bool) -> Iterator[File]:
-        """The file of a folder that has one of its own name only: MLflow's HTTP client takes that folder for a file."""
-        if not isinstance(repository, HttpArtifactRepository):
-            return
-        inside = self._repository(join(location.root, folder))
-        for info in self._ask(location.uri, lambda: inside.list_artifacts(None), of_answer=True):
-            if str(info.path) == posixpath.basename(folder) and not info.is_dir:
-                remote = f"{folder}/{info.path}"
-                yield File(_below(location, remote), _size(info, sized), remote)
 
     def _ask(self, what: str, question: Callable[[], T], *, of_answer: bool = False, is_local: bool = False) -> T:
         """One answer of the origin, within its time, which begins when it is asked. Raises errors of ours only."""
@@ -329,24 +279,27 @@ def _root(what: str, uri: Any) -> str:
     raise Corrupted(f"{what}: the origin answers without saying where its artifacts are.")
 
 
-def _below(location: Location, remote: str) -> bytes:
-    """A path of the repository as one below the location. Raises Corrupted where it is not."""
-    inside = f"{location.path}/" if location.path else ""
-    try:
-        if remote.startswith(inside):
-            return os.fsencode(remote[len(inside) :])
-    except UnicodeEncodeError:
-        pass  # half a surrogate pair: JSON can say it, no filesystem can have it
-    raise Corrupted(f"{location.uri}: the origin lists {names.show(remote)}, which cannot be inside it.")
+def _access(url: str) -> Access:
+    """What MLflow's own client would send beside a URL: credentials and certificates of the environment."""
+    creds, headers = get_default_host_creds(url), dict(resolve_request_headers())
+    if creds.username and creds.password:
+        pair = f"{creds.username}:{creds.password}".encode()
+        headers["Authorization"] = "Basic " + base64.b64encode(pair).decode("ascii")
+    elif creds.token:
+        headers["Authorization"] = f"Bearer {creds.token}"
+    if creds.aws_sigv4 or creds.auth:
+        request = requests.Request("GET", url, headers=headers, auth=_signer(creds)).prepare()
+        headers = dict(request.headers)
+    return Access(headers, creds.verify, creds.client_cert_path)
 
 
-def _size(info: Any, sized: bool) -> int | None:
-    if info.file_size is None:
-        return 0 if sized else None
-    size = int(info.file_size)
-    if size < 0:
-        raise Corrupted(f"The origin lists {names.show(str(info.path))} with {size} bytes.")
-    return size
+def _signer(creds: Any) -> Any:
+    """What signs a request of requests: an authentication plugin of MLflow's, or AWS's way."""
+    if creds.aws_sigv4:
+        from requests_auth_aws_sigv4 import AWSSigV4  # type: ignore[import-not-found] # only where it is needed
+
+        return AWSSigV4("execute-api")
+    return fetch_auth(creds.auth)
 
 
 def _local_path(root: str) -> str:

@@ -15,10 +15,11 @@ from functools import cached_property
 
 from artifactcache.errors import CacheError, NoSpace, NotFound
 from cacheserver.bounded import Bounded
-from cacheserver.disk import Disk, Space, Staged
+from cacheserver.disk import Disk, Space
 from cacheserver.faults import GONE_ERRNOS, LOST_ERRNOS, SHORT_ERRNOS, changed, full, trouble
 from cacheserver.index import Index
 from cacheserver.links import link_tree
+from cacheserver.staging import Staged
 from cacheserver.turns import Turns
 from cacheserver.verify import Verification, Verified
 from cacheserver.views import Views

@@ -209,12 +209,14 @@ class File(NamedTuple):
         path: relative to the location.
         size: bytes; None where the origin does not say.
         remote: relative to the location's root, as the origin spells it.
+        etag: changes with the bytes, where the origin has such a thing; opaque.
     """
 
     path: bytes
     size: int | None
     remote: str
     is_folder: bool = False
+    etag: str = ""
 
 
 class Listing(NamedTuple):

@@ -36,6 +36,7 @@ ORDER = (
     "faults",
     "hashing",
     "removal",
+    "staging",
     "disk",
     "links",
     "views",
@@ -45,7 +46,11 @@ ORDER = (
     "verify",
     "store",
     "fsck",
+    "listings",
     "local",
+    "http",
+    "proxied",
+    "repository",
     "refusals",
     "origin",
     "downloads",
@@ -75,20 +80,20 @@ RESERVED = {
     "ctypes": {"libc"},
     "signal": {"daemon"},
     "subprocess": set[str](),
-    "socket": {"connections", "handoff", "daemon"},
+    "socket": {"http", "connections", "handoff", "daemon"},
 }
 
 # Only the edge reads a clock; `connections` waits with it.
 CLOCKS = re.compile(r"\btime\.(time|time_ns|monotonic|monotonic_ns|perf_counter)\b|\bdatetime\.now\b")
 READ_A_CLOCK = {"connections", "daemon", "service"}
 
-# `disk`, `removal`, `views` change the store, `links` others' folders, `daemon` makes the sockets; `libc` has a call of
-# `disk`'s.
+# `staging`, `disk`, `removal`, `views` change the store, `links` others' folders, `daemon` makes the sockets; `libc`
+# has a call of `disk`'s.
 CHANGES = re.compile(
     r"\bos\.(rename|renames|replace|unlink|remove|rmdir|removedirs|mkdir|makedirs|link|symlink|chmod|fchmod|chown|truncate"
     r"|ftruncate|utime|mkfifo)\b|\bshutil\.|\bexchange\("
 )
-CHANGE_FILES = {"disk", "removal", "views", "links", "daemon", "libc"}
+CHANGE_FILES = {"staging", "disk", "removal", "views", "links", "daemon", "libc"}
 
 SQL = re.compile(
     r"\b(SELECT .+ FROM|INSERT (OR \w+ )?INTO|UPDATE \w+ SET|DELETE FROM|CREATE (TABLE|INDEX)|PRAGMA)\b", re.S

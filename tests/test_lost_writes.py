@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cacheserver.disk import SYNC_ONE_BY_ONE_MAX, Disk, Staged
+from cacheserver.disk import SYNC_ONE_BY_ONE_MAX, Disk
+from cacheserver.staging import Staged
 from tests.rig import mounts
 
 BATCH_FILES = SYNC_ONE_BY_ONE_MAX + 4

@@ -147,7 +147,7 @@ def test_a_download_that_fails(
     """All callers of it get the typed error, nothing half-made stays, and the next call begins anew."""
     files = {"a": os.urandom(100_000), "b": os.urandom(100_000)}
     uri = f"runs:/{mlflow_proxied.run(files)}"
-    with contextlib.ExitStack() as stack, origin.breaking_off(after_bytes=70_000):
+    with contextlib.ExitStack() as stack, origin.breaking_off(after_bytes=0):
         jobs = [start(stack, alice, uri, alice.cwd / str(number)) for number in range(4)]
         with origin.holding():
             for job in jobs:

@@ -41,6 +41,10 @@ class Reply:
     def __init__(self, handler: _Handler) -> None:
         self._handler = handler
 
+    def header(self, name: str) -> str:
+        """A header of the request; empty where there is none."""
+        return self._handler.headers.get(name, "")
+
     def head(self, status: int = 200, **headers: object) -> None:
         """Send the status line and the headers, with `_` for `-`."""
         self._handler.send_response(status)
@@ -162,6 +166,7 @@ class LyingOrigin:
         self.answers: dict[str, object] = {}  # JSON to give instead of an answer, by the path below the REST interface
         self.download_count = 0
         self.listing_count = 0
+        self.request_count = 0
         self.closing = threading.Event()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.origin = self
@@ -182,6 +187,7 @@ class LyingOrigin:
 
     def answer(self, reply: Reply, path: str, query: dict[str, list[str]]) -> None:
         """One GET request."""
+        self.request_count += 1
         if path in ("/health", "/version"):
             return reply.sized(b"3.17.2" if path == "/version" else b"OK")
         if path.removeprefix(f"{API}/mlflow/") in self.answers:

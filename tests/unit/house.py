@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-from artifactcache.errors import Corrupted, NotFound, OriginUnavailable
+from artifactcache.errors import NotFound, OriginUnavailable
 from cacheserver import cli, uris
 from cacheserver.cache import Cache
 from cacheserver.disk import Disk
@@ -18,6 +18,7 @@ from cacheserver.index import Index
 from cacheserver.origin import MlflowOrigin
 from cacheserver.selection import Selection
 from cacheserver.space import Amount, Limits
+from cacheserver.staging import Sink
 from cacheserver.store import Store, Tree
 from cacheserver.uris import Artifact, Kind
 from cacheserver.words import Brought, Entry, File, Held, Listing, Location, Manifest, Resolved, Standing, folder, join
@@ -88,14 +89,13 @@ class FakeOrigin:
             raise NotFound(location.uri)
         return Listing(self.edit_listing([f for f in found if f.path]), "")
 
-    def download(self, location: Location, file: File, to: str, *, named_by_client: bool) -> None:
+    def fill(self, location: Location, file: File, sink: Sink, *, named_by_client: bool) -> None:
         """Writes the file, and refuses what is not of the listed size, as the contract of an origin says."""
         uri = join(location.root, file.remote)
         self._answer()
         self.before_download(uri)
-        Path(to).write_bytes(self.files[uri])
-        if file.size is not None and file.size != len(self.files[uri]):
-            raise Corrupted(f"{uri}: other size than listed")
+        sink.write(self.files[uri])
+        sink.check()
         with self._lock:
             self.downloads[uri] += 1
         self.after_download(uri)

@@ -13,7 +13,8 @@ from blake3 import blake3
 from xxhash import xxh3_128
 
 from artifactcache.errors import CacheError
-from cacheserver.disk import SYNC_ONE_BY_ONE_MAX, Disk, Staged
+from cacheserver.disk import SYNC_ONE_BY_ONE_MAX, Disk
+from cacheserver.staging import Staged
 from cacheserver.views import Views
 from cacheserver.words import Entry, Manifest
 from tests.unit.house import overwrite

@@ -1,0 +1,179 @@
+"""HTTP: connections that are kept, and answers that come in time.
+
+Law of this file: credentials go to the host that was meant and to no other; and no packet is waited for longer than
+`patience`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import urljoin, urlsplit
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+CONNECTIONS_MAX = 16  # kept to one host
+REDIRECTS_MAX = 5
+MESSAGE_BYTES_MAX = 65536
+
+
+class Access(NamedTuple):
+    """What a request needs beside its URL.
+
+    Attributes:
+        headers: credentials and whatever else a header plugin wants.
+        verify: whether the server's certificate is checked; a path checks it against the certificates there.
+        client_cert: path of our own certificate, or None.
+    """
+
+    headers: Mapping[str, str]
+    verify: bool | str
+    client_cert: str | None
+
+
+class StatusError(OSError):
+    """The server answered with a status that is no success."""
+
+    def __init__(self, code: int, message: str, retry_after: str = "") -> None:
+        super().__init__(f"HTTP {code}{f': {message}' if message else ''}")
+        self.code = code
+        self.retry_after = retry_after
+
+
+class ElsewhereError(OSError):
+    """The server redirects to another host, which nobody has named and whom nobody trusts."""
+
+
+class _Quick:
+    """Acknowledges what arrives at once.
+
+    MLflow's usual server sends head and body of an answer in two packets without TCP_NODELAY: it holds the second one
+    back until the first is acknowledged, which Linux delays by 40 ms. TCP_QUICKACK (tcp(7)) has to be set each time.
+    """
+
+    sock: socket.socket | None
+
+    def getresponse(self) -> Any:
+        if self.sock is not None:
+            with contextlib.suppress(OSError):
+                self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        return super().getresponse()  # type: ignore[misc]
+
+
+class _Plain(_Quick, HTTPConnection):
+    pass
+
+
+class _Secure(_Quick, HTTPSConnection):
+    pass
+
+
+class _PlainPool(HTTPConnectionPool):
+    ConnectionCls = _Plain
+
+
+class _SecurePool(HTTPSConnectionPool):
+    ConnectionCls = _Secure
+
+
+class _Adapter(HTTPAdapter):
+    """Finds the pool for a URL, with the proxies and certificates of the environment; requests' way of one request
+    costs three times what urllib3's does."""
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options)
+        self.poolmanager.pool_classes_by_scheme = {"http": _PlainPool, "https": _SecurePool}
+
+    def proxy_manager_for(self, *args: Any, **options: Any) -> Any:
+        manager = super().proxy_manager_for(*args, **options)
+        manager.pool_classes_by_scheme = {"http": _PlainPool, "https": _SecurePool}
+        return manager
+
+
+class Http:
+    """GET requests, to any number of hosts, from any number of threads.
+
+    Args:
+        patience: seconds that an answer, or the next part of one, may take.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self._timeout = urllib3.Timeout(connect=patience, read=patience)
+        self._session = requests.Session()
+        self._adapter = _Adapter(pool_connections=CONNECTIONS_MAX, pool_maxsize=CONNECTIONS_MAX)
+        self._pools: dict[tuple[str, str, bool | str, str | None], HTTPConnectionPool] = {}
+
+    @contextlib.contextmanager
+    def get(
+        self, url: str, access: Access, headers: Mapping[str, str] | None = None
+    ) -> Iterator[urllib3.BaseHTTPResponse]:
+        """An answer of status 200 or 206, its body still to be read. Redirects are followed on the same host only.
+
+        Raises StatusError, ElsewhereError, and what urllib3 raises.
+        """
+        answer = self._ask(url, access, headers)
+        try:
+            for _ in range(REDIRECTS_MAX):
+                target = answer.get_redirect_location()
+                if not target:
+                    break
+                following = urljoin(url, target)
+                if not _same_host(url, following):
+                    raise ElsewhereError(f"it redirects to {urlsplit(following).hostname}, which is another host")
+                answer.close()
+                url, answer = following, self._ask(following, access, headers)
+            if answer.status not in (200, 206):
+                raise StatusError(answer.status, _message(answer), answer.headers.get("Retry-After", ""))
+            yield answer
+        finally:
+            if answer.length_remaining:
+                answer.close()  # what was not read would be the beginning of the next answer
+            answer.release_conn()
+
+    def _ask(self, url: str, access: Access, headers: Mapping[str, str] | None) -> urllib3.BaseHTTPResponse:
+        parts = urlsplit(url)
+        return self._pool(url, access).urlopen(
+            "GET",
+            parts.path + (f"?{parts.query}" if parts.query else ""),
+            headers={"Accept-Encoding": "identity", **access.headers, **(headers or {})},
+            preload_content=False,
+            redirect=False,
+            retries=False,
+            timeout=self._timeout,
+        )
+
+    def _pool(self, url: str, access: Access) -> HTTPConnectionPool:
+        parts = urlsplit(url)
+        key = (parts.scheme, parts.netloc, access.verify, access.client_cert)
+        found = self._pools.get(key)
+        if found is None:
+            host = f"{parts.scheme}://{parts.netloc}/"
+            request = requests.Request("GET", host).prepare()
+            settings = self._session.merge_environment_settings(host, {}, False, access.verify, access.client_cert)
+            found = self._pools[key] = self._adapter.get_connection_with_tls_context(
+                request, settings["verify"], settings["proxies"], settings["cert"]
+            )
+        return found
+
+
+def _same_host(one: str, other: str) -> bool:
+    """Whether a redirect stays where it was sent: the same host and port, or its TLS side."""
+    a, b = urlsplit(one), urlsplit(other)
+    same_port = (a.scheme, a.port) == (b.scheme, b.port)
+    return a.hostname == b.hostname and (same_port or (a.scheme, b.scheme) == ("http", "https"))
+
+
+def _message(answer: urllib3.BaseHTTPResponse) -> str:
+    """What the server says is wrong: MLflow's JSON has a message; anything else is left out."""
+    try:
+        body = answer.read(MESSAGE_BYTES_MAX)
+        return str(json.loads(body)["message"])
+    except (ValueError, KeyError, TypeError, OSError, urllib3.exceptions.HTTPError):
+        return ""

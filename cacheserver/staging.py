@@ -1,0 +1,124 @@
+"""Files on their way into the store: written, hashed as they grow, finished.
+
+Law of this file: what is hashed is what was written, in one pass, by one open file that nobody else has.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from types import TracebackType
+from typing import NamedTuple
+
+from blake3 import blake3
+from xxhash import xxh3_128
+
+from artifactcache.errors import CacheError, Corrupted
+from cacheserver.hashing import READ_BYTES
+from cacheserver.words import BlobRow
+
+_FICLONE = 0x40049409  # ioctl_ficlone(2)
+_NO_CLONE = frozenset(
+    {errno.EINVAL, errno.ENOSYS, errno.ENOTTY, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV, errno.ETXTBSY, errno.EACCES}
+)
+
+
+class Staged(NamedTuple):
+    """A finished file in staging/, what a row will say of it, and the origin's entity tag of these bytes."""
+
+    path: str
+    row: BlobRow
+    etag: str = ""
+
+
+class Sink:
+    """A new file that is being written.
+
+    Args:
+        path: nothing is there yet.
+        expected: bytes that it is to have; None where nobody knows. More are refused as they come.
+        what: names it in messages.
+    """
+
+    def __init__(self, path: str, expected: int | None, what: str) -> None:
+        self.path = path
+        self.etag = ""
+        self.size = 0
+        self._expected = expected
+        self._what = what
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._blake, self._xxh3 = blake3(), xxh3_128()
+
+    def write(self, chunk: bytes | bytearray | memoryview) -> None:
+        """Adds bytes at the end. Raises Corrupted where they are too many, OSError."""
+        self.size += len(chunk)
+        if self._expected is not None and self.size > self._expected:
+            raise Corrupted(f"{self._what}: the origin lists {self._expected} bytes and sends more.")
+        view = memoryview(chunk)
+        while view:
+            view = view[os.write(self._fd, view) :]
+        self._blake.update(chunk)
+        self._xxh3.update(chunk)
+
+    def restart(self) -> None:
+        """Forgets what was written: the origin begins anew."""
+        os.ftruncate(self._fd, 0)
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        self.size, self.etag = 0, ""
+        self._blake, self._xxh3 = blake3(), xxh3_128()
+
+    def clone(self, source: int) -> bool:
+        """Makes it share the blocks of another file, where the filesystem can. Then it is hashed by reading."""
+        try:
+            fcntl.ioctl(self._fd, _FICLONE, source)
+        except OSError as error:
+            if error.errno in _NO_CLONE:
+                return False
+            raise
+        self._hash_again()
+        return True
+
+    def written_by_name(self) -> None:
+        """Takes over what somebody who only knows names has written to `path`.
+
+        Raises CacheError where it is not a plain file of one name: a file that has another name could be changed there.
+        """
+        fd = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        os.close(self._fd)
+        self._fd = fd
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_uid != os.geteuid():
+            raise CacheError(f"{self.path} is not a file of the daemon's own.")
+        self._hash_again()
+
+    def check(self) -> None:
+        """Raises Corrupted where bytes are missing."""
+        if self._expected is not None and self.size != self._expected:
+            raise Corrupted(f"{self._what}: the origin lists {self._expected} bytes and sent {self.size}.")
+
+    def finish(self) -> Staged:
+        """Ends it. Raises Corrupted where bytes are missing."""
+        self.check()
+        os.fchmod(self._fd, 0o444)
+        seen = os.fstat(self._fd)
+        row = BlobRow(self._blake.hexdigest(), self.size, self._xxh3.hexdigest(), seen.st_ino, seen.st_mtime_ns)
+        return Staged(self.path, row, self.etag)
+
+    def _hash_again(self) -> None:
+        self.size, self._blake, self._xxh3 = 0, blake3(), xxh3_128()
+        buffer = bytearray(min(os.fstat(self._fd).st_size + 1, READ_BYTES))
+        view = memoryview(buffer)
+        while count := os.preadv(self._fd, [buffer], self.size):
+            self._blake.update(view[:count])
+            self._xxh3.update(view[:count])
+            self.size += count
+
+    def __enter__(self) -> Sink:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._fd)

@@ -1,0 +1,210 @@
+"""The tracking server's own artifacts over HTTP: what is broken off goes on, what leads astray is not followed."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from artifactcache import errors
+from tests.conftest import CallerOf, StartDaemon
+from tests.rig import lying, trees
+from tests.rig.caller import Caller
+from tests.rig.daemon import Daemon
+from tests.rig.lying import Lie, LyingOrigin, Reply, file, flat
+
+SIZE = 8 << 20  # more than one read
+
+
+@pytest.fixture(scope="module")
+def liar() -> Iterator[LyingOrigin]:
+    """One origin for all tests of this module."""
+    with lying.lying_origin() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def daemon(module_start: StartDaemon, liar: LyingOrigin) -> Daemon:
+    """A daemon that has credentials for it."""
+    return module_start(
+        liar.uri,
+        unreachable_after=2.0,
+        env={"MLFLOW_TRACKING_USERNAME": "ada", "MLFLOW_TRACKING_PASSWORD": "s3cret"},
+    )
+
+
+class Broken:
+    """A download that hangs up again and again, and goes on where it is asked to, if the bytes are still the same."""
+
+    def __init__(self, content: bytes, *, part_bytes: int, etag: str = '"v1"') -> None:
+        self.content = content
+        self.etag = etag
+        self.sent_bytes = 0
+        self.starts: list[int] = []
+        self._part_bytes = part_bytes
+
+    def __call__(self, reply: Reply) -> None:
+        """One answer: a part of what is left."""
+        start = 0
+        if reply.header("range") and reply.header("if-range") == self.etag:
+            start = int(reply.header("range").removeprefix("bytes=").rstrip("-"))
+        self.starts.append(start)
+        size = len(self.content)
+        if start:
+            part = f"bytes {start}-{size - 1}/{size}"
+            reply.head(206, Content_Length=size - start, Content_Range=part, ETag=self.etag)
+        else:
+            reply.head(200, Content_Length=size, **({"ETag": self.etag} if self.etag else {}))
+        sent = self.content[start : start + self._part_bytes]
+        self.sent_bytes += len(sent)
+        reply.write(sent)
+        reply.hang_up()
+
+
+def served(liar: LyingOrigin, answer: lying.Answer, size: int = SIZE) -> str:
+    """The URI of a run of one file."""
+    return f"runs:/{liar.run(Lie(flat(file('weights', size)), lambda path: answer))}"
+
+
+def test_a_download_that_breaks_off_goes_on_where_it_ended(alice: Caller, liar: LyingOrigin) -> None:
+    """With the same entity tag nothing is sent twice, however often it breaks."""
+    broken = Broken(os.urandom(SIZE), part_bytes=SIZE // 5)
+    handed = alice.fetch(served(liar, broken))
+    assert (handed.path / "weights").read_bytes() == broken.content
+    assert broken.sent_bytes == SIZE and broken.starts == sorted(set(broken.starts)) and len(broken.starts) >= 5
+
+
+def test_a_file_that_changes_while_it_is_brought_begins_anew(alice: Caller, liar: LyingOrigin) -> None:
+    """A part of one and a rest of the other would be bytes that never were."""
+    broken = Broken(os.urandom(SIZE), part_bytes=SIZE // 2)
+
+    def answer(reply: Reply) -> None:
+        broken(reply)
+        if len(broken.starts) == 1:
+            broken.content, broken.etag = os.urandom(SIZE), '"v2"'
+
+    handed = alice.fetch(served(liar, answer))
+    assert (handed.path / "weights").read_bytes() == broken.content
+
+
+@pytest.mark.parametrize("etag", ["", 'W/"weak"'])
+def test_without_a_proof_nothing_is_put_together(alice: Caller, liar: LyingOrigin, etag: str) -> None:
+    """A server that gives no strong entity tag is asked for all of it again; if it never sends that, it fails."""
+    broken = Broken(os.urandom(SIZE), part_bytes=SIZE // 2, etag=etag)
+    with pytest.raises(errors.OriginUnavailable):
+        alice.fetch(served(liar, broken))
+    assert set(broken.starts) == {0}
+
+
+def test_more_than_is_listed_is_not_taken(alice: Caller, liar: LyingOrigin) -> None:
+    """The rest is not read: a server cannot fill the disk."""
+    taken = Counter[str]()
+
+    def endless(reply: Reply) -> None:
+        reply.head(Connection="close")
+        for _ in range(4096):  # 256 MiB, if it is taken
+            reply.write(bytes(1 << 16))
+            taken["bytes"] += 1 << 16
+
+    with pytest.raises(errors.Corrupted, match="sends more"):
+        alice.fetch(served(liar, endless, size=10))
+    assert taken["bytes"] < 64 << 20
+
+
+def test_what_is_compressed_on_the_way_arrives_as_it_was(alice: Caller, liar: LyingOrigin) -> None:
+    """It is asked for as it is; a server that compresses all the same is understood."""
+    content = b"compressible " * 10_000
+    asked = []
+
+    def squeezed(reply: Reply) -> None:
+        asked.append(reply.header("accept-encoding"))
+        body = gzip.compress(content)
+        reply.head(Content_Length=len(body), Content_Encoding="gzip", ETag='"x"')
+        reply.write(body)
+
+    handed = alice.fetch(served(liar, squeezed, size=len(content)))
+    assert (handed.path / "weights").read_bytes() == content and asked == ["identity"]
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_asks_for_patience_gets_it(alice: Caller, liar: LyingOrigin, status: int) -> None:
+    """As long as it says, if that is not longer than the origin may take."""
+    statuses = iter([status, 200])
+
+    def busy_once(reply: Reply) -> None:
+        if next(statuses) == 200:
+            reply.sized(b"0123456789")
+        else:
+            busy(reply, status, "1")
+
+    handed = alice.fetch(served(liar, busy_once, size=10))
+    assert (handed.path / "weights").read_bytes() == b"0123456789"
+    with pytest.raises(errors.OriginUnavailable, match=str(status)):
+        alice.fetch(served(liar, lambda reply: busy(reply, status, "3600"), size=10))
+
+
+def busy(reply: Reply, status: int, seconds: str) -> None:
+    """A refusal for the moment."""
+    reply.head(status, Content_Length=0, Retry_After=seconds)
+
+
+def test_credentials_go_where_they_are_meant_to_and_no_redirect_takes_them_elsewhere(
+    alice: Caller, daemon: Daemon, liar: LyingOrigin
+) -> None:
+    """A redirect on the same host is followed, one to another host is not: nobody there hears of it."""
+    seen: list[str] = []
+    with lying.lying_origin() as stranger:
+        port = stranger.uri.rpartition(":")[2]
+
+        def answer(path: str) -> lying.Answer:
+            def reply_to(reply: Reply) -> None:
+                seen.append(reply.header("authorization"))
+                if path == "here":
+                    reply.head(307, Location="there", Content_Length=0)
+                elif path == "there":
+                    reply.sized(b"0123456789")
+                else:
+                    reply.head(307, Location=f"http://localhost:{port}/anything", Content_Length=0)
+
+            return reply_to
+
+        near = f"runs:/{liar.run(Lie(flat(file('here')), answer))}"
+        assert trees.read(alice.fetch(near).path) == {"here": b"0123456789"}
+        with pytest.raises(errors.OriginUnavailable, match="another host"):
+            alice.fetch(f"runs:/{liar.run(Lie(flat(file('away')), answer))}")
+        assert stranger.request_count == 0
+    assert set(seen) == {"Basic " + base64.b64encode(b"ada:s3cret").decode()}
+    assert "s3cret" not in daemon.read_log()
+
+
+NAMES = ["a b", "a%20b", "a#b", "a?b=c&d", "ä/ö", "+", "a;b", "%", "sub/%2e%2e"]
+
+
+def test_names_are_quoted_once(alice: Caller, liar: LyingOrigin) -> None:
+    """Whatever a name is made of, the request is for that name; MLflow's own client asks for others."""
+    asked: list[str] = []
+
+    def listing(path: str) -> lying.Listing:
+        below = [name for name in NAMES if os.path.dirname(name) == path]
+        folders = {os.path.dirname(name) for name in NAMES if "/" in name} if not path else set()
+        return [file(os.path.basename(name)) for name in below] + [lying.folder(name) for name in folders]
+
+    def download(path: str) -> lying.Answer:
+        asked.append(path)
+        return lying.sends(b"0123456789")
+
+    handed = alice.fetch(f"runs:/{liar.run(Lie(listing, download))}")
+    assert sorted(asked) == sorted(NAMES) and set(trees.read(handed.path)) == set(NAMES)
+
+
+def test_a_proxy_of_the_environment_is_used(start_daemon: StartDaemon, room: Path, caller_of: CallerOf) -> None:
+    """As MLflow's own client would: HTTP_PROXY, and not for what NO_PROXY names."""
+    with lying.lying_origin() as proxy:  # it answers whatever host the request is for
+        uri = f"runs:/{proxy.run(lying.HONEST)}"
+        daemon = start_daemon("http://mlflow.example:5000", env={"HTTP_PROXY": proxy.uri, "http_proxy": proxy.uri})
+        assert caller_of(daemon, room).fetch(uri).file_count == 3
