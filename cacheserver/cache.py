@@ -168,7 +168,8 @@ class Cache:
                 if self._sound(found):
                     self._store.view_is_sound(found.tree)  # one that is not is built again when it is handed out
                     self._used(found)
-                    return Brought(found, origin_bytes=progress.bytes_done)  # of all attempts
+                    taken = progress.bytes_done  # of all attempts
+                    return Brought(found, taken, transport="+".join(sorted(progress.transports)) if taken else "")
             raise Corrupted(f"{artifact.uri}: its bytes do not stay what they are. Look at the store's disk.")
         except (OriginUnavailable, NotFound) as error:
             if held is not None and damaged:
@@ -269,6 +270,7 @@ class Cache:
         if missing:
             needed = sum(file.size or 0 for file in missing)
             progress.files_total += len(missing)
+            progress.transports.add(listing.transport)
             progress.bytes_total += needed
             with self._reserve(location, needed, progress):
                 arrived = self._downloads.bring(

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 def fetched(peer: Peer, result: pb.FetchResult, view: bool, seconds: float) -> None:
     """A fetch that was answered. What a client does with a lease it does at the handoff socket, later."""
     _log.info(
-        "fetch uid=%d pid=%d version=%s tree=%s given=%s bytes=%d hit=%s seconds=%.4f",
+        "fetch uid=%d pid=%d version=%s tree=%s given=%s bytes=%d hit=%s transport=%s seconds=%.4f",
         peer.uid,
         peer.pid,
         _quoted(result.version),
@@ -27,6 +27,7 @@ def fetched(peer: Peer, result: pb.FetchResult, view: bool, seconds: float) -> N
         "view" if view else "lease",
         result.size_bytes,
         "yes" if result.hit else "no",
+        result.transport or "none",
         seconds,
     )
 

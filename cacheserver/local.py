@@ -37,6 +37,8 @@ class LocalFiles:
     Raises NotFound, PermissionDenied, and Corrupted for what is no plain file.
     """
 
+    transport = "file"
+
     def __init__(self, root: str, *, forbidden: str, world_only: bool, exempt: tuple[str, ...] = ()) -> None:
         self._root = root
         self._forbidden = _identity(os.stat(forbidden))

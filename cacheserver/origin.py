@@ -177,8 +177,10 @@ class MlflowOrigin:
         files = self._files(location.root, named_by_client)
         try:
             if isinstance(files, LocalFiles):
-                return self._ask(location.uri, lambda: files.listing(location), is_local=True)
-            return files.listing(location)
+                found = self._ask(location.uri, lambda: files.listing(location), is_local=True)
+            else:
+                found = files.listing(location)
+            return found._replace(transport=files.transport)
         except Exception as error:  # noqa: BLE001 - whatever it is, it leaves here as one of ours
             raise translated(error, location.uri) from None
 

@@ -41,6 +41,8 @@ class ProxiedFiles:
     Raises whatever `http` raises, after what may pass has been tried again.
     """
 
+    transport = "http"
+
     def __init__(self, url: str, http: Http, access: Callable[[str], Access], patience: float) -> None:
         self._base, _, root = url.partition(ENDPOINT)
         self._root = root.strip("/")

@@ -25,6 +25,8 @@ class RepositoryFiles:
         ask: gets one answer within its time, by what it is about.
     """
 
+    transport = "mlflow"
+
     def __init__(self, repository: Any, sized: bool, ask: Callable[[str, Callable[[], Any]], Any]) -> None:
         self._repository = repository
         self._sized = sized

@@ -1,28 +1,25 @@
-"""The gRPC edge: decode, one call, encode. The one room that speaks gRPC.
+"""The gRPC edge: decode, one call, encode.
 
-Law of this file: an error of ours becomes its status by one table; any other is a defect, logged here and told to the
-caller in one line.
+Law of this file: a handler decides nothing but who waits for how long; what a client gets is decided by the cache.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import pwd
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import ExitStack, contextmanager
-from functools import partial, wraps
-from typing import Any, TypeVar
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
 from urllib.parse import quote
 
 import grpc
 
-from artifactcache import errors
 from artifactcache.errors import CacheError, InvalidRequest, Unauthenticated
 from artifactcache.v1 import cache_pb2 as pb
 from artifactcache.v1 import cache_pb2_grpc
@@ -32,6 +29,7 @@ from cacheserver.quotas import Quota
 from cacheserver.selection import Selection
 from cacheserver.sessions import Session, Sessions
 from cacheserver.space import Limits
+from cacheserver.statuses import stream, unary
 from cacheserver.store import Store
 from cacheserver.words import Brought, Held, Manifest, Progress
 
@@ -50,72 +48,8 @@ CONNECTIONS_MAX = 4096
 # A client closes a connection without calls long before: it comes to an end here only where a client does not.
 CONNECTION_IDLE_SECONDS = 600
 HANDSHAKE_SECONDS = 10  # who says nothing would only hold a place
-# As gRPC encodes it, three bytes for each that is not ASCII. The other end throws metadata above 8 KiB away at random.
-DETAILS_BYTES_MAX = 4096
 
-_STATUS: dict[type[CacheError], grpc.StatusCode] = {
-    errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
-    errors.NotFound: grpc.StatusCode.NOT_FOUND,
-    errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
-    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
-    errors.DestinationExists: grpc.StatusCode.ALREADY_EXISTS,
-    errors.ModeUnavailable: grpc.StatusCode.FAILED_PRECONDITION,
-    errors.NoSpace: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    errors.QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    errors.OriginUnavailable: grpc.StatusCode.UNAVAILABLE,
-    errors.Corrupted: grpc.StatusCode.DATA_LOSS,
-    errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
-}
-
-_log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 Context = grpc.ServicerContext
-
-
-@contextmanager
-def _typed(context: Context, call: str) -> Iterator[None]:
-    """Turns what a handler raises into a status."""
-    try:
-        yield
-        return
-    except CacheError as error:
-        failure = error
-    except Exception:  # noqa: BLE001 - a defect here must not end the daemon
-        _log.exception("%s failed", call)
-        failure = CacheError(f"{call} failed in the daemon; its log says why.")
-    context.set_trailing_metadata((("artifactcache-error", type(failure).__name__),))
-    context.abort(_STATUS.get(type(failure), grpc.StatusCode.INTERNAL), _details(str(failure)))
-
-
-def _details(text: str) -> str:
-    """A message as gRPC can carry it: not longer than DETAILS_BYTES_MAX when it is encoded."""
-    text = text.encode("utf-8", "backslashreplace").decode()  # names of files may hold what is no character
-    room = DETAILS_BYTES_MAX
-    for place, char in enumerate(text):
-        room -= 1 if " " <= char <= "~" and char != "%" else 3 * len(char.encode())
-        if room < 0:
-            return f"{text[:place]} [...]"
-    return text
-
-
-def _unary(method: Callable[[Any, Any, Context], T]) -> Callable[[Any, Any, Context], T]:
-    @wraps(method)
-    def handler(self: Any, request: Any, context: Context) -> T:
-        with _typed(context, method.__name__):
-            return method(self, request, context)
-        raise AssertionError("a call that failed was aborted")
-
-    return handler
-
-
-def _stream(method: Callable[[Any, Any, Context], Iterator[T]]) -> Callable[[Any, Any, Context], Iterator[T]]:
-    @wraps(method)
-    def handler(self: Any, request: Any, context: Context) -> Iterator[T]:
-        with _typed(context, method.__name__):
-            yield from method(self, request, context)
-
-    return handler
 
 
 class Service(cache_pb2_grpc.CacheServicer):
@@ -144,11 +78,11 @@ class Service(cache_pb2_grpc.CacheServicer):
         self._served: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    @_unary
+    @unary
     def Ping(self, request: pb.PingRequest, context: Context) -> pb.PingReply:
         return pb.PingReply(version=__version__, pid=os.getpid())
 
-    @_unary
+    @unary
     def WhoAmI(self, request: pb.WhoAmIRequest, context: Context) -> pb.WhoAmIReply:
         peer = self._session(context).peer
         return pb.WhoAmIReply(
@@ -159,7 +93,7 @@ class Service(cache_pb2_grpc.CacheServicer):
             **self._about,
         )
 
-    @_stream
+    @stream
     def Fetch(self, request: pb.FetchRequest, context: Context) -> Iterator[pb.FetchEvent]:
         began, peer = time.monotonic(), None
         try:
@@ -238,14 +172,15 @@ class Service(cache_pb2_grpc.CacheServicer):
             lease=lease,
             view_path=os.fsencode(os.path.join(path, held.file_name) if held.file_name and path else path),
             hardlink_for_root=self._hardlink_for_root,
+            transport=brought.transport if origin_bytes else "",
         )
 
-    @_unary
+    @unary
     def Release(self, request: pb.ReleaseRequest, context: Context) -> pb.ReleaseReply:
         self._sessions.release(self._session(context), request.lease)
         return pb.ReleaseReply()
 
-    @_stream
+    @stream
     def List(self, request: pb.ListRequest, context: Context) -> Iterator[pb.HeldArtifact]:
         with self._lengthy.one(self._session(context).peer.uid):
             self._cache.record_uses()
@@ -253,7 +188,7 @@ class Service(cache_pb2_grpc.CacheServicer):
             for held in self._store.index.asked():
                 yield _held(held, leases[held.tree])
 
-    @_stream
+    @stream
     def Inspect(self, request: pb.InspectRequest, context: Context) -> Iterator[pb.InspectEvent]:
         with self._lengthy.one(self._session(context).peer.uid):
             held, manifest = self._look_up(request.artifact)
@@ -265,7 +200,7 @@ class Service(cache_pb2_grpc.CacheServicer):
                 ]
                 yield pb.InspectEvent(files=pb.FileBatch(files=files))
 
-    @_stream
+    @stream
     def Verify(self, request: pb.VerifyRequest, context: Context) -> Iterator[pb.VerifyEvent]:
         uid, started = self._session(context).peer.uid, time.monotonic()
         with self._lengthy.one(uid), self._verifications.one(uid):
@@ -290,7 +225,7 @@ class Service(cache_pb2_grpc.CacheServicer):
                 )
             )
 
-    @_unary
+    @unary
     def Stats(self, request: pb.StatsRequest, context: Context) -> pb.StatsReply:
         self._session(context)
         space = self._store.space()

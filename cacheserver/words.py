@@ -220,10 +220,12 @@ class File(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """What the origin keeps at a location. `file_name` is set where the location is one file, not a folder."""
+    """What the origin keeps at a location. `file_name` is set where the location is one file, not a folder.
+    `transport` names what lists and downloads there."""
 
     files: list[File]
     file_name: str
+    transport: str = ""
 
 
 @dataclass(frozen=True)
@@ -265,8 +267,8 @@ class Progress:
     """How far a piece of work is. One side adds, others read; each number on its own is true.
 
     `bytes_kept` are those of `bytes_done` that are blobs by now. `active` has the files being written now, with their
-    listed sizes. `is_wanted` is set to False by who reads, where
-    nobody waits for the work any more.
+    listed sizes; `transports` what brings them. `is_wanted` is set to False by who reads, where nobody waits for the
+    work any more.
     """
 
     bytes_total: int = 0
@@ -275,14 +277,16 @@ class Progress:
     files_total: int = 0
     files_done: int = 0
     active: dict[str, int] = field(default_factory=dict)
+    transports: set[str] = field(default_factory=set)
     is_wanted: bool = True
 
 
 @dataclass(frozen=True)
 class Brought:
-    """What a fetch found or brought: the artifact as held, the bytes that this took from the origin, and whether the
-    origin could not be asked although it should have been."""
+    """What a fetch found or brought: the artifact as held, the bytes that this took from the origin and by which
+    transport, and whether the origin could not be asked although it should have been."""
 
     held: Held
     origin_bytes: int = 0
     stale: bool = False
+    transport: str = ""

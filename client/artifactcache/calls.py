@@ -109,6 +109,7 @@ class Calls:
                 hit=result.hit,
                 origin_bytes=result.origin_bytes,
                 stale=result.stale,
+                transport=result.transport,
             )
 
         return self.session.call(fetch, deadline)
@@ -213,6 +214,7 @@ def _fetched(
         origin_bytes=result.origin_bytes,
         stale=result.stale,
         writable=mode in ("reflink", "copy"),
+        transport=result.transport,
         _leases=leases,
     )
 

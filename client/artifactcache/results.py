@@ -45,6 +45,9 @@ class Fetched(os.PathLike[str]):
     """True where the origin could not be asked although it should have been."""
     writable: bool
     """True where the files are the caller's own, so that writing to them changes nobody else's."""
+    transport: str
+    """What brought the bytes that this call took from the origin: "file", "http", "obstore" or "mlflow"; several,
+    joined by "+", where a run and its logged models are in different stores; empty for a hit."""
     # A list, because `list.pop` hands the one entry to exactly one of several threads.
     _leases: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
@@ -88,6 +91,7 @@ class Warmed:
     hit: bool
     origin_bytes: int
     stale: bool
+    transport: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ _FIELDS = (
     "origin_bytes",
     "stale",
     "writable",
+    "transport",
 )
 
 
@@ -54,6 +55,7 @@ class Handed:
     origin_bytes: int
     stale: bool
     writable: bool
+    transport: str
 
 
 class Job:

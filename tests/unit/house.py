@@ -82,12 +82,12 @@ class FakeOrigin:
         prefix = location.root if location.root.endswith("/") else location.root + "/"
         if location.path and location.uri in self.files:
             name = location.path.rpartition("/")[2]
-            return Listing(self.edit_listing([self._file(location.uri, name, location.path)]), name)
+            return Listing(self.edit_listing([self._file(location.uri, name, location.path)]), name, "file")
         below = location.uri + "/"
         found = [self._file(u, u[len(below) :], u[len(prefix) :]) for u in self.files if u.startswith(below)]
         if not found and location.path:
             raise NotFound(location.uri)
-        return Listing(self.edit_listing([f for f in found if f.path]), "")
+        return Listing(self.edit_listing([f for f in found if f.path]), "", "file")
 
     def fill(self, location: Location, file: File, sink: Sink, *, named_by_client: bool) -> None:
         """Writes the file, and refuses what is not of the listed size, as the contract of an origin says."""

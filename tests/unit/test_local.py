@@ -13,7 +13,7 @@ import pytest
 from artifactcache.errors import CacheError, Corrupted, NotFound, PermissionDenied
 from cacheserver.local import LocalFiles
 from cacheserver.staging import Sink
-from cacheserver.words import File, Location
+from cacheserver.words import File, Listing, Location
 
 
 @pytest.fixture
@@ -76,8 +76,8 @@ def test_all_files_and_empty_folders_are_listed(root: Path) -> None:
         File(b"zero", 0, "zero"),
     ]
     assert listed(root, "a") == [File(b"b/two", 2, "a/b/two"), File(b"empty", 0, "a/empty", is_folder=True)]
-    assert files(root).listing(at("a/b/two")) == ([File(b"two", 2, "a/b/two")], "two")
-    assert files(root).listing(at("a/empty")) == ([], "")
+    assert files(root).listing(at("a/b/two")) == Listing([File(b"two", 2, "a/b/two")], "two")
+    assert files(root).listing(at("a/empty")) == Listing([], "")
 
 
 def test_odd_names_are_listed_and_copied(root: Path, tmp_path: Path) -> None:

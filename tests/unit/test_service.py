@@ -16,6 +16,7 @@ import artifactcache.session
 from artifactcache import Client, errors
 from artifactcache.v1 import cache_pb2 as pb
 from cacheserver import service as room
+from cacheserver import statuses
 from cacheserver.handoff import Handoff
 from cacheserver.service import Service, serve
 from cacheserver.sessions import Sessions
@@ -102,11 +103,11 @@ def test_a_long_message_with_odd_characters(serving: Serve) -> None:
 
 def test_a_message_is_cut_where_it_has_to_be() -> None:
     """What fits is left alone; what is no character is told by its number."""
-    most = room.DETAILS_BYTES_MAX
-    assert room._details("x" * most) == "x" * most
-    assert room._details("x" * (most + 1)) == "x" * most + " [...]"
-    assert room._details("é" * most) == "é" * (most // 6) + " [...]"
-    assert room._details("a\udcffb") == "a\\udcffb"
+    most = statuses.DETAILS_BYTES_MAX
+    assert statuses.details("x" * most) == "x" * most
+    assert statuses.details("x" * (most + 1)) == "x" * most + " [...]"
+    assert statuses.details("é" * most) == "é" * (most // 6) + " [...]"
+    assert statuses.details("a\udcffb") == "a\\udcffb"
 
 
 def lengthy(client: Client) -> list[Callable[[], object]]:
@@ -158,8 +159,8 @@ def test_each_fetch_has_a_line_in_the_log(serving: Serve, caplog: pytest.LogCapt
         client.fetch(ROOT)
         until(lambda: len([m for m in caplog.messages if m.startswith("fetch ")]) == 2, "two lines")
         assert lines(caplog) == [
-            f"{who} version='{ROOT}' tree={tree} given=lease bytes={size} hit=no",
-            f"{who} version='{ROOT}' tree={tree} given=view bytes={size} hit=yes",
+            f"{who} version='{ROOT}' tree={tree} given=lease bytes={size} hit=no transport=file",
+            f"{who} version='{ROOT}' tree={tree} given=view bytes={size} hit=yes transport=none",
         ]
 
 

@@ -82,7 +82,7 @@ class Progress(_message.Message):
     def __init__(self, bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., files_done: _Optional[int] = ..., files_total: _Optional[int] = ...) -> None: ...
 
 class FetchResult(_message.Message):
-    __slots__ = ("version", "digest", "file_count", "size_bytes", "hit", "origin_bytes", "stale", "file_name", "lease", "view_path", "hardlink_for_root")
+    __slots__ = ("version", "digest", "file_count", "size_bytes", "hit", "origin_bytes", "stale", "file_name", "lease", "view_path", "hardlink_for_root", "transport")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     FILE_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -94,6 +94,7 @@ class FetchResult(_message.Message):
     LEASE_FIELD_NUMBER: _ClassVar[int]
     VIEW_PATH_FIELD_NUMBER: _ClassVar[int]
     HARDLINK_FOR_ROOT_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     version: str
     digest: str
     file_count: int
@@ -105,7 +106,8 @@ class FetchResult(_message.Message):
     lease: int
     view_path: bytes
     hardlink_for_root: bool
-    def __init__(self, version: _Optional[str] = ..., digest: _Optional[str] = ..., file_count: _Optional[int] = ..., size_bytes: _Optional[int] = ..., hit: bool = ..., origin_bytes: _Optional[int] = ..., stale: bool = ..., file_name: _Optional[str] = ..., lease: _Optional[int] = ..., view_path: _Optional[bytes] = ..., hardlink_for_root: bool = ...) -> None: ...
+    transport: str
+    def __init__(self, version: _Optional[str] = ..., digest: _Optional[str] = ..., file_count: _Optional[int] = ..., size_bytes: _Optional[int] = ..., hit: bool = ..., origin_bytes: _Optional[int] = ..., stale: bool = ..., file_name: _Optional[str] = ..., lease: _Optional[int] = ..., view_path: _Optional[bytes] = ..., hardlink_for_root: bool = ..., transport: _Optional[str] = ...) -> None: ...
 
 class ReleaseRequest(_message.Message):
     __slots__ = ("lease",)

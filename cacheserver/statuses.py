@@ -1,0 +1,91 @@
+"""Errors of ours as gRPC tells them.
+
+Law of this file: an error of ours becomes its status by one table; any other is a defect, logged here and told to the
+caller in one line.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, TypeVar
+
+import grpc
+
+from artifactcache import errors
+from artifactcache.errors import CacheError
+
+# As gRPC encodes it, three bytes for each that is not ASCII. The other end throws metadata above 8 KiB away at random.
+DETAILS_BYTES_MAX = 4096
+
+_STATUS: dict[type[CacheError], grpc.StatusCode] = {
+    errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.NotFound: grpc.StatusCode.NOT_FOUND,
+    errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.DestinationExists: grpc.StatusCode.ALREADY_EXISTS,
+    errors.ModeUnavailable: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.NoSpace: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.OriginUnavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.Corrupted: grpc.StatusCode.DATA_LOSS,
+    errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Context = grpc.ServicerContext
+
+
+@contextmanager
+def _typed(context: Context, call: str) -> Iterator[None]:
+    """Turns what a handler raises into a status."""
+    try:
+        yield
+        return
+    except CacheError as error:
+        failure = error
+    except Exception:  # noqa: BLE001 - a defect here must not end the daemon
+        _log.exception("%s failed", call)
+        failure = CacheError(f"{call} failed in the daemon; its log says why.")
+    context.set_trailing_metadata((("artifactcache-error", type(failure).__name__),))
+    context.abort(_STATUS.get(type(failure), grpc.StatusCode.INTERNAL), details(str(failure)))
+
+
+def details(text: str) -> str:
+    """A message as gRPC can carry it: not longer than DETAILS_BYTES_MAX when it is encoded."""
+    text = text.encode("utf-8", "backslashreplace").decode()  # names of files may hold what is no character
+    room = DETAILS_BYTES_MAX
+    for place, char in enumerate(text):
+        room -= 1 if " " <= char <= "~" and char != "%" else 3 * len(char.encode())
+        if room < 0:
+            return f"{text[:place]} [...]"
+    return text
+
+
+def unary(method: Callable[[Any, Any, Context], T]) -> Callable[[Any, Any, Context], T]:
+    """A handler with one answer that may raise errors of ours."""
+
+    @wraps(method)
+    def handler(self: Any, request: Any, context: Context) -> T:
+        with _typed(context, method.__name__):
+            return method(self, request, context)
+        raise AssertionError("a call that failed was aborted")
+
+    return handler
+
+
+def stream(
+    method: Callable[[Any, Any, Context], Iterator[T]],
+) -> Callable[[Any, Any, Context], Iterator[T]]:
+    """A handler with many answers that may raise errors of ours."""
+
+    @wraps(method)
+    def handler(self: Any, request: Any, context: Context) -> Iterator[T]:
+        with _typed(context, method.__name__):
+            yield from method(self, request, context)
+
+    return handler
