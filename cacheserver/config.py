@@ -17,6 +17,7 @@ import tomllib
 
 from cacheserver.space import Amount, parse_amount
 
+DURATION_SECONDS_MAX = 366 * 86_400
 SOCKET_DIR_BYTES_MAX = 107 - len("/handoff.sock")  # sun_path of unix(7)
 
 
@@ -39,6 +40,9 @@ class OriginConfig:
 
     tracking_uri: str = ""
     unreachable_after: float = 10.0
+    stale_after: float = 2.0
+    relist_after: float = 3600.0
+    alias_ttl: float = 0.0
     local_roots: list[str] = field(default_factory=list)
 
 
@@ -112,6 +116,12 @@ def _uri(value: Any) -> str:
     return text
 
 
+def _duration(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= DURATION_SECONDS_MAX:
+        raise ValueError("seconds, from 0 to a year")
+    return float(value)
+
+
 def _seconds(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 3600:
         raise ValueError("seconds, above 0 and at most 3600")
@@ -135,7 +145,17 @@ def _one_of(*words: str) -> Callable[[Any], str]:
 
 _SECTIONS: dict[str, tuple[type[Any], dict[str, Callable[[Any], Any]]]] = {
     "store": (StoreConfig, {"root": _path, "capacity": _amount, "min_free": _amount}),
-    "origin": (OriginConfig, {"tracking_uri": _uri, "unreachable_after": _seconds, "local_roots": _paths}),
+    "origin": (
+        OriginConfig,
+        {
+            "tracking_uri": _uri,
+            "unreachable_after": _seconds,
+            "stale_after": _seconds,
+            "relist_after": _duration,
+            "alias_ttl": _duration,
+            "local_roots": _paths,
+        },
+    ),
     "access": (
         AccessConfig,
         {"check": _one_of("none"), "users": _one_of("self", "all"), "hardlink_for_root": _flag},

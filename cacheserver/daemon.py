@@ -15,6 +15,7 @@ import time
 
 from artifactcache.errors import CacheError
 from cacheserver import lock
+from cacheserver.bringing import Freshness
 from cacheserver.cache import Cache
 from cacheserver.config import Config, ConfigError
 from cacheserver.disk import Disk
@@ -52,7 +53,9 @@ def run(config: Config) -> None:
     limits = Limits(config.store.capacity, config.store.min_free)
     origin = _origin(here, config, disk)
     store = Store(disk, Index(disk.index_path, origin.name), time.monotonic)
-    cache = Cache(store, origin, limits, time.time)
+    told = config.origin
+    freshness = Freshness(told.relist_after, told.alias_ttl, min(told.stale_after, told.unreachable_after))
+    cache = Cache(store, origin, limits, freshness, time.time)
     sessions = Sessions()
 
     def admits(peer: Peer) -> bool:

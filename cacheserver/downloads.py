@@ -16,7 +16,7 @@ from cacheserver.faults import trouble
 from cacheserver.origin import MlflowOrigin
 from cacheserver.staging import Sink, Staged
 from cacheserver.store import Store
-from cacheserver.words import File, Location, Progress, Standing, join
+from cacheserver.words import Arrived, File, Location, Progress, Standing, join
 
 DOWNLOADS_MAX = 16  # files at a time, of all artifacts together
 WINDOW = 8  # files at a time of one artifact: no artifact keeps the others waiting for all of its files
@@ -26,8 +26,6 @@ BATCH_BYTES = 1 << 30
 FILES_PER_TURN = 50  # then a worker turns to another artifact; a future for each file would cost more than a small file
 
 CLAIM_ATTEMPTS = 2
-
-Arrived = tuple[str, int]  # digest and size
 
 
 class _Work:
@@ -121,7 +119,7 @@ class _Claim:
             self._changed.notify_all()
 
     def wait(self, uri: str) -> Arrived:
-        """Digest and size of a file, when it is kept. Raises _Abandoned where it will not be."""
+        """A file, when it is kept. Raises _Abandoned where it will not be."""
         with self._changed:
             self._changed.wait_for(lambda: uri in self._arrived or self._end)
             if uri in self._arrived:
@@ -161,13 +159,13 @@ class Downloads:
         since: int,
         known: Callable[[], dict[bytes, Arrived]],
     ) -> dict[bytes, Arrived]:
-        """Takes files into the store. Returns digest and size by path; `progress` has the bytes that this call took.
+        """Takes files into the store. Returns what arrived, by path; `progress` has the bytes that this call took.
 
         Args:
             standing: what these files will be worth as evidence, and what somebody else's have to be worth.
             since: a mark; what somebody else began to bring before it is too old.
-            known: the files that are held by now. Asked when nobody else is bringing any of these: whatever somebody
-                brought since the caller looked is found by then.
+            known: those of the files that are held by now. Asked when nobody else is bringing any of these: whatever
+                somebody brought since the caller looked is found by then.
 
         Raises errors of ours; files that arrived before the failure stay for the next attempt.
         """
@@ -197,7 +195,7 @@ class Downloads:
         error: BaseException = AssertionError("every file of a claim is settled, or its error is")
         try:
             there = known()
-            found = {uri: f for uri, f in mine.items() if f.path in there and f.size in (None, there[f.path][1])}
+            found = {uri: f for uri, f in mine.items() if f.path in there}
             for uri, file in found.items():
                 arrived[file.path] = there[file.path]
                 del mine[uri]
@@ -206,8 +204,8 @@ class Downloads:
             for batch in self._batches(location, mine, progress, named_by_client):
                 staged_by_key = {key(location, mine[uri]): staged for uri, staged in batch.items()}
                 self._store.keep(staged_by_key, standing, self._clock())
-                kept = {uri: (staged.row.digest, staged.row.size) for uri, staged in batch.items()}
-                progress.bytes_kept += sum(size for _, size in kept.values())
+                kept = {uri: Arrived(s.row.digest, s.row.size, s.etag) for uri, s in batch.items()}
+                progress.bytes_kept += sum(one.size for one in kept.values())
                 arrived.update({mine.pop(uri).path: one for uri, one in kept.items()})
                 self._release(kept, claim)  # who asks for one of them from now on finds its arrival
                 claim.settle(kept)
@@ -276,6 +274,8 @@ class Downloads:
             with Sink(path, file.size, names.show(join(location.root, file.remote))) as sink:
                 self._origin.fill(location, file, sink, named_by_client=named_by_client)
                 staged = sink.finish()
+            if file.etag not in ("", staged.etag):  # it was told twice, and differs: such a tag says nothing of bytes
+                staged = staged._replace(etag="")
         except OSError as error:
             self._store.discard(path)
             raise trouble(error, "a download could not be written") from None

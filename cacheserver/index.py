@@ -1,4 +1,4 @@
-"""The index: what is held, and where it came from. The room of all SQL but the schema.
+"""The index: what is held, and where it came from.
 
 Law of this file: a row appears after its bytes are safe, and goes before they are removed. Every call is
 one short transaction, and `now` is an argument.
@@ -6,17 +6,19 @@ one short transaction, and `now` is an argument.
 
 from __future__ import annotations
 
-import json
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cacheserver.database import Tables
-from cacheserver.words import BlobRow, Held, Manifest, Resolved, Standing
+from cacheserver.versions import Versions
+from cacheserver.words import Arrived, BlobRow, Held, Manifest, Record, Standing
 
 VARIABLES_MAX = 900  # SQLite's oldest limit on bound variables is 999
 
 _HELD = """
-    SELECT a.uri, a.selection, t.digest, a.file_name, t.file_count, t.size_bytes, a.standing, a.fetched_at, a.used_at
+    SELECT a.uri, a.selection, t.digest, a.file_name, t.file_count, t.size_bytes, a.standing, a.fetched_at, a.used_at,
+        a.checked_at
     FROM artifacts a JOIN trees t ON t.id = a.tree WHERE a.origin = ?
 """
 
@@ -34,35 +36,11 @@ class Index:
     def __init__(self, path: str, tracking_uri: str) -> None:
         self._tables = Tables(path)
         self._origin = self._open_origin(tracking_uri) if tracking_uri else 0
+        self.versions = Versions(self._tables, self._origin)
 
     def close(self) -> None:
         """Writes the log back into the database and closes it."""
         self._tables.close()
-
-    # -- what an origin said ----------------------------------------------------------------------------------------
-
-    def resolved(self, version: str) -> Resolved | None:
-        """What the origin said of a version."""
-        row = self._tables.row(
-            "SELECT root, overlays, settled FROM versions WHERE origin = ? AND version = ?", self._origin, version
-        )
-        if row is None:
-            return None
-        overlays = tuple((name, root) for name, root in json.loads(row[1]))
-        return Resolved(version, row[0], overlays, bool(row[2]))
-
-    def record_version(self, resolved: Resolved, now: float) -> None:
-        """Remembers what the origin said of a version."""
-        with self._tables.transaction():
-            self._tables.do(
-                "INSERT OR REPLACE INTO versions VALUES (?, ?, ?, ?, ?, ?)",
-                self._origin,
-                resolved.version,
-                resolved.root,
-                json.dumps(resolved.overlays),
-                resolved.settled,
-                now,
-            )
 
     # -- what is held -----------------------------------------------------------------------------------------------
 
@@ -87,6 +65,16 @@ class Index:
         )
         return [_held(row) for row in rows]
 
+    def etags(self, held: Held) -> tuple[str, ...]:
+        """The origin's entity tags of the files of an artifact, in the manifest's order; none where it gave none."""
+        row = self._tables.row(
+            "SELECT etags FROM artifacts WHERE origin = ? AND uri = ? AND selection = ?",
+            self._origin,
+            held.uri,
+            held.selection,
+        )
+        return tuple(zlib.decompress(row[0]).decode().split("\n")) if row and row[0] else ()
+
     def asked(self) -> list[Held]:
         """All artifacts that clients asked for, by URI."""
         rows = self._tables.all(_HELD + "AND a.asked = 1 ORDER BY a.uri, a.selection", self._origin)
@@ -106,22 +94,20 @@ class Index:
             )
         return sorted(uris)
 
-    def arrivals(self, uri: str, least: Standing) -> dict[str, tuple[str, int]]:
-        """Files at or below this URI whose download is finished and whose tree is not: URI to digest and size.
+    def arrivals(self, uri: str) -> dict[str, tuple[Arrived, Standing, float]]:
+        """Files at or below this URI whose download is finished and whose tree is not, by URI.
 
-        Args:
-            least: leaves out those that are worth less as evidence.
+        With what they are worth as evidence, and when they arrived.
         """
         rows = self._tables.all(
-            "SELECT r.uri, b.digest, b.size FROM arrivals r JOIN blobs b ON b.id = r.blob"
-            " WHERE r.origin = ? AND r.standing >= ? AND (r.uri = ? OR (r.uri >= ? AND r.uri < ?))",
+            "SELECT r.uri, b.digest, b.size, r.etag, r.standing, r.arrived_at FROM arrivals r JOIN blobs b"
+            " ON b.id = r.blob WHERE r.origin = ? AND (r.uri = ? OR (r.uri >= ? AND r.uri < ?))",
             self._origin,
-            least,
             uri,
             uri + "/",
             uri + "0",
         )
-        return {row[0]: (row[1], row[2]) for row in rows}
+        return {row[0]: (Arrived(*row[1:4]), Standing(row[4]), row[5]) for row in rows}
 
     def blobs(self, digests: Iterable[str]) -> dict[str, BlobRow]:
         """The rows of these blobs; those that are not held are left out."""
@@ -164,18 +150,22 @@ class Index:
 
     # -- changes ----------------------------------------------------------------------------------------------------
 
-    def record_arrivals(self, rows: Iterable[BlobRow], uris: dict[str, str], standing: Standing, now: float) -> None:
-        """Records blobs whose files are in place, and which file of the origin each one is (URI to digest)."""
+    def record_arrivals(
+        self, rows: Iterable[BlobRow], arrived: dict[str, Arrived], standing: Standing, now: float
+    ) -> None:
+        """Records blobs whose files are in place, and which file of the origin each one is, by its URI."""
         with self._tables.transaction():
             self._upsert_blobs(rows)
-            for uri, digest in uris.items():
+            for uri, one in arrived.items():
                 self._tables.do(
-                    "INSERT OR REPLACE INTO arrivals SELECT ?, ?, id, ?, ? FROM blobs WHERE digest = ?",
+                    "INSERT OR REPLACE INTO arrivals (origin, uri, blob, standing, arrived_at, etag)"
+                    " SELECT ?, ?, id, ?, ?, ? FROM blobs WHERE digest = ?",
                     self._origin,
                     uri,
                     standing,
                     now,
-                    digest,
+                    one.etag,
+                    one.digest,
                 )
 
     def record_blob(self, row: BlobRow) -> None:
@@ -188,14 +178,13 @@ class Index:
     def record_tree(
         self,
         manifest: Manifest,
-        artifacts: Iterable[tuple[str, str, str, Standing, bool]],
+        artifacts: Iterable[Record],
         arrived: Iterable[str],
         now: float,
     ) -> None:
         """Records a tree whose manifest is in place, what it is the tree of, and ends its arrivals.
 
         Args:
-            artifacts: (uri, selection, file_name, standing, asked) of each.
             arrived: the URIs of the files whose arrivals end here.
 
         Raises MissingBlobs where the index does not hold all its blobs.
@@ -218,23 +207,40 @@ class Index:
                 )
             if self._tables.one("SELECT count(*) FROM members WHERE tree = ?", tree)[0] != len(digests):
                 raise MissingBlobs(manifest.digest)
-            for uri, selection, file_name, standing, asked in artifacts:
+            for record in artifacts:
                 self._tables.do(
-                    "INSERT INTO artifacts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (origin, uri, selection)"
+                    "INSERT INTO artifacts (origin, uri, selection, tree, file_name, standing, asked, fetched_at,"
+                    " used_at, checked_at, etags) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+                    " ON CONFLICT (origin, uri, selection)"
                     " DO UPDATE SET tree = excluded.tree, file_name = excluded.file_name, standing = excluded.standing,"
-                    " asked = max(asked, excluded.asked), fetched_at = excluded.fetched_at",
+                    " asked = max(asked, excluded.asked), fetched_at = excluded.fetched_at,"
+                    " checked_at = excluded.checked_at, etags = excluded.etags",
                     self._origin,
-                    uri,
-                    selection,
+                    record.uri,
+                    record.selection,
                     tree,
-                    file_name,
-                    standing,
-                    asked,
+                    record.file_name,
+                    record.standing,
+                    record.asked,
                     now,
                     now,
+                    record.checked_at,
+                    zlib.compress("\n".join(record.etags).encode(), 1) if any(record.etags) else None,
                 )
             self._tables.many(
                 "DELETE FROM arrivals WHERE origin = ? AND uri = ?", [(self._origin, uri) for uri in arrived]
+            )
+
+    def forget(self, uri: str) -> None:
+        """Forgets an artifact, and all below it, that the origin does not have any more."""
+        with self._tables.transaction():
+            self._tables.do("DELETE FROM versions WHERE origin = ? AND version = ?", self._origin, uri)
+            self._tables.do(
+                "DELETE FROM artifacts WHERE origin = ? AND (uri = ? OR (uri >= ? AND uri < ?))",
+                self._origin,
+                uri,
+                uri + "/",
+                uri + "0",
             )
 
     def record_view(self, tree: str, *, exists: bool) -> None:
@@ -249,6 +255,14 @@ class Index:
                 "UPDATE artifacts SET used_at = max(used_at, ?), asked = 1"
                 " WHERE origin = ? AND uri = ? AND selection = ?",
                 [(at, self._origin, uri, selection) for (uri, selection), at in uses.items()],
+            )
+
+    def record_checks(self, checks: dict[tuple[str, str], float]) -> None:
+        """Records when the origin was last seen to have what is held of artifacts, by URI and selection."""
+        with self._tables.transaction():
+            self._tables.many(
+                "UPDATE artifacts SET checked_at = ? WHERE origin = ? AND uri = ? AND selection = ?",
+                [(at, self._origin, uri, selection) for (uri, selection), at in checks.items()],
             )
 
     def rejoin(self, tree: str, digests: Iterable[str]) -> dict[str, BlobRow]:
@@ -331,8 +345,8 @@ class Index:
 
 
 def _held(row: Any) -> Held:
-    uri, selection, tree, file_name, file_count, size_bytes, standing, fetched_at, used_at = row
-    return Held(uri, selection, tree, file_name, file_count, size_bytes, Standing(standing), fetched_at, used_at)
+    uri, selection, tree, file_name, file_count, size_bytes, standing, *times = row
+    return Held(uri, selection, tree, file_name, file_count, size_bytes, Standing(standing), *times)
 
 
 def _with_parents(uri: str) -> list[str]:

@@ -56,7 +56,8 @@ class LocalFiles:
                     return Listing(list(self._walk(root_fd, path)), "")
                 self._check(fd, path)
                 name = path.rpartition("/")[2]
-                return Listing([File(os.fsencode(name), os.fstat(fd).st_size, path)], name)
+                found = os.fstat(fd)
+                return Listing([File(os.fsencode(name), found.st_size, path, etag=_etag(found))], name)
             finally:
                 os.close(fd)
         finally:
@@ -69,9 +70,12 @@ class LocalFiles:
             source = self._open(root_fd, file.remote)
             try:
                 self._check(source, file.remote)
+                sink.etag = _etag(os.fstat(source))
                 if (file.size or 0) < CLONE_BYTES_MIN or not sink.clone(source):
                     while chunk := os.read(source, READ_BYTES):
                         sink.write(chunk)  # which ends it where the file grows while it is read
+                if sink.etag != _etag(os.fstat(source)):
+                    raise Corrupted(f"{names.show(f'{self._root}/{file.remote}')} was written to while it was read.")
             finally:
                 os.close(source)
         finally:
@@ -103,7 +107,7 @@ class LocalFiles:
                         folders.append(remote)
                     else:  # the way to it was looked at with its folder, or behind the symlink: no file is opened here
                         self._check_mode(seen_as, remote)
-                        yield File(path, seen_as.st_size, remote)
+                        yield File(path, seen_as.st_size, remote, etag=_etag(seen_as))
             finally:
                 os.close(fd)
 
@@ -173,6 +177,11 @@ class LocalFiles:
             " several users hands out only such files, except of runs and models below a folder that its administrator"
             " lists in [origin] local_roots."
         )
+
+
+def _etag(found: os.stat_result) -> str:
+    """Changes with the bytes: nothing but the clock of the host can set a file's ctime back."""
+    return f"{found.st_dev:x}-{found.st_ino:x}-{found.st_size:x}-{found.st_mtime_ns:x}-{found.st_ctime_ns:x}"
 
 
 def _identity(found: os.stat_result) -> tuple[int, int]:

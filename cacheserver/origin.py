@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from functools import lru_cache, partial
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 # Before mlflow is imported: it reads these once. The daemon reports nothing to anybody.
 os.environ.update(
@@ -34,15 +33,16 @@ from mlflow.tracking.request_auth.registry import fetch_auth
 from mlflow.tracking.request_header.registry import resolve_request_headers
 from mlflow.utils.credentials import get_default_host_creds
 
-from artifactcache.errors import Corrupted, InvalidRequest, NotFound, OriginUnavailable
-from cacheserver import names
-from cacheserver.http import Access, Http
+from artifactcache.errors import CacheError, Corrupted, InvalidRequest, NotFound, OriginUnavailable
+from cacheserver import names, roots
+from cacheserver.breaker import Breaker
+from cacheserver.http import Access, ElsewhereError, Http, StatusError
 from cacheserver.local import LOCAL_SCHEMES, LocalFiles
 from cacheserver.proxied import ProxiedFiles
 from cacheserver.refusals import translated, without_credentials
 from cacheserver.repository import RepositoryFiles
 from cacheserver.staging import Sink
-from cacheserver.uris import Artifact, Kind, literal
+from cacheserver.uris import Artifact, Kind
 from cacheserver.words import File, Listing, Location, Resolved, join
 
 # Stages are deprecated; as long as MLflow has them, users have URIs with them.
@@ -50,6 +50,8 @@ warnings.filterwarnings("ignore", category=FutureWarning, message=".*get_latest_
 
 QUESTIONS_MAX = 16  # questions to the origin at a time
 LOCAL_QUESTIONS_MAX = 4  # listings of folders of this host, which may take long and keep no other question waiting
+IDENTIFIERS_MAX = 8  # entity tags asked for at a time
+LOOK_SECONDS_MAX = 2.0  # how long a look at a server that has not answered may take
 RETRIES = 2
 DOWNLOAD_ATTEMPTS = 2
 LOCAL_PATIENCE_SECONDS = 600.0  # a large folder on a busy disk is not an origin that does not answer
@@ -58,6 +60,7 @@ T = TypeVar("T")
 
 _SETTLED_RUN = frozenset({"FINISHED", "FAILED", "KILLED"})
 _SETTLED_MODEL = frozenset({"READY", "FAILED"})
+_SETTLED_VERSION = frozenset({"READY", "FAILED_REGISTRATION"})
 
 _ENDPOINT = "/mlflow-artifacts/artifacts"  # of every http: artifact URI
 _NO_STORE = "Could not find a registered artifact repository"  # MLflow has no class of error for it
@@ -101,6 +104,9 @@ class MlflowOrigin:
         self._repositories = lru_cache(maxsize=64)(partial(get_artifact_repository, tracking_uri=self._tracking_uri))
         self._pool = ThreadPoolExecutor(max_workers=QUESTIONS_MAX, thread_name_prefix="origin")
         self._http = Http(unreachable_after_seconds)
+        self._looker = Http(min(unreachable_after_seconds, LOOK_SECONDS_MAX))
+        self._breaker = Breaker(self.name, self._answers)
+        self._identifiers = ThreadPoolExecutor(max_workers=IDENTIFIERS_MAX, thread_name_prefix="identify")
         self._local_pool = ThreadPoolExecutor(max_workers=LOCAL_QUESTIONS_MAX, thread_name_prefix="local")
 
     @property
@@ -110,51 +116,68 @@ class MlflowOrigin:
 
     def close(self) -> None:
         """Asks nothing any more."""
-        for pool in (self._pool, self._local_pool):
+        self._breaker.close()
+        for pool in (self._pool, self._local_pool, self._identifiers):
             pool.shutdown(wait=False, cancel_futures=True)
 
     def guards(self, artifact: Artifact) -> bool:
         """Whether the artifact has to be looked at each time: a file of this host, named by a client of many users."""
-        return self._world_only and artifact.kind is Kind.BARE and _scheme(artifact.name) in LOCAL_SCHEMES
+        return self._world_only and artifact.kind is Kind.BARE and roots.scheme(artifact.name) in LOCAL_SCHEMES
 
     # -- versions ---------------------------------------------------------------------------------------------------
 
-    def version_of(self, artifact: Artifact) -> Artifact:
-        """Which version an alias, a stage or `latest` stands for now."""
+    def version_of(self, artifact: Artifact, *, patience: float | None = None) -> tuple[Artifact, str]:
+        """Which version an alias, a stage or `latest` stands for now, and when that was made (`Resolved.stamp`).
+
+        Args:
+            patience: seconds that the answer may take, where that is not `unreachable_after`.
+        """
         client, name, selector = self._client, artifact.name, artifact.selector
         if artifact.kind is Kind.MODEL_ALIAS:
             try:
-                found = self._ask(
-                    artifact.base, lambda: client.get_model_version_by_alias(name, selector), of_answer=True
+                found = self._question(
+                    artifact.base,
+                    lambda: client.get_model_version_by_alias(name, selector),
+                    patience=patience,
                 )
             except InvalidRequest as error:  # MLflow's answer to an alias that does not exist
                 raise NotFound(str(error)) from None
-            return artifact.at_version(_number(artifact, found))
+            return artifact.at_version(str(roots.number(artifact, found))), roots.stamp(found)
         stages = None if artifact.kind is Kind.MODEL_LATEST else [selector]
         try:
-            versions = self._ask(artifact.base, lambda: client.get_latest_versions(name, stages), of_answer=True)
+            versions = self._question(
+                artifact.base, lambda: client.get_latest_versions(name, stages), patience=patience
+            )
         except InvalidRequest as error:
             raise NotFound(str(error)) from None
         if not versions:
             raise NotFound(f"{artifact.base}: the model {name} has no such version.")
-        return artifact.at_version(max((_number(artifact, v) for v in versions), key=int))
+        newest = max(versions, key=lambda version: roots.number(artifact, version))
+        return artifact.at_version(str(roots.number(artifact, newest))), roots.stamp(newest)
 
-    def resolve(self, artifact: Artifact) -> Resolved:
-        """Where the bytes of a run, a logged model or a version of a registered model are."""
+    def resolve(self, artifact: Artifact, *, patience: float | None = None) -> Resolved:
+        """Where the bytes of a run, a logged model or a version of a registered model are.
+
+        Args:
+            patience: seconds that the first answer may take, where that is not `unreachable_after`.
+        """
         base, name = artifact.base, artifact.name
         match artifact.kind:
             case Kind.RUN:
-                run = self._ask(base, lambda: self._client.get_run(name), of_answer=True)
-                models = self._ask(base, lambda: self._logged_models(run), of_answer=True)
-                return Resolved(base, _root(base, run.info.artifact_uri), models, run.info.status in _SETTLED_RUN)
+                run = self._question(base, lambda: self._client.get_run(name), patience=patience)
+                models = self._question(base, lambda: self._logged_models(run))
+                return Resolved(base, roots.root(base, run.info.artifact_uri), models, run.info.status in _SETTLED_RUN)
             case Kind.LOGGED_MODEL:
-                model = self._ask(base, lambda: self._client.get_logged_model(name), of_answer=True)
-                return Resolved(base, _root(base, model.artifact_location), (), str(model.status) in _SETTLED_MODEL)
-            case Kind.MODEL_VERSION:
-                root = self._ask(
-                    base, lambda: self._client.get_model_version_download_uri(name, artifact.selector), of_answer=True
+                model = self._question(base, lambda: self._client.get_logged_model(name), patience=patience)
+                return Resolved(
+                    base, roots.root(base, model.artifact_location), (), str(model.status) in _SETTLED_MODEL
                 )
-                return Resolved(base, _root(base, root), (), True)
+            case Kind.MODEL_VERSION:
+                number = artifact.selector
+                version = self._question(base, lambda: self._client.get_model_version(name, number), patience=patience)
+                root = self._question(base, lambda: self._client.get_model_version_download_uri(name, number))
+                settled = str(version.status) in _SETTLED_VERSION
+                return Resolved(base, roots.root(base, root), (), settled, roots.stamp(version))
         raise AssertionError(f"{base} is no version")
 
     def _logged_models(self, run: Any) -> tuple[tuple[str, str], ...]:
@@ -163,7 +186,7 @@ class MlflowOrigin:
         ids = [output.model_id for output in (outputs.model_outputs if outputs else ())]
         models = [self._client.get_logged_model(model_id) for model_id in ids]
         return tuple(
-            (m.name, _root(m.model_id, m.artifact_location)) for m in models if m.source_run_id == run.info.run_id
+            (m.name, roots.root(m.model_id, m.artifact_location)) for m in models if m.source_run_id == run.info.run_id
         )
 
     # -- bytes ------------------------------------------------------------------------------------------------------
@@ -182,7 +205,8 @@ class MlflowOrigin:
                 found = files.listing(location)
             return found._replace(transport=files.transport)
         except Exception as error:  # noqa: BLE001 - whatever it is, it leaves here as one of ours
-            raise translated(error, location.uri) from None
+            ours = translated(error, location.uri)
+            raise self._noted(ours) if isinstance(files, ProxiedFiles) else ours from None
 
     def fill(self, location: Location, file: File, sink: Sink, *, named_by_client: bool) -> None:
         """Downloads one file of a listing. Raises Corrupted where its size is not the listed one."""
@@ -195,27 +219,41 @@ class MlflowOrigin:
                 return
             except Exception as error:  # noqa: BLE001 - MLflow and its clients raise anything
                 ours = translated(error, uri)
+                if isinstance(files, ProxiedFiles):
+                    self._noted(ours)
                 if attempt + 1 == DOWNLOAD_ATTEMPTS or not isinstance(ours, (Corrupted, OriginUnavailable)):
                     raise ours from None
                 sink.restart()
 
+    def identified(self, location: Location, files: list[File], *, named_by_client: bool) -> dict[bytes, File]:
+        """Those of some listed files whose entity tags have to be asked for one by one, with them, by path."""
+        store = self._files(location.root, named_by_client)
+        if not isinstance(store, ProxiedFiles) or not files:
+            return {}
+        try:
+            found = self._identifiers.map(store.identify, files)
+            return {file.path: file._replace(etag=etag) for file, etag in zip(files, found, strict=True)}
+        except Exception as error:  # noqa: BLE001 - whatever it is, it leaves here as one of ours
+            raise self._noted(translated(error, location.uri)) from None
+
     def _files(self, root: str, named_by_client: bool) -> LocalFiles | ProxiedFiles | RepositoryFiles:
         """What can list and download the files below a root."""
-        if _scheme(root) in LOCAL_SCHEMES:
+        if roots.scheme(root) in LOCAL_SCHEMES:
             return self._local(root, named_by_client)
         repository = self._repository(root, named_by_client=named_by_client)
         if isinstance(repository, HttpArtifactRepository):
+            self._breaker.check()
             return ProxiedFiles(repository.artifact_uri, self._http, _access, self._patience)
-        return RepositoryFiles(repository, _scheme(root) in _SIZED, partial(self._ask, of_answer=True))
+        return RepositoryFiles(repository, roots.scheme(root) in _SIZED, partial(self._ask, of_answer=True))
 
     def _repository(self, root: str, *, named_by_client: bool = False) -> Any:
         """The repository of a root. Raises InvalidRequest where the daemon's credentials would go elsewhere."""
         shown = names.show(without_credentials(root))
-        if named_by_client and _scheme(root) in _OF_TRACKING_SERVER:
-            there, here = _server(root), _server(self._tracking_uri)
-            if there not in ("", here) or (not there and _scheme(root) != "mlflow-artifacts"):
+        if named_by_client and roots.scheme(root) in _OF_TRACKING_SERVER:
+            there, here = roots.server(root), roots.server(self._tracking_uri)
+            if there not in ("", here) or (not there and roots.scheme(root) != "mlflow-artifacts"):
                 raise InvalidRequest(f"{shown} is on another server than the tracking server of this daemon.")
-            if _scheme(root) != "mlflow-artifacts" and _ENDPOINT not in root:
+            if roots.scheme(root) != "mlflow-artifacts" and _ENDPOINT not in root:
                 raise InvalidRequest(f"{shown} is no artifact URI of MLflow: write mlflow-artifacts:/<path>.")
         try:
             return self._repositories(root)
@@ -229,15 +267,50 @@ class MlflowOrigin:
 
     def _local(self, root: str, named_by_client: bool) -> LocalFiles:
         return LocalFiles(
-            _local_path(root),
+            roots.local_path(root),
             forbidden=self._forbidden,
             world_only=self._world_only,
             exempt=() if named_by_client else self._local_roots,
         )
 
-    def _ask(self, what: str, question: Callable[[], T], *, of_answer: bool = False, is_local: bool = False) -> T:
+    def _question(self, what: str, question: Callable[[], T], *, patience: float | None = None) -> T:
+        """One answer of the tracking server. Raises errors of ours only."""
+        self._breaker.check()
+        try:
+            return self._ask(what, question, of_answer=True, patience=patience)
+        except CacheError as error:
+            raise self._noted(error) from None
+
+    def _noted(self, error: CacheError) -> CacheError:
+        """An error of the tracking server's, which may mean that it is away."""
+        if isinstance(error, OriginUnavailable):
+            self._breaker.failed()
+        return error
+
+    def _answers(self) -> bool:
+        """Whether the tracking server answers at all, with whatever it likes."""
+        if roots.scheme(self._tracking_uri) not in ("http", "https"):
+            return True
+        url = f"{self._tracking_uri.rstrip('/')}/health"
+        try:
+            with self._looker.get(url, _access(url)._replace(headers={})):
+                return True
+        except (StatusError, ElsewhereError):
+            return True
+        except Exception:  # noqa: BLE001 - what stands in the way stands in the way of every question
+            return False
+
+    def _ask(
+        self,
+        what: str,
+        question: Callable[[], T],
+        *,
+        of_answer: bool = False,
+        is_local: bool = False,
+        patience: float | None = None,
+    ) -> T:
         """One answer of the origin, within its time, which begins when it is asked. Raises errors of ours only."""
-        pool, patience = self._pool, self._patience
+        pool, patience = self._pool, min(patience or self._patience, self._patience)
         if is_local:
             pool, patience = self._local_pool, max(patience, LOCAL_PATIENCE_SECONDS)
         asked = threading.Event()
@@ -263,24 +336,6 @@ class MlflowOrigin:
             raise translated(error, what, of_answer=of_answer) from None
 
 
-def _number(artifact: Artifact, found: Any) -> str:
-    """The version of a registered model, in an answer. Raises Corrupted."""
-    number = str(found.version)
-    if not number.isdecimal():
-        raise Corrupted(f"{artifact.base}: the origin answers without a version.")
-    return number
-
-
-def _root(what: str, uri: Any) -> str:
-    """Where bytes are, in an answer. Raises Corrupted."""
-    try:
-        if isinstance(uri, str) and uri and "\0" not in uri and uri.encode():
-            return _tidy(uri)
-    except UnicodeEncodeError:  # half a surrogate pair
-        pass
-    raise Corrupted(f"{what}: the origin answers without saying where its artifacts are.")
-
-
 def _access(url: str) -> Access:
     """What MLflow's own client would send beside a URL: credentials and certificates of the environment."""
     creds, headers = get_default_host_creds(url), dict(resolve_request_headers())
@@ -302,34 +357,3 @@ def _signer(creds: Any) -> Any:
 
         return AWSSigV4("execute-api")
     return fetch_auth(creds.auth)
-
-
-def _local_path(root: str) -> str:
-    """The folder of a local root.
-
-    A URI has its escapes decoded where it comes in, a client's as a whole by `uris.parse`, the tracking server's root,
-    below which paths are plain names, by `_tidy`; from there on root and path are taken literally.
-    """
-    if not _scheme(root):
-        return root
-    path = root.partition(":")[2]
-    return "/" + path[2:].partition("/")[2] if path.startswith("//") else path
-
-
-def _scheme(uri: str) -> str:
-    head, colon, _ = uri.partition(":")
-    return head.lower() if colon and "/" not in head else ""
-
-
-def _server(uri: str) -> str:
-    """Host and port, with the user where there is one. Raises InvalidRequest."""
-    try:
-        return urlsplit(uri).netloc
-    except ValueError:  # half an IPv6 address
-        raise InvalidRequest(f"{names.show(without_credentials(uri))} is no URL.") from None
-
-
-def _tidy(uri: str) -> str:
-    """The root as the index knows it: without a slash at its end; a local one without escapes, as MLflow reads it."""
-    uri = literal(uri) if _scheme(uri) in LOCAL_SCHEMES else uri
-    return uri.rstrip("/") if len(uri.rstrip("/")) > 1 else uri

@@ -118,7 +118,27 @@ CREATE TRIGGER artifact_changes AFTER UPDATE OF tree, asked ON artifacts BEGIN
 END;
 """
 
-MIGRATIONS = (FIRST,)
+FRESHNESS = """
+-- Which version a name that moves stood for when the origin was last asked: an answer for when it does not answer.
+CREATE TABLE aliases (
+    origin INTEGER NOT NULL REFERENCES origins(id),
+    uri TEXT NOT NULL,                 -- models:/<name>@<alias>, models:/<name>/latest or models:/<name>/<stage>
+    version TEXT NOT NULL,             -- the number of the registered model's version
+    resolved_at REAL NOT NULL,         -- seconds since the epoch
+    PRIMARY KEY (origin, uri)
+) STRICT, WITHOUT ROWID;
+
+ALTER TABLE versions ADD COLUMN
+    stamp TEXT NOT NULL DEFAULT '';    -- when the origin made it: another one is another version of the same name
+ALTER TABLE artifacts ADD COLUMN
+    checked_at REAL NOT NULL DEFAULT 0;  -- when the origin was last seen to have just this, seconds since the epoch
+ALTER TABLE artifacts ADD COLUMN
+    etags BLOB;                        -- zlib: the origin's entity tags of the files, a line each, in manifest order
+ALTER TABLE arrivals ADD COLUMN
+    etag TEXT NOT NULL DEFAULT '';     -- the origin's entity tag of these bytes; empty where it has none
+"""
+
+MIGRATIONS = (FIRST, FRESHNESS)
 
 
 def statements(script: str) -> Iterator[str]:

@@ -14,6 +14,7 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -24,6 +25,7 @@ from artifactcache.errors import CacheError, InvalidRequest, Unauthenticated
 from artifactcache.v1 import cache_pb2 as pb
 from artifactcache.v1 import cache_pb2_grpc
 from cacheserver import __version__, journal, uris
+from cacheserver.bringing import Ask
 from cacheserver.cache import Cache
 from cacheserver.quotas import Quota
 from cacheserver.selection import Selection
@@ -137,15 +139,19 @@ class Service(cache_pb2_grpc.CacheServicer):
     ) -> Generator[pb.FetchEvent, None, tuple[Brought, bool] | None]:
         """Asks the origin, telling the caller how far that is. Returns what was brought and whether this call
         started it, None where the caller has gone."""
-        artifact = self._cache.version_of(asked)
-        if artifact is not asked and not request.refresh:
-            held = self._cache.find(artifact, selection, view=request.view)
-            if held is not None:
-                return held, True
-        flight, started = self._cache.bring(artifact, selection, refresh=request.refresh)
-        for progress in _wait(flight.future, flight.progress, self._store, context):
-            yield pb.FetchEvent(progress=progress)
-        return (flight.future.result(), started) if context.is_active() else None
+        version = self._cache.version_of(asked, refresh=request.refresh)
+        ask = Ask.STRICTLY if request.refresh else Ask.AGAIN if version.is_new else Ask.WHAT_IS_DUE
+        brought, started = None, True
+        if version.artifact is not asked and ask is Ask.WHAT_IS_DUE:
+            brought = self._cache.find(version.artifact, selection, view=request.view)
+        if brought is None:
+            flight, started = self._cache.bring(version.artifact, selection, ask)
+            for progress in _wait(flight.future, flight.progress, self._store, context):
+                yield pb.FetchEvent(progress=progress)
+            if not context.is_active():
+                return None
+            brought = flight.future.result()
+        return replace(brought, stale=brought.stale or version.stale), started
 
     def _hand_out(self, session: Session, brought: Brought, started: bool, view: bool) -> pb.FetchResult:
         held = brought.held
@@ -246,7 +252,7 @@ class Service(cache_pb2_grpc.CacheServicer):
 
     def _look_up(self, request: pb.ArtifactSelection) -> tuple[Held, Manifest]:
         asked, selection = _artifact(request)
-        return self._cache.look_up(self._cache.version_of(asked), selection)
+        return self._cache.look_up(asked, selection)
 
     def _session(self, context: Context) -> Session:
         for key, value in context.invocation_metadata():

@@ -24,7 +24,7 @@ from cacheserver.turns import Turns
 from cacheserver.verify import Verification, Verified
 from cacheserver.views import Views
 from cacheserver.watch import Watch
-from cacheserver.words import BlobRow, Entry, Held, Manifest, Progress, Standing
+from cacheserver.words import Arrived, BlobRow, Entry, Held, Manifest, Progress, Record, Standing
 
 CACHED_ENTRIES_MAX = 100_000  # about 50 MB of manifests and rows in memory
 VERIFY_BATCH = 500
@@ -110,9 +110,8 @@ class Store:
                 wrong = {row.digest for row in self._disk.suspects(known.values())}
                 new = [one for digest, one in ones.items() if digest not in known or digest in wrong]
                 rows = self._disk.place(new)
-                self.index.record_arrivals(
-                    rows, {u: s.row.digest for u, s in staged.items() if s.row.size}, standing, now
-                )
+                arrived = {u: Arrived(s.row.digest, s.row.size, s.etag) for u, s in staged.items() if s.row.size}
+                self.index.record_arrivals(rows, arrived, standing, now)
             if wrong:
                 self._forget_cached()
         except OSError as error:
@@ -124,7 +123,7 @@ class Store:
     def commit(
         self,
         manifest: Manifest,
-        artifacts: Iterable[tuple[str, str, str, Standing, bool]],
+        artifacts: Iterable[Record],
         arrived: Iterable[str],
         now: float,
     ) -> None:

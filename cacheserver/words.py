@@ -189,12 +189,14 @@ class Resolved:
         overlays: for a run, the logged models that MLflow shows as folders of it: name and root of each. Where both
             have a file, MLflow takes the logged model's.
         settled: False while the origin may still be adding to it (a run that is running).
+        stamp: when the origin made it, as the origin writes it: another one is another version of the same name.
     """
 
     version: str
     root: str
     overlays: tuple[tuple[str, str], ...]
     settled: bool
+    stamp: str = ""
 
     def locations(self, path: str) -> tuple[Location, ...]:
         """Where the bytes of a path of this version are; where two have the same file, the later one wins."""
@@ -219,6 +221,14 @@ class File(NamedTuple):
     etag: str = ""
 
 
+class Arrived(NamedTuple):
+    """A file that is held: digest and size of its bytes, and the origin's entity tag of them, where it has one."""
+
+    digest: str
+    size: int
+    etag: str = ""
+
+
 class Listing(NamedTuple):
     """What the origin keeps at a location. `file_name` is set where the location is one file, not a folder.
     `transport` names what lists and downloads there."""
@@ -239,6 +249,7 @@ class Held:
         file_name: where the artifact is one file, its name; else empty.
         standing: whether the origin had finished it when it was fetched.
         fetched_at, used_at: seconds since the epoch.
+        checked_at: when the origin was last seen to have just this; seconds since the epoch.
     """
 
     uri: str
@@ -250,6 +261,25 @@ class Held:
     standing: Standing
     fetched_at: float
     used_at: float
+    checked_at: float
+
+
+class Record(NamedTuple):
+    """What a tree is the tree of, as it is to be recorded.
+
+    Attributes:
+        asked: whether a client asked for this URI; else it is the location behind one.
+        checked_at: when the origin was seen to have just this; seconds since the epoch.
+        etags: of the tree's files, in the manifest's order; none where the origin gave none.
+    """
+
+    uri: str
+    selection: str
+    file_name: str
+    standing: Standing
+    asked: bool
+    checked_at: float = 0.0
+    etags: tuple[str, ...] = ()
 
 
 class BlobRow(NamedTuple):

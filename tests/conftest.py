@@ -44,6 +44,9 @@ class StartDaemon(Protocol):
 def pytest_configure(config: pytest.Config) -> None:
     """Nothing in the tests' own process may be served by a cache, or tell anyone that it ran."""
     signal.signal(signal.SIGTERM, _interrupt)  # so that the fixtures clean up then as well
+    for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        if signal.getsignal(number) is signal.SIG_IGN:  # as under nohup: all that the tests start would ignore it too
+            signal.signal(number, handler)
     config.addinivalue_line("markers", "slow: takes many seconds or much room; runs all the same")
     os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true", ARTIFACTCACHE="off")
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from cacheserver.index import Index
 from tests.unit.house import FILES, ROOT, House, Shelf
+from tests.unit.rows import ORIGIN
 
 
 @pytest.fixture
@@ -18,6 +20,20 @@ def dice() -> random.Random:
     seed = int(os.environ.get("ARTIFACTCACHE_TEST_SEED") or random.SystemRandom().randrange(2**32))
     print(f"ARTIFACTCACHE_TEST_SEED={seed}")
     return random.Random(seed)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    """Where the index is."""
+    return str(tmp_path / "index.db")
+
+
+@pytest.fixture
+def index(path: str) -> Iterator[Index]:
+    """An empty index."""
+    index = Index(path, ORIGIN)
+    yield index
+    index.close()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections import Counter
@@ -9,8 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+from blake3 import blake3
+
 from artifactcache.errors import NotFound, OriginUnavailable
 from cacheserver import cli, uris
+from cacheserver.bringing import Ask, Freshness
 from cacheserver.cache import Cache
 from cacheserver.disk import Disk
 from cacheserver.flights import Flight
@@ -21,7 +25,20 @@ from cacheserver.space import Amount, Limits
 from cacheserver.staging import Sink
 from cacheserver.store import Store, Tree
 from cacheserver.uris import Artifact, Kind
-from cacheserver.words import Brought, Entry, File, Held, Listing, Location, Manifest, Resolved, Standing, folder, join
+from cacheserver.words import (
+    Brought,
+    Entry,
+    File,
+    Held,
+    Listing,
+    Location,
+    Manifest,
+    Record,
+    Resolved,
+    Standing,
+    folder,
+    join,
+)
 
 TRACKING_URI = "http://origin.example"
 PATIENCE_SECONDS = 30  # how long a test waits for a thread before it gives up
@@ -29,12 +46,14 @@ ROOT = "s3://bucket/p"
 FILES = {"a/one": b"1", "a/two": b"22", "b/three": b"333", "top": b"4444", "zero": b""}
 FEW = {f"d{n % 2}/{n}": f"file {n}".encode() for n in range(5)} | {"zero": b""}
 MANY = {f"d{n % 3}/{n}": f"file {n}".encode() for n in range(300)} | {"zero": b"", "d0/none": b"", "hollow/": b""}
+FRESHNESS = Freshness(relist_after=3600.0, alias_ttl=0.0, stale_after=1.0)
 ROOMY = Limits(Amount(10**15), Amount(0))
 
 
 class FakeOrigin:
     """An origin whose every file is in `files`, by its bare artifact URI; a URI that ends with "/" is an empty folder.
 
+    `tags` says how it gives entity tags: "none", "listed", "asked" for one by one, "unsteady": another one each time.
     It misbehaves on command: `down`, `sized`, `before_download`, `after_download`, `edit_listing`.
     """
 
@@ -44,6 +63,8 @@ class FakeOrigin:
         self.files: dict[str, bytes] = {}
         self.versions: dict[str, Resolved] = {}
         self.aliases: dict[str, str] = {}
+        self.tags = "none"
+        self.questions: Counter[str] = Counter()
         self.down = False
         self.guarded = False
         self.sized = True
@@ -53,6 +74,7 @@ class FakeOrigin:
         self.downloads: Counter[str] = Counter()
         self.listings: Counter[str] = Counter()
         self._lock = threading.Lock()
+        self._numbers = itertools.count()
 
     def close(self) -> None:
         """Nothing is open."""
@@ -61,14 +83,15 @@ class FakeOrigin:
         """Whether bare URIs are to be looked at each time."""
         return self.guarded and artifact.kind is Kind.BARE
 
-    def version_of(self, artifact: Artifact) -> Artifact:
-        """What `aliases` says."""
+    def version_of(self, artifact: Artifact, *, patience: float | None = None) -> tuple[Artifact, str]:
+        """What `aliases` says, and the stamp of what `versions` says."""
         self._answer()
         if artifact.base not in self.aliases:
             raise NotFound(artifact.base)
-        return artifact.at_version(self.aliases[artifact.base])
+        version = artifact.at_version(self.aliases[artifact.base])
+        return version, self.versions[version.base].stamp if version.base in self.versions else ""
 
-    def resolve(self, artifact: Artifact) -> Resolved:
+    def resolve(self, artifact: Artifact, *, patience: float | None = None) -> Resolved:
         """What `versions` says."""
         self._answer()
         if artifact.base not in self.versions:
@@ -89,12 +112,19 @@ class FakeOrigin:
             raise NotFound(location.uri)
         return Listing(self.edit_listing([f for f in found if f.path]), "", "file")
 
+    def identified(self, location: Location, files: list[File], *, named_by_client: bool) -> dict[bytes, File]:
+        """The entity tags of files, one by one."""
+        self._answer()
+        self.questions.update(join(location.root, file.remote) for file in files)
+        return {f.path: f._replace(etag=self._etag(join(location.root, f.remote))) for f in files}
+
     def fill(self, location: Location, file: File, sink: Sink, *, named_by_client: bool) -> None:
         """Writes the file, and refuses what is not of the listed size, as the contract of an origin says."""
         uri = join(location.root, file.remote)
         self._answer()
         self.before_download(uri)
         sink.write(self.files[uri])
+        sink.etag = self._etag(uri)
         sink.check()
         with self._lock:
             self.downloads[uri] += 1
@@ -110,7 +140,13 @@ class FakeOrigin:
         if uri.endswith("/"):
             return File(name.rstrip("/").encode("utf-8", "surrogateescape"), 0, remote.rstrip("/"), is_folder=True)
         size = len(self.files[uri]) if self.sized else None
-        return File(name.encode("utf-8", "surrogateescape"), size, remote)
+        etag = self._etag(uri) if self.tags == "listed" else ""
+        return File(name.encode("utf-8", "surrogateescape"), size, remote, etag=etag)
+
+    def _etag(self, uri: str) -> str:
+        if self.tags == "unsteady":
+            return f'"{next(self._numbers)}"'
+        return "" if self.tags == "none" else f'"{blake3(self.files[uri]).hexdigest()}"'
 
     def _answer(self) -> None:
         if self.down:
@@ -143,7 +179,7 @@ class Shelf:
             arrived[f"{uri}/{name}"] = staged = self.store.measure(path)
             entries.append(Entry(name.encode(), staged.row.digest, staged.row.size))
         self.store.keep(arrived, Standing.FINISHED, 1.0)
-        self.store.commit(Manifest.of(entries), [(uri, "", "", Standing.FINISHED, True)], arrived, 1.0)
+        self.store.commit(Manifest.of(entries), [Record(uri, "", "", Standing.FINISHED, True, 1.0)], arrived, 1.0)
         held = self.index.held(uri, "")
         assert held is not None
         return held
@@ -185,7 +221,7 @@ class House(Shelf):
         super().__init__(root)
         self.now = 1_700_000_000.0
         self.origin = FakeOrigin()
-        self.cache = Cache(self.store, cast(MlflowOrigin, self.origin), limits, lambda: self.now)
+        self.cache = Cache(self.store, cast(MlflowOrigin, self.origin), limits, FRESHNESS, lambda: self.now)
 
     def close(self) -> None:
         """Brings nothing any more."""
@@ -194,7 +230,8 @@ class House(Shelf):
 
     def start(self, uri: str, selection: Selection | None = None, *, refresh: bool = False) -> Flight[Brought]:
         """Starts a fetch."""
-        return self.cache.bring(uris.parse(uri), selection or Selection(), refresh=refresh)[0]
+        ask = Ask.STRICTLY if refresh else Ask.WHAT_IS_DUE
+        return self.cache.bring(uris.parse(uri), selection or Selection(), ask)[0]
 
     def bring(self, uri: str, selection: Selection | None = None, *, refresh: bool = False) -> Brought:
         """Fetches, and waits for it."""

@@ -165,7 +165,7 @@ def test_an_answer_that_leads_nowhere_is_not_remembered(house: House) -> None:
     house.origin.versions["models:/m/1"] = Resolved("models:/m/1", "s3://wrong/place", (), True)
     with pytest.raises(NotFound):
         house.bring("models:/m/1/weights")
-    assert house.index.resolved("models:/m/1") is None
+    assert house.index.versions.resolved("models:/m/1") is None
     house.origin.versions["models:/m/1"] = Resolved("models:/m/1", "s3://right/place", (), True)
     house.origin.files["s3://right/place/weights"] = b"w"
     assert house.content(house.bring("models:/m/1/weights").held) == {"weights": b"w"}

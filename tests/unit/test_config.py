@@ -19,6 +19,9 @@ min_free = "10%"
 [origin]
 tracking_uri = "http://mlflow.example:5000"
 unreachable_after = 3
+stale_after = 0.5
+relist_after = 0
+alias_ttl = 60
 local_roots = ["/srv/mlflow", "/data"]
 
 [access]
@@ -37,6 +40,7 @@ def test_every_key_is_read() -> None:
     assert config.store.root == "/srv/cache"
     assert config.store.capacity == Amount(500 * 2**30) and config.store.min_free == Amount(10, percent=True)
     assert config.origin.tracking_uri == "http://mlflow.example:5000" and config.origin.unreachable_after == 3.0
+    assert (config.origin.stale_after, config.origin.relist_after, config.origin.alias_ttl) == (0.5, 0.0, 60.0)
     assert config.origin.local_roots == ["/srv/mlflow", "/data"]
     assert config.access.check == "none" and config.access.users == "all" and config.access.hardlink_for_root is True
     assert config.server.socket_dir == "/run/somewhere"
@@ -67,6 +71,9 @@ def test_bytes_may_be_a_plain_number(value: str) -> None:
         ("store", "min_free", ["-1", "false", '"5 gib"', "{}"]),
         ("origin", "tracking_uri", ["5000", '""', '"mlflow.example"', "[]", '["http://x"]']),
         ("origin", "unreachable_after", ["0", "-1", "3601", "nan", "inf", '"10"', "true"]),
+        ("origin", "stale_after", ["0", "-1", "3601", '"2"', "true"]),
+        ("origin", "relist_after", ["-1", "nan", "inf", '"1h"', "true", "31622401"]),
+        ("origin", "alias_ttl", ["-0.1", "nan", '"0"', "false", "[]"]),
         ("origin", "local_roots", ['"/srv"', "true", '["srv"]', '[""]', "[1]", '["/srv", "~/x"]', "{}", '[["/srv"]]']),
         ("access", "check", ['"caller"', '"None"', '""', "false", "[]", '["none"]', "{}"]),
         ("access", "users", ['"everybody"', "1", "true", "[]"]),

@@ -4,55 +4,19 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from blake3 import blake3
 
 from artifactcache.errors import CacheError
 from cacheserver.index import Index, MissingBlobs
 from cacheserver.schema import MIGRATIONS
-from cacheserver.words import BlobRow, Entry, Manifest, Resolved, Standing
+from cacheserver.words import Entry, Manifest, Record, Resolved, Standing
 from tests.unit.house import PATIENCE_SECONDS
+from tests.unit.rows import ORIGIN, arrived, blob, record, tree
 
 EMPTY_DIGEST = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"  # BLAKE3 of nothing
-
-ORIGIN = "http://one.example"
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> str:
-    """Where the index is."""
-    return str(tmp_path / "index.db")
-
-
-@pytest.fixture
-def index(path: str) -> Iterator[Index]:
-    """An empty index."""
-    index = Index(path, ORIGIN)
-    yield index
-    index.close()
-
-
-def blob(name: str, inode: int = 1) -> BlobRow:
-    """A blob's row."""
-    return BlobRow(blake3(name.encode()).hexdigest(), len(name), f"xxh3 of {name}", inode, 1_700_000_000_123_456_789)
-
-
-def tree(*names: str) -> Manifest:
-    """A tree of files whose content is their name."""
-    return Manifest.of(Entry(n.encode(), blob(n).digest, len(n)) for n in names)
-
-
-def record(
-    index: Index, uri: str, *names: str, standing: Standing = Standing.FINISHED, asked: bool = True, now: float = 5.0
-) -> Manifest:
-    """Records blobs and their tree as an artifact."""
-    index.record_arrivals([blob(n) for n in names], {}, Standing.FINISHED, now)
-    index.record_tree(tree(*names), [(uri, "", "", standing, asked)], (), now)
-    return tree(*names)
 
 
 def test_what_was_recorded_is_held(index: Index) -> None:
@@ -71,29 +35,29 @@ def test_what_was_recorded_is_held(index: Index) -> None:
 
 def test_a_tree_appears_whole_or_not_at_all(index: Index) -> None:
     """Where one blob is missing nothing of the tree is recorded, not even its name, and the arrivals stay."""
-    index.record_arrivals([blob("x")], {"s3://b/p/x": blob("x").digest}, Standing.FINISHED, 1.0)
+    index.record_arrivals([blob("x")], {"s3://b/p/x": arrived("x")}, Standing.FINISHED, 1.0)
     with pytest.raises(MissingBlobs):
-        index.record_tree(tree("x", "gone"), [("s3://b/p", "", "", Standing.FINISHED, True)], ["s3://b/p/x"], 2.0)
+        index.record_tree(tree("x", "gone"), [Record("s3://b/p", "", "", Standing.FINISHED, True)], ["s3://b/p/x"], 2.0)
     assert index.held("s3://b/p", "") is None
     assert index.tree_blobs(tree("x", "gone").digest) == {}
     assert index.totals()["tree_count"] == 0
-    assert index.arrivals("s3://b/p", Standing.FINISHED) == {"s3://b/p/x": (blob("x").digest, 1)}
+    assert index.arrivals("s3://b/p") == {"s3://b/p/x": (arrived("x"), Standing.FINISHED, 1.0)}
 
 
 def test_a_failure_in_the_middle_leaves_nothing(index: Index) -> None:
     """Rows of one call appear together: an artifact that cannot be written takes its tree with it."""
     index.record_arrivals([blob("x")], {}, Standing.FINISHED, 1.0)
-    broken = [("s3://b/p", "", "", Standing.FINISHED, True), ("s3://b/q", "", None, True, True)]
+    broken = [Record("s3://b/p", "", "", Standing.FINISHED, True), Record("s3://b/q", "", None, Standing.OPEN, True)]  # type: ignore[arg-type]
     with pytest.raises(sqlite3.IntegrityError):
-        index.record_tree(tree("x"), broken, (), 2.0)  # type: ignore[arg-type]
+        index.record_tree(tree("x"), broken, (), 2.0)
     assert index.held("s3://b/p", "") is None and index.totals()["tree_count"] == 0
 
 
 def test_empty_files_and_folders_need_no_blob(index: Index) -> None:
     """A tree without bytes is recorded without any."""
     manifest = Manifest.of([Entry(b"empty", EMPTY_DIGEST, 0), Entry(b"folder/", "-", 0)])
-    index.record_tree(manifest, [("s3://b/p", "", "", Standing.FINISHED, True)], (), 1.0)
-    index.record_tree(Manifest.of([]), [("s3://b/none", "", "", Standing.FINISHED, True)], (), 1.0)
+    index.record_tree(manifest, [Record("s3://b/p", "", "", Standing.FINISHED, True)], (), 1.0)
+    index.record_tree(Manifest.of([]), [Record("s3://b/none", "", "", Standing.FINISHED, True)], (), 1.0)
     held, none = index.held("s3://b/p", ""), index.held("s3://b/none", "")
     assert held is not None and held.file_count == 1 and held.size_bytes == 0
     assert none is not None and none.file_count == 0
@@ -136,9 +100,9 @@ def test_above_and_below_are_by_folder_not_by_letters(index: Index) -> None:
     assert [h.uri for h in index.above("s3://b/p/q/none")] == ["s3://b", "s3://b/p", "s3://b/p/q"]
     assert sorted(h.uri for h in index.at_or_below("s3://b/p")) == ["s3://b/p", "s3://b/p/q", "s3://b/p/q/r"]
     index.record_arrivals(
-        [blob("x")], {f"s3://b/{n}": blob("x").digest for n in ("f/1", "f", "f1", "f-/2")}, Standing.FINISHED, 1.0
+        [blob("x")], {f"s3://b/{n}": arrived("x") for n in ("f/1", "f", "f1", "f-/2")}, Standing.FINISHED, 1.0
     )
-    assert sorted(index.arrivals("s3://b/f", Standing.FINISHED)) == ["s3://b/f", "s3://b/f/1"]
+    assert sorted(index.arrivals("s3://b/f")) == ["s3://b/f", "s3://b/f/1"]
 
 
 def test_a_very_deep_uri_is_asked_for_at_once(index: Index) -> None:
@@ -147,7 +111,9 @@ def test_a_very_deep_uri_is_asked_for_at_once(index: Index) -> None:
     many = [blob(str(n)) for n in range(2500)]
     index.record_arrivals(many, {}, Standing.FINISHED, 1.0)
     assert len(index.blobs([b.digest for b in many])) == 2500
-    index.record_tree(tree(*(str(n) for n in range(2500))), [("s3://b/p", "", "", Standing.FINISHED, True)], (), 1.0)
+    index.record_tree(
+        tree(*(str(n) for n in range(2500))), [Record("s3://b/p", "", "", Standing.FINISHED, True)], (), 1.0
+    )
     assert index.holders([b.digest for b in many]) == ["s3://b/p"]
 
 
@@ -155,12 +121,10 @@ def test_a_blob_that_is_forgotten_says_which_trees_lack_it(index: Index) -> None
     """Its row, its arrivals and its memberships go in one step; the trees stay, incomplete, until it is back."""
     one, other = record(index, "s3://b/1", "x", "y"), record(index, "s3://b/2", "x")
     record(index, "s3://b/3", "z")
-    index.record_arrivals([], {"s3://b/f": blob("x").digest}, Standing.FINISHED, 1.0)
+    index.record_arrivals([], {"s3://b/f": arrived("x")}, Standing.FINISHED, 1.0)
     assert sorted(index.forget_blob(blob("x").digest)) == sorted([one.digest, other.digest])
     assert set(index.tree_blobs(one.digest)) == {blob("y").digest} and index.tree_blobs(other.digest) == {}
-    assert index.arrivals("s3://b/f", Standing.FINISHED) == {} and blob("x").digest not in index.blobs(
-        [blob("x").digest]
-    )
+    assert index.arrivals("s3://b/f") == {} and blob("x").digest not in index.blobs([blob("x").digest])
     assert index.forget_blob(blob("x").digest) == []
     record(index, "s3://b/1", "x", "y")
     assert set(index.tree_blobs(one.digest)) == {blob("x").digest, blob("y").digest}
@@ -177,14 +141,14 @@ def test_a_blobs_inode_may_become_another(index: Index) -> None:
 
 def test_arrivals_end_with_their_tree_or_with_time(index: Index) -> None:
     """What belongs to a tree is kept when its arrival ends; what belongs to nothing is given back to be unlinked."""
-    uris = {f"s3://b/p/{n}": blob(n).digest for n in "xyz"}
+    uris = {f"s3://b/p/{n}": arrived(n) for n in "xyz"}
     index.record_arrivals([blob(n) for n in "xyz"], uris, Standing.FINISHED, 10.0)
-    index.record_arrivals([], {"s3://b/other/z": blob("z").digest}, Standing.FINISHED, 30.0)
-    index.record_tree(tree("x"), [("s3://b/p/x", "", "x", Standing.FINISHED, True)], ["s3://b/p/x"], 11.0)
-    assert set(index.arrivals("s3://b/p", Standing.FINISHED)) == {"s3://b/p/y", "s3://b/p/z"}
+    index.record_arrivals([], {"s3://b/other/z": arrived("z")}, Standing.FINISHED, 30.0)
+    index.record_tree(tree("x"), [Record("s3://b/p/x", "", "x", Standing.FINISHED, True)], ["s3://b/p/x"], 11.0)
+    assert set(index.arrivals("s3://b/p")) == {"s3://b/p/y", "s3://b/p/z"}
     assert index.drop_arrivals(10.0) == []  # none is older
     assert index.drop_arrivals(20.0) == [blob("y").digest]  # x has a tree, z has come again since
-    assert index.arrivals("s3://b", Standing.FINISHED) == {"s3://b/other/z": (blob("z").digest, 1)}
+    assert index.arrivals("s3://b") == {"s3://b/other/z": (arrived("z"), Standing.FINISHED, 30.0)}
     assert sorted(index.all_digests()) == sorted([blob("x").digest, blob("z").digest])
     assert index.drop_arrivals(99.0) == [blob("z").digest]
 
@@ -210,29 +174,15 @@ def test_a_view_is_remembered(index: Index) -> None:
     assert not index.has_view(manifest.digest)
 
 
-def test_what_the_origin_said_is_remembered(index: Index) -> None:
-    """A version's root and logged models survive, and are replaced by what it says next."""
-    said = Resolved("runs:/r", "s3://b/r", (("model", "s3://b/m-1"), ("é", "s3://b/m-2")), False)
-    assert index.resolved("runs:/r") is None
-    index.record_version(said, 1.0)
-    assert index.resolved("runs:/r") == said
-    later = Resolved("runs:/r", "s3://b/r", (), True)
-    index.record_version(later, 2.0)
-    assert index.resolved("runs:/r") == later
-
-
 def test_one_store_keeps_origins_apart(path: str, index: Index) -> None:
     """Two tracking servers may have the same run ID: neither is answered with the other's artifact."""
     record(index, "runs:/r", "x")
-    index.record_version(Resolved("runs:/r", "s3://b/r", (), True), 1.0)
-    index.record_arrivals([], {"s3://b/f": blob("x").digest}, Standing.FINISHED, 1.0)
+    index.versions.record(Resolved("runs:/r", "s3://b/r", (), True), 1.0)
+    index.record_arrivals([], {"s3://b/f": arrived("x")}, Standing.FINISHED, 1.0)
     other = Index(path, "http://other.example")
     try:
-        assert other.held("runs:/r", "") is None and other.resolved("runs:/r") is None and other.asked() == []
-        assert (
-            other.above("runs:/r") == other.at_or_below("runs:/r") == []
-            and other.arrivals("s3://b", Standing.FINISHED) == {}
-        )
+        assert other.held("runs:/r", "") is None and other.versions.resolved("runs:/r") is None and other.asked() == []
+        assert other.above("runs:/r") == other.at_or_below("runs:/r") == [] and other.arrivals("s3://b") == {}
         assert set(other.blobs([blob("x").digest])) == {blob("x").digest}  # bytes are bytes, whoever brought them
     finally:
         other.close()

@@ -13,7 +13,7 @@ from artifactcache.errors import CacheError
 from cacheserver import fsck
 from cacheserver.index import MissingBlobs
 from cacheserver.store import DESCRIPTORS_MAX
-from cacheserver.words import Entry, Manifest, Progress, Standing
+from cacheserver.words import Entry, Manifest, Progress, Record, Standing
 from tests.unit.house import FEW, MANY, Shelf, overwrite
 
 
@@ -31,7 +31,7 @@ def test_rows_appear_only_when_their_files_are_there(shelf: Shelf) -> None:
     """A tree with a blob that nobody kept is not recorded; its manifest is a file without a row."""
     manifest = Manifest.of([Entry(b"x", blake3(b"never kept").hexdigest(), 10)])
     with pytest.raises(MissingBlobs):
-        shelf.store.commit(manifest, [("s3://b/p", "", "", Standing.FINISHED, True)], (), 1.0)
+        shelf.store.commit(manifest, [Record("s3://b/p", "", "", Standing.FINISHED, True)], (), 1.0)
     assert shelf.index.held("s3://b/p", "") is None and shelf.index.totals()["tree_count"] == 0
 
 

@@ -11,7 +11,7 @@ import pytest
 from blake3 import blake3
 
 from cacheserver.index import Index, MissingBlobs
-from cacheserver.words import BlobRow, Entry, Manifest, Standing
+from cacheserver.words import Arrived, BlobRow, Entry, Manifest, Record, Standing
 from tests.unit.house import FILES, ROOT, House
 
 
@@ -58,10 +58,12 @@ def test_totals_are_the_sums_of_the_rows(path: str, index: Index, dice: random.R
         match dice.randrange(6):
             case 0:
                 rows = [blob(n, inode=now) for n in some]
-                index.record_arrivals(rows, {f"{uri}/{n}": blob(n).digest for n in some}, Standing.FINISHED, now)
+                index.record_arrivals(
+                    rows, {f"{uri}/{n}": Arrived(blob(n).digest, len(n)) for n in some}, Standing.FINISHED, now
+                )
             case 1 | 2:
                 try:
-                    artifact = (uri, dice.choice(["", "x"]), "", Standing.FINISHED, dice.random() < 0.5)
+                    artifact = Record(uri, dice.choice(["", "x"]), "", Standing.FINISHED, dice.random() < 0.5)
                     index.record_tree(manifest, [artifact], [f"{uri}/{n}" for n in some], now)
                 except MissingBlobs:
                     pass

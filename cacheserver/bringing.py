@@ -1,0 +1,287 @@
+"""Bringing an artifact into the store: what the origin is asked, what is downloaded, what is recorded of it.
+
+Law of this file: a row says no more than the origin was seen to have, and when; nothing is recorded before all of it is
+there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from artifactcache.errors import Corrupted, NoSpace, NotFound, OriginUnavailable
+from cacheserver import space
+from cacheserver.downloads import Downloads, key
+from cacheserver.evidence import Evidence, is_same, wants_etag
+from cacheserver.origin import MlflowOrigin
+from cacheserver.reservations import Reservations
+from cacheserver.selection import Selection
+from cacheserver.store import Store
+from cacheserver.uris import Artifact, Kind
+from cacheserver.words import (
+    Arrived,
+    Entry,
+    Held,
+    Location,
+    Manifest,
+    Progress,
+    Record,
+    Standing,
+    folder,
+    overlay,
+)
+
+
+@dataclass(frozen=True)
+class Freshness:
+    """How long answers of the origin are worth something, in seconds.
+
+    Attributes:
+        relist_after: what is finished is trusted for so long, and then listed again.
+        alias_ttl: for so long an alias, a stage or `latest` is not asked for again.
+        stale_after: for so long the origin is waited for where what is held can be given out instead.
+    """
+
+    relist_after: float
+    alias_ttl: float
+    stale_after: float
+
+    def is_recent(self, at: float, now: float) -> bool:
+        """Whether an answer of that time is trusted now; not where the clock was set back since."""
+        return 0 <= now - at < self.relist_after
+
+
+class Ask(Enum):
+    """What the origin is asked."""
+
+    WHAT_IS_DUE = auto()
+    AGAIN = auto()  # whatever is trusted: it is another version of the same name
+    STRICTLY = auto()  # and nothing but entity tags proves that bytes are the same
+    NOTHING = auto()  # it does not answer
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one location holds of an artifact: the selected files with the origin's entity tags in the manifest's order,
+    its name where it is one file, what it is worth, and when the origin was seen to have it."""
+
+    location: Location
+    manifest: Manifest
+    etags: tuple[str, ...]
+    file_name: str
+    standing: Standing
+    checked_at: float
+    arrived: tuple[str, ...] = ()
+
+
+class Bringing:
+    """Brings artifacts of one origin into one store.
+
+    Args:
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        origin: MlflowOrigin,
+        limits: space.Limits,
+        freshness: Freshness,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._index = store.index
+        self._versions = store.index.versions
+        self._origin = origin
+        self._freshness = freshness
+        self._clock = clock
+        self._downloads = Downloads(store, origin, clock)
+        self.evidence = Evidence(store, lambda at: freshness.is_recent(at, clock()))
+        self._reservations = Reservations(store, limits)
+
+    def close(self) -> None:
+        """Brings nothing any more."""
+        self._downloads.close()
+
+    def sync(self, artifact: Artifact, selection: Selection, ask: Ask, progress: Progress) -> Held:
+        """Brings what the origin has and the store lacks, and records the tree. Returns what is held then.
+
+        Raises errors of ours, and MissingBlobs where a blob that was counted on went meanwhile.
+        """
+        before = self._index.held(artifact.uri, selection.key)
+        if before and ask is Ask.NOTHING:
+            return before
+        since = self._downloads.mark() if ask is Ask.STRICTLY else 0
+        locations, standing = self._remembered(artifact, ask)
+        parts = self._parts(locations, standing, artifact, selection, ask, since, progress)
+        if not parts and artifact.kind is not Kind.BARE:
+            # Nothing was remembered, or it leads nowhere by now: a run can be opened again, a model created anew.
+            if ask is Ask.NOTHING:
+                raise OriginUnavailable(f"{artifact.uri} is not held.")
+            patience = self._freshness.stale_after if before and ask is not Ask.STRICTLY else None
+            try:
+                resolved = self._origin.resolve(artifact, patience=patience)
+            except NotFound:
+                self._index.forget(artifact.base)
+                raise
+            locations = resolved.locations(artifact.path)
+            standing = Standing.FINISHED if resolved.settled else Standing.OPEN
+            parts = self._parts(locations, standing, artifact, selection, ask, since, progress)
+            if parts:
+                self._versions.record(resolved, self._clock())
+        if not parts:
+            if before:
+                self._index.forget(artifact.uri)
+            raise NotFound(f"{artifact.uri}: the origin has no file or folder there.")
+        return self._record(artifact, selection, parts, before)
+
+    def _record(self, artifact: Artifact, selection: Selection, parts: list[Part], before: Held | None) -> Held:
+        """Records the tree that the parts are together."""
+        whole = parts[0].manifest
+        for part in parts[1:]:
+            whole = overlay(whole, part.manifest)
+        _check_paths(artifact.uri, [entry.path.rstrip(b"/") for entry in whole.entries])
+        now, file_name = self._clock(), parts[-1].file_name
+        standing, checked_at = min(part.standing for part in parts), min(part.checked_at for part in parts)
+        arrived = [uri for part in parts for uri in part.arrived]
+        behind = [
+            Record(p.location.uri, selection.key, p.file_name, standing, False, p.checked_at, p.etags)
+            for p in parts
+            if p.location.uri != artifact.uri
+        ]
+        same = before and (before.tree, before.file_name, before.standing) == (whole.digest, file_name, standing)
+        if before and same and not arrived and self._store.tree(before.tree):
+            with contextlib.suppress(NoSpace):  # nothing has changed: a full disk does not matter
+                uris = [artifact.uri, *(record.uri for record in behind)]
+                self._index.record_checks({(uri, selection.key): checked_at for uri in uris})
+            return before
+        if len(parts) > 1:
+            for part, record in zip(parts, behind, strict=True):
+                self._store.commit(part.manifest, [record], (), now)
+            behind = []
+        etags = parts[0].etags if len(parts) == 1 else ()
+        itself = Record(artifact.uri, selection.key, file_name, standing, True, checked_at, etags)
+        self._store.commit(whole, [itself, *behind], arrived, now)
+        held = self._index.held(artifact.uri, selection.key)
+        assert held is not None
+        return held
+
+    def _remembered(self, artifact: Artifact, ask: Ask) -> tuple[tuple[Location, ...], Standing]:
+        """Where the bytes are as far as that needs no question: of what the origin had finished when it was asked."""
+        if artifact.kind is Kind.BARE:
+            return (location(artifact),), Standing.UNKNOWN
+        resolved = self._versions.resolved(artifact.base)
+        if resolved is None or ask in (Ask.AGAIN, Ask.STRICTLY):
+            return (), Standing.FINISHED
+        if ask is Ask.NOTHING:
+            return resolved.locations(artifact.path), Standing.FINISHED if resolved.settled else Standing.OPEN
+        asked_at = self._versions.resolved_at(artifact.base)
+        if not resolved.settled or not self._freshness.is_recent(asked_at, self._clock()):
+            return (), Standing.FINISHED
+        return resolved.locations(artifact.path), Standing.FINISHED
+
+    def _parts(
+        self,
+        locations: tuple[Location, ...],
+        standing: Standing,
+        artifact: Artifact,
+        selection: Selection,
+        ask: Ask,
+        since: int,
+        progress: Progress,
+    ) -> list[Part]:
+        named_by_client = artifact.kind is Kind.BARE
+        found: list[Part] = []
+        for location in locations:
+            part = None
+            if ask is Ask.NOTHING or (ask is Ask.WHAT_IS_DUE and not self._origin.guards(artifact)):
+                part = self._without_asking(location, standing, selection, ask)
+            if part is None and ask is not Ask.NOTHING:
+                part = self._listed(location, standing, named_by_client, selection, ask, since, progress)
+            if part:
+                found.append(part)
+        return found
+
+    def _without_asking(self, location: Location, standing: Standing, selection: Selection, ask: Ask) -> Part | None:
+        """What one location has by a whole tree that is held at or above it."""
+        offline = ask is Ask.NOTHING
+        if standing is Standing.OPEN and not offline:
+            return None
+        whole = self.evidence.whole(location, selection, standing, trusted_only=not offline)
+        return Part(location, *whole) if whole else None
+
+    def _listed(
+        self,
+        location: Location,
+        standing: Standing,
+        named_by_client: bool,
+        selection: Selection,
+        ask: Ask,
+        since: int,
+        progress: Progress,
+    ) -> Part | None:
+        """What one location has by its listing, with what is missing downloaded."""
+        asked_at, strict = self._clock(), ask is Ask.STRICTLY
+        try:
+            listing = self._origin.listing(location, named_by_client=named_by_client)
+        except NotFound:
+            return None
+        wanted = [file for file in listing.files if selection.takes(file.path)]
+        _check_paths(location.uri, [file.path for file in wanted])
+        known = self.evidence.known(location, standing, trusting=ask is Ask.WHAT_IS_DUE)
+        doubtful = [f for f in wanted if wants_etag(known.get(f.path), f, standing, strict=strict)]
+        told = self._origin.identified(location, doubtful, named_by_client=named_by_client)
+        wanted = [told.get(file.path, file) for file in wanted]
+
+        def held() -> dict[bytes, Arrived]:
+            now_known = self.evidence.known(location, standing, trusting=False)
+            return {
+                f.path: now_known[f.path].arrived
+                for f in wanted
+                if is_same(now_known.get(f.path), f, standing, strict=strict)
+            }
+
+        have = {f.path: known[f.path].arrived for f in wanted if is_same(known.get(f.path), f, standing, strict=strict)}
+        missing = [f for f in wanted if not f.is_folder and f.path not in have]
+        if missing:
+            needed = sum(file.size or 0 for file in missing)
+            progress.files_total += len(missing)
+            progress.bytes_total += needed
+            progress.transports.add(listing.transport)
+            with self._reservations.reserve(location.uri, needed, progress):
+                have |= self._downloads.bring(
+                    location,
+                    missing,
+                    progress,
+                    named_by_client=named_by_client,
+                    standing=standing,
+                    since=since,
+                    known=held,
+                )
+        manifest = Manifest.of(
+            folder(f.path) if f.is_folder else Entry(f.path, have[f.path].digest, have[f.path].size) for f in wanted
+        )
+        etags = tuple(have[entry.path].etag for entry in manifest.files)
+        arrivals = tuple(key(location, file) for file in missing)
+        return Part(location, manifest, etags, listing.file_name, standing, asked_at, arrivals)
+
+
+def location(artifact: Artifact) -> Location:
+    """The folder and the name in it that a bare artifact URI means."""
+    root, _, name = artifact.name.rpartition("/")
+    return Location(root + "/" if root.endswith((":", "/")) else root, name)
+
+
+def _check_paths(uri: str, paths: list[bytes]) -> None:
+    """Raises Corrupted where one name is listed twice, or as a file and as a folder."""
+    unique = set(paths)
+    if len(unique) != len(paths):
+        raise Corrupted(f"{uri}: the origin lists one name twice.")
+    for path in paths:
+        parent = path.rpartition(b"/")[0]
+        while parent:
+            if parent in unique:
+                raise Corrupted(f"{uri}: the origin lists a file that is a folder as well.")
+            parent = parent.rpartition(b"/")[0]
