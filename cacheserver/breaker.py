@@ -1,7 +1,8 @@
 """Who does not answer is not asked again by everybody: a circuit breaker before one server.
 
-Law of this file: no caller is held up to find out whether a server is back; one thread looks, every second, for as long
-as it is away. And one failed answer condemns nobody: a server is away only when a plain look at it fails as well.
+Law of this file: one failed answer condemns nobody, for a server is away only when a plain look at it fails as well.
+Where that look hangs, no caller is held up to find out whether the server is back: one thread looks, every second, for
+as long as it is away. Where it is refused at once, every caller looks anew.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from artifactcache.errors import OriginUnavailable
 
 LOOK_SECONDS = 1.0
+QUICK_SECONDS = 0.1  # a look that took no longer may be had again by everybody
 
 
 class Breaker:
@@ -20,11 +22,14 @@ class Breaker:
     Args:
         name: of the server, for messages.
         answers: looks whether it does, within a few seconds; raises nothing.
+        ticks: seconds of a clock that never jumps.
     """
 
-    def __init__(self, name: str, answers: Callable[[], bool]) -> None:
+    def __init__(self, name: str, answers: Callable[[], bool], ticks: Callable[[], float]) -> None:
         self._name = name
         self._answers = answers
+        self._ticks = ticks
+        self._look_seconds = 0.0
         self._changed = threading.Condition()
         self._state = "closed"  # or "doubtful": looked at for the first time; or "open": it did not answer then
         self._closing = threading.Event()
@@ -33,11 +38,15 @@ class Breaker:
         """Raises OriginUnavailable at once where the server is known to be away."""
         with self._changed:
             self._changed.wait_for(lambda: self._state != "doubtful")
-            if self._state == "open":
-                raise OriginUnavailable(
-                    f"{self._name} does not answer, and this is not held. It is looked at every"
-                    f" {LOOK_SECONDS:g} s: try again when it is back."
-                )
+            if self._state == "closed":
+                return
+            quick = self._look_seconds < QUICK_SECONDS
+        if not (quick and self._look()):
+            raise OriginUnavailable(
+                f"{self._name} does not answer, and this is not held. It is looked at every"
+                f" {LOOK_SECONDS:g} s: try again when it is back."
+            )
+        self._become("closed")
 
     def failed(self) -> None:
         """Somebody got no answer."""
@@ -52,11 +61,17 @@ class Breaker:
         self._closing.set()
 
     def _watch(self) -> None:
-        while not self._answers():
+        while not self._look():
             self._become("open")
             if self._closing.wait(LOOK_SECONDS):
                 return
         self._become("closed")
+
+    def _look(self) -> bool:
+        began = self._ticks()
+        found = self._answers()
+        self._look_seconds = self._ticks() - began
+        return found
 
     def _become(self, state: str) -> None:
         with self._changed:

@@ -79,6 +79,7 @@ class MlflowOrigin:
         forbidden: a folder that no `file:` artifact may lie in: the store itself.
         world_only: whether `file:` artifacts must be readable by every user of the host: a daemon that serves others
             must not read for them what they could not read themselves.
+        ticks: seconds of a clock that never jumps.
         local_roots: folders in which that does not matter for what the tracking server names.
     """
 
@@ -89,6 +90,7 @@ class MlflowOrigin:
         *,
         forbidden: str,
         world_only: bool,
+        ticks: Callable[[], float],
         local_roots: Iterable[str] = (),
     ) -> None:
         os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, round(unreachable_after_seconds)))
@@ -105,7 +107,7 @@ class MlflowOrigin:
         self._pool = ThreadPoolExecutor(max_workers=QUESTIONS_MAX, thread_name_prefix="origin")
         self._http = Http(unreachable_after_seconds)
         self._looker = Http(min(unreachable_after_seconds, LOOK_SECONDS_MAX))
-        self._breaker = Breaker(self.name, self._answers)
+        self._breaker = Breaker(self.name, self._answers, ticks)
         self._identifiers = ThreadPoolExecutor(max_workers=IDENTIFIERS_MAX, thread_name_prefix="identify")
         self._local_pool = ThreadPoolExecutor(max_workers=LOCAL_QUESTIONS_MAX, thread_name_prefix="local")
 

@@ -155,7 +155,7 @@ def test_a_changed_blob_and_no_origin(
 ) -> None:
     """When right bytes cannot be had, the caller is told so; wrong ones are not handed over in any mode."""
     proxy = CountingProxy(mlflow_proxied.uri)
-    daemon = start_daemon(proxy.uri, unreachable_after=1.0)
+    daemon = start_daemon(proxy.uri, unreachable_after=2.0)
     alice = caller_of(daemon, room)
     held = Held(alice, daemon, mlflow_proxied)
     tamper(held.blob)
