@@ -288,10 +288,11 @@ def daemon(module_start: StartDaemon, origin: CountingProxy) -> Daemon:
 
 @pytest.fixture(autouse=True)
 def _no_traceback(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Whatever a test asks of the module's daemon, it answers without a traceback in its log."""
+    """Whatever a test asks of its daemon, it answers without a traceback in its log."""
+    daemon = request.getfixturevalue("daemon") if "daemon" in request.fixturenames else None
     yield
-    if "daemon" in request.fixturenames:
-        request.getfixturevalue("daemon").assert_no_traceback()
+    if daemon is not None:
+        daemon.assert_no_traceback()
 
 
 _log_offsets = pytest.StashKey[dict[str, int]]()

@@ -34,6 +34,8 @@ class CountingProxy:
         self.lock = threading.Lock()
         self._gate = threading.Event()
         self._gate.set()
+        self._answering = threading.Event()
+        self._answering.set()
         self._server: _Server | None = None
         self.port = 0
         self.connect()
@@ -57,6 +59,15 @@ class CountingProxy:
             yield
         finally:
             self._gate.set()
+
+    @contextlib.contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Every request in this block is taken, and not answered before its end."""
+        self._answering.clear()
+        try:
+            yield
+        finally:
+            self._answering.set()
 
     def wait_for_download(self, count: int = 1) -> None:
         """Wait until `count` downloads are being held."""
@@ -92,6 +103,10 @@ class CountingProxy:
         self._server.shutdown()
         self._server.server_close()
         self._server.cut()
+
+    def wait_to_answer(self) -> None:
+        """Called by every request."""
+        self._answering.wait(HOLD_SECONDS_MAX)
 
     def wait_at_gate(self) -> None:
         """Called by a download before its first byte."""
@@ -146,6 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
         is_download = self.command == "GET" and path.startswith(_DOWNLOADS)
         with proxy.lock:
             proxy.request_count += 1
+        proxy.wait_to_answer()
         upstream = http.client.HTTPConnection(proxy.upstream, timeout=HOLD_SECONDS_MAX)
         try:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))

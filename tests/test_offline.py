@@ -1,0 +1,113 @@
+"""A tracking server that refuses, or takes questions and answers none: what is held is served, the rest fails soon."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import pytest
+
+from artifactcache import errors
+from tests.conftest import StartDaemon
+from tests.rig import trees
+from tests.rig.caller import Caller
+from tests.rig.counting import CountingProxy
+from tests.rig.daemon import Daemon
+from tests.rig.mlflow_server import MlflowServer
+
+UNREACHABLE_AFTER = 2.0
+# A call that would wait for MLflow's own retries, 247 s, ends with DeadlineExceeded instead of what is expected.
+CALL_SECONDS_MAX = 20.0
+FILES: trees.Files = {"model/weights": b"weights", "model/config": b"config", "notes": b"notes"}
+
+
+@pytest.fixture
+def proxy(mlflow_proxied: MlflowServer) -> Iterator[CountingProxy]:
+    """The way to the real server, which a test can block."""
+    proxy = CountingProxy(mlflow_proxied.uri)
+    yield proxy
+    with contextlib.suppress(AssertionError):
+        proxy.disconnect()
+
+
+@pytest.fixture
+def daemon(start_daemon: StartDaemon, proxy: CountingProxy) -> Daemon:
+    """A daemon of this origin that lists what is finished again by every fetch."""
+    return start_daemon(proxy.uri, unreachable_after=UNREACHABLE_AFTER, relist_after=0.0)
+
+
+@pytest.fixture
+def run_id(mlflow_proxied: MlflowServer) -> str:
+    """A run whose model is version 1 of `offline-<run>`, which `champion` points to."""
+    run_id = mlflow_proxied.run(FILES)
+    version = mlflow_proxied.add_version(f"offline-{run_id}", run_id, "model")
+    mlflow_proxied.client.set_registered_model_alias(f"offline-{run_id}", "champion", version)
+    return run_id
+
+
+Dead = Callable[[CountingProxy], AbstractContextManager[None]]
+DEAD: dict[str, Dead] = {"refuses": CountingProxy.down, "hangs": CountingProxy.hanging}
+
+
+@pytest.mark.parametrize("dead", DEAD.values(), ids=DEAD.keys())
+def test_what_is_held_is_served(daemon: Daemon, alice: Caller, proxy: CountingProxy, run_id: str, dead: Dead) -> None:
+    """By its alias, its version, its run and in part, stale where the origin should have been asked, after a restart
+    of the daemon as well; and no longer stale when the origin is back."""
+    model = f"models:/offline-{run_id}"
+    held = (f"{model}@champion", f"{model}/1", f"runs:/{run_id}")
+    for uri in held:
+        assert not alice.fetch(uri).stale
+    with dead(proxy):
+        for _ in range(2):
+            for uri in (*held, f"runs:/{run_id}/notes"):
+                handed = alice.fetch(uri, timeout=CALL_SECONDS_MAX)
+                assert (handed.stale, handed.hit) == (True, True), uri
+            daemon.restart()
+        assert alice.fetch(f"{model}@champion/weights", timeout=CALL_SECONDS_MAX).path.read_bytes() == b"weights"
+        assert alice.fetch(f"{model}@champion", exclude="config", timeout=CALL_SECONDS_MAX).file_count == 1
+    assert not alice.fetch(f"{model}@champion").stale
+
+
+@pytest.mark.parametrize("dead", DEAD.values(), ids=DEAD.keys())
+def test_what_is_not_held_fails_soon(alice: Caller, proxy: CountingProxy, run_id: str, dead: Dead) -> None:
+    """A hundred calls ask a server that is away no more often than one does, and each is OriginUnavailable."""
+    code = """
+        import artifactcache
+        result = []
+        for _ in range(100):
+            for uri in uris:
+                try:
+                    artifactcache.fetch(uri, timeout=seconds)
+                except artifactcache.CacheError as error:
+                    result.append(type(error).__name__)
+    """
+    uris = [f"runs:/{run_id}", f"models:/offline-{run_id}@champion", f"models:/offline-{run_id}/1"]
+    with dead(proxy):
+        before = proxy.request_count
+        names = alice.run(code, uris=uris, seconds=CALL_SECONDS_MAX)
+        asked = proxy.request_count - before
+    assert names == ["OriginUnavailable"] * 300
+    assert asked < 30, "looks at the server, one a second, and the first question with its retries"
+    assert trees.read(alice.fetch(f"runs:/{run_id}", timeout=CALL_SECONDS_MAX).path) == FILES
+
+
+def test_a_refresh_is_not_answered_from_the_store(alice: Caller, proxy: CountingProxy, run_id: str) -> None:
+    """Who asks for what the origin has now is told that nobody can say."""
+    alice.fetch(f"runs:/{run_id}")
+    with proxy.hanging(), pytest.raises(errors.OriginUnavailable):
+        alice.fetch(f"runs:/{run_id}", refresh=True, timeout=CALL_SECONDS_MAX)
+
+
+def test_one_question_that_hangs_is_not_a_dead_server(
+    alice: Caller, proxy: CountingProxy, mlflow_proxied: MlflowServer, run_id: str
+) -> None:
+    """A download that gets no answer fails by itself; everything else is asked and served as ever."""
+    others = [mlflow_proxied.run(FILES) for _ in range(3)]
+    with proxy.holding():
+        with pytest.raises(errors.OriginUnavailable):
+            alice.fetch(f"runs:/{run_id}", timeout=CALL_SECONDS_MAX)
+        with pytest.raises(errors.NotFound):
+            alice.fetch(f"runs:/{'0' * 32}", timeout=CALL_SECONDS_MAX)
+    for other in others:
+        assert trees.read(alice.fetch(f"runs:/{other}").path) == FILES
