@@ -188,7 +188,7 @@ class Cache:
             if self._sound(found):
                 self._store.view_is_sound(found.tree)  # one that is not is built again when it is handed out
                 self._used(found)
-                taken = progress.bytes_done  # of all attempts
+                taken = progress.bytes_done - progress.bytes_found  # of all attempts
                 return Brought(found, taken, transport="+".join(sorted(progress.transports)) if taken else "")
         raise Corrupted(f"{artifact.uri}: its bytes do not stay what they are. Look at the store's disk.")
 

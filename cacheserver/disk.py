@@ -26,6 +26,7 @@ from artifactcache.errors import CacheError
 from cacheserver import hashing, lock
 from cacheserver.faults import FULL_ERRNOS, GONE_ERRNOS, LOST_ERRNOS, full, trouble
 from cacheserver.libc import syncfs
+from cacheserver.partials import NOTE, Partials
 from cacheserver.removal import remove
 from cacheserver.staging import Staged
 from cacheserver.words import BlobRow, Manifest
@@ -78,6 +79,8 @@ class Disk:
                 with contextlib.suppress(FileNotFoundError):
                     os.chmod(self.at(name), 0o600)
             self.blobs_fd = os.open(self.at("blobs"), os.O_RDONLY | os.O_DIRECTORY)
+            self.partials = Partials(self.at("staging"))
+            self.partials.load()
             self._numbers = itertools.count(self._empty_staging())
         except OSError as error:
             if error.errno in FULL_ERRNOS:
@@ -175,14 +178,17 @@ class Disk:
     def discard(self, path: str) -> bool:
         """Removes something from staging/, whatever it is. Returns False where it stays: that is told, and no error."""
         why = remove(path)
+        remove(path + NOTE)
         if why is not None:
             # A fetch, or the start of the daemon, has nothing to do with it: no later file gets its name.
             _log.warning("%s cannot be removed, and stays (%s): remove it as root", why.filename or path, why.strerror)
         return why is None
 
     def leftovers(self) -> list[str]:
-        """Paths of what is in staging/: while nothing is being brought, what could not be removed."""
-        return [self.at("staging", name) for name in sorted(os.listdir(self.at("staging")))]
+        """Paths of what is in staging/ and does not wait to go on: while nothing is being brought, what could not be
+        removed."""
+        found = (self.at("staging", name) for name in sorted(os.listdir(self.at("staging"))))
+        return [path for path in found if not self.partials.keeps(path)]
 
     def blobs_folder(self, fan: str) -> str:
         """The folder of the blobs whose digests begin with `fan`."""
@@ -314,7 +320,7 @@ class Disk:
         """Returns the first number that no leftover has."""
         for path in self.leftovers():
             self.discard(path)
-        numbered = [os.path.basename(path) for path in self.leftovers()]
+        numbered = os.listdir(self.at("staging"))
         return max((int(name) + 1 for name in numbered if _NUMBER.fullmatch(name)), default=0)
 
     def _sync_folders(self, folders: set[str]) -> None:

@@ -10,7 +10,9 @@ import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
+from artifactcache.errors import OriginUnavailable
 from cacheserver import names
 from cacheserver.faults import trouble
 from cacheserver.origin import MlflowOrigin
@@ -24,6 +26,8 @@ BATCH_FILES = 1000  # kept together: one sync for all
 BATCH_BYTES = 1 << 30
 
 FILES_PER_TURN = 50  # then a worker turns to another artifact; a future for each file would cost more than a small file
+
+RESUMABLE_BYTES_MIN = 16 << 20  # smaller ones begin anew: to write down what they are would cost more
 
 CLAIM_ATTEMPTS = 2
 
@@ -268,14 +272,21 @@ class Downloads:
         self._pool.submit(self._run, work)
 
     def _one(self, location: Location, file: File, progress: Progress, named_by_client: bool) -> Staged:
-        path = self._store.stage()
+        what, is_large = key(location, file), (file.size or 0) >= RESUMABLE_BYTES_MIN
+        path, etag = (self._store.partials.take(what) if is_large else None) or (self._store.stage(), "")
+        note = partial(self._store.partials.note, path, what) if is_large else None
         progress.active[path] = file.size or 0
         try:
-            with Sink(path, file.size, names.show(join(location.root, file.remote))) as sink:
+            shown = names.show(join(location.root, file.remote))
+            with Sink(path, file.size, shown, etag=etag, note=note) as sink:
                 self._origin.fill(location, file, sink, named_by_client=named_by_client)
                 staged = sink.finish()
             if file.etag not in ("", staged.etag):  # it was told twice, and differs: such a tag says nothing of bytes
                 staged = staged._replace(etag="")
+        except OriginUnavailable:
+            if not self._store.partials.set_aside(path):
+                self._store.discard(path)
+            raise
         except OSError as error:
             self._store.discard(path)
             raise trouble(error, "a download could not be written") from None
@@ -286,6 +297,7 @@ class Downloads:
             del progress.active[path]
         with self._lock:
             progress.bytes_done += staged.row.size
+            progress.bytes_found += sink.resumed
             progress.files_done += 1
         return staged
 

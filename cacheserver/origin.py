@@ -225,7 +225,8 @@ class MlflowOrigin:
                     self._noted(ours)
                 if attempt + 1 == DOWNLOAD_ATTEMPTS or not isinstance(ours, (Corrupted, OriginUnavailable)):
                     raise ours from None
-                sink.restart()
+                if not (isinstance(ours, OriginUnavailable) and sink.etag):  # else it goes on where it was broken off
+                    sink.restart()
 
     def identified(self, location: Location, files: list[File], *, named_by_client: bool) -> dict[bytes, File]:
         """Those of some listed files whose entity tags have to be asked for one by one, with them, by path."""

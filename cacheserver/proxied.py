@@ -56,7 +56,11 @@ class ProxiedFiles:
         return walk(location, self._entries)
 
     def fill(self, file: File, sink: Sink) -> None:
-        """Downloads one file."""
+        """Downloads one file, or what is missing of it."""
+        if sink.size and file.size is not None and sink.size >= file.size:
+            if sink.size == file.size and self.identify(file) == sink.etag:
+                return  # it was broken off after its last byte
+            sink.restart()
         url, most = self._url(file), -1
         while sink.size > most:  # each time it got further than ever before, patience begins anew
             most = sink.size
@@ -97,7 +101,7 @@ class ProxiedFiles:
                     raise StatusError(206, "it answers with another part of the file than was asked for")
                 if sink.size:
                     sink.restart()
-            sink.etag = etag
+            sink.begin(etag)
             # read1, for what came before the connection broke is not lost then.
             while chunk := answer.read1(READ_BYTES, decode_content=True):
                 sink.write(chunk)

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple
 
@@ -37,19 +38,42 @@ class Sink:
     """A new file that is being written.
 
     Args:
-        path: nothing is there yet.
+        path: nothing is there yet, or the beginning of the file.
         expected: bytes that it is to have; None where nobody knows. More are refused as they come.
         what: names it in messages.
+        etag: the entity tag of what is there already; empty where nothing is.
+        note: told of the entity tag of what is about to be written, when that is known.
     """
 
-    def __init__(self, path: str, expected: int | None, what: str) -> None:
+    def __init__(
+        self,
+        path: str,
+        expected: int | None,
+        what: str,
+        *,
+        etag: str = "",
+        note: Callable[[str], None] | None = None,
+    ) -> None:
         self.path = path
-        self.etag = ""
+        self.etag = etag
         self.size = 0
         self._expected = expected
         self._what = what
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._note = note
+        how = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._fd = os.open(path, how if etag else how | os.O_CREAT | os.O_EXCL, 0o600)
         self._blake, self._xxh3 = blake3(), xxh3_128()
+        if etag:
+            self._hash_again()
+            os.lseek(self._fd, self.size, os.SEEK_SET)
+        self.resumed = self.size
+
+    def begin(self, etag: str) -> None:
+        """Says of which entity tag the bytes are that follow, those that are there already included; empty where the
+        origin has none that proves anything."""
+        if etag and etag != self.etag and self._note:
+            self._note(etag)
+        self.etag = etag
 
     def write(self, chunk: bytes | bytearray | memoryview) -> None:
         """Adds bytes at the end. Raises Corrupted where they are too many, OSError."""
@@ -66,7 +90,8 @@ class Sink:
         """Forgets what was written: the origin begins anew."""
         os.ftruncate(self._fd, 0)
         os.lseek(self._fd, 0, os.SEEK_SET)
-        self.size, self.etag = 0, ""
+        self.size = self.resumed = 0
+        self.etag = ""
         self._blake, self._xxh3 = blake3(), xxh3_128()
 
     def clone(self, source: int) -> bool:

@@ -67,6 +67,7 @@ class Store:
         self._views = Views(disk)
         self._ticks = ticks
         self.index = index
+        self.partials = disk.partials
         self._blobs_lock = threading.Lock()
         self._building = Turns()
         self._renew_lock = threading.Lock()
@@ -138,6 +139,7 @@ class Store:
     def drop_arrivals(self, before: float) -> int:
         """Removes what unfinished downloads left before a time. Returns how many blobs went."""
         with self._blobs_lock:
+            self.partials.drop(before)
             gone = self.index.drop_arrivals(before)
             try:
                 self._disk.unlink(gone)

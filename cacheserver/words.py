@@ -296,7 +296,8 @@ class BlobRow(NamedTuple):
 class Progress:
     """How far a piece of work is. One side adds, others read; each number on its own is true.
 
-    `bytes_kept` are those of `bytes_done` that are blobs by now. `active` has the files being written now, with their
+    `bytes_kept` are those of `bytes_done` that are blobs by now, `bytes_found` those that an earlier attempt had left.
+    `active` has the files being written now, with their
     listed sizes; `transports` what brings them. `is_wanted` is set to False by who reads, where nobody waits for the
     work any more.
     """
@@ -304,6 +305,7 @@ class Progress:
     bytes_total: int = 0
     bytes_done: int = 0
     bytes_kept: int = 0
+    bytes_found: int = 0
     files_total: int = 0
     files_done: int = 0
     active: dict[str, int] = field(default_factory=dict)

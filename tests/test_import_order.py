@@ -37,6 +37,7 @@ ORDER = (
     "hashing",
     "removal",
     "staging",
+    "partials",
     "disk",
     "links",
     "views",

@@ -36,6 +36,9 @@ class CountingProxy:
         self._gate.set()
         self._answering = threading.Event()
         self._answering.set()
+        self.stall_after_bytes: int | None = None
+        self._flowing = threading.Event()
+        self._flowing.set()
         self._server: _Server | None = None
         self.port = 0
         self.connect()
@@ -68,6 +71,17 @@ class CountingProxy:
             yield
         finally:
             self._answering.set()
+
+    @contextlib.contextmanager
+    def stalling(self, after_bytes: int) -> Iterator[None]:
+        """Every download in this block stops after `after_bytes` of its body, and goes on at the block's end."""
+        self._flowing.clear()
+        self.stall_after_bytes = after_bytes
+        try:
+            yield
+        finally:
+            self.stall_after_bytes = None
+            self._flowing.set()
 
     def wait_for_download(self, count: int = 1) -> None:
         """Wait until `count` downloads are being held."""
@@ -107,6 +121,10 @@ class CountingProxy:
     def wait_to_answer(self) -> None:
         """Called by every request."""
         self._answering.wait(HOLD_SECONDS_MAX)
+
+    def wait_to_flow(self) -> None:
+        """Called by a download that has sent as much as it may."""
+        self._flowing.wait(HOLD_SECONDS_MAX)
 
     def wait_at_gate(self) -> None:
         """Called by a download before its first byte."""
@@ -203,5 +221,7 @@ class _Handler(BaseHTTPRequestHandler):
             if cut:
                 self.close_connection = True
                 return
+            if counted_as is not None and proxy.stall_after_bytes is not None and sent_bytes >= proxy.stall_after_bytes:
+                proxy.wait_to_flow()
         if is_chunked:
             self.wfile.write(b"0\r\n\r\n")
