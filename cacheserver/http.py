@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
@@ -19,7 +20,9 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-CONNECTIONS_MAX = 16  # kept to one host
+from cacheserver.throttle import Throttle
+
+CONNECTIONS_MAX = 16  # kept to one host, and questions to it at a time
 REDIRECTS_MAX = 5
 MESSAGE_BYTES_MAX = 65536
 
@@ -55,16 +58,18 @@ class _Quick:
     """Acknowledges what arrives at once.
 
     MLflow's usual server sends head and body of an answer in two packets without TCP_NODELAY: it holds the second one
-    back until the first is acknowledged, which Linux delays by 40 ms. TCP_QUICKACK (tcp(7)) has to be set each time.
+    back until the first is acknowledged, which Linux delays by 40 ms. TCP_QUICKACK (tcp(7)) acknowledges what is here
+    at once, and what comes next only perhaps: so it is set when the head is here.
     """
 
     sock: socket.socket | None
 
     def getresponse(self) -> Any:
+        answer = super().getresponse()  # type: ignore[misc]
         if self.sock is not None:
             with contextlib.suppress(OSError):
                 self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-        return super().getresponse()  # type: ignore[misc]
+        return answer
 
 
 class _Plain(_Quick, HTTPConnection):
@@ -102,12 +107,14 @@ class Http:
 
     Args:
         patience: seconds that an answer, or the next part of one, may take.
+        ticks: seconds of a clock that never jumps.
     """
 
-    def __init__(self, patience: float) -> None:
+    def __init__(self, patience: float, ticks: Callable[[], float]) -> None:
         self._timeout = urllib3.Timeout(connect=patience, read=patience)
         self._session = requests.Session()
         self._adapter = _Adapter(pool_connections=CONNECTIONS_MAX, pool_maxsize=CONNECTIONS_MAX)
+        self._throttles: defaultdict[str, Throttle] = defaultdict(lambda: Throttle(CONNECTIONS_MAX, ticks))
         self._pools: dict[tuple[str, str, bool | str, str | None], HTTPConnectionPool] = {}
 
     @contextlib.contextmanager
@@ -139,15 +146,16 @@ class Http:
 
     def _ask(self, url: str, access: Access, headers: Mapping[str, str] | None) -> urllib3.BaseHTTPResponse:
         parts = urlsplit(url)
-        return self._pool(url, access).urlopen(
-            "GET",
-            parts.path + (f"?{parts.query}" if parts.query else ""),
-            headers={"Accept-Encoding": "identity", **access.headers, **(headers or {})},
-            preload_content=False,
-            redirect=False,
-            retries=False,
-            timeout=self._timeout,
-        )
+        with self._throttles[parts.netloc].question():  # until the answer begins: its body keeps nobody waiting
+            return self._pool(url, access).urlopen(
+                "GET",
+                parts.path + (f"?{parts.query}" if parts.query else ""),
+                headers={"Accept-Encoding": "identity", **access.headers, **(headers or {})},
+                preload_content=False,
+                redirect=False,
+                retries=False,
+                timeout=self._timeout,
+            )
 
     def _pool(self, url: str, access: Access) -> HTTPConnectionPool:
         parts = urlsplit(url)

@@ -50,6 +50,7 @@ ORDER = (
     "fsck",
     "listings",
     "local",
+    "throttle",
     "http",
     "proxied",
     "repository",
