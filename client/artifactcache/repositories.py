@@ -31,7 +31,9 @@ _PROXIED = "/api/2.0/mlflow-artifacts/artifacts/"
 
 def served(built_in: Any, name: str) -> Any:
     """Return a class that is MLflow's own `built_in`, but for its downloads. `name` is that of the entry point."""
-    return type(built_in.__name__, (_WAYS.get(name, _Storage), built_in), {"__doc__": built_in.__doc__})
+    return type(
+        built_in.__name__, (_WAYS.get(name, _Storage), built_in), {"__doc__": built_in.__doc__, "__module__": __name__}
+    )
 
 
 class _Repository:
@@ -46,6 +48,7 @@ class _Repository:
         """Download as MLflow does."""
         own: Any = super().download_artifacts  # type: ignore[misc]
         if not is_on(os.environ) or not self._may_be_served(dst_path):
+            self._prepare()
             path: str = own(artifact_path, dst_path, **more)
             return path
         folder = os.path.abspath(dst_path) if dst_path else _temporary()
@@ -54,6 +57,7 @@ class _Repository:
             if _is_plain(artifact_path, folder):
                 found = attempt(lambda: self._served(artifact_path, folder), self)
             if found is None:
+                self._prepare()
                 found = own(artifact_path, dst_path or (folder if self._makes_a_folder else None), **more)
         except BaseException:
             if not dst_path:
@@ -65,6 +69,9 @@ class _Repository:
 
     def _may_be_served(self, dst_path: str | None) -> bool:
         return True
+
+    def _prepare(self) -> None:
+        """Get ready for MLflow's own download."""
 
     def _served(self, path: str, folder: str) -> str:
         """Have the daemon place what is at a path of this repository in a folder. Raises Unserved, CacheError."""
@@ -126,21 +133,21 @@ class _Lazy(_Repository):
         self._arguments = args, kwargs
         self._lock = threading.RLock()
         if not is_on(os.environ):
-            self._construct()
+            self._prepare()
 
     def __getattr__(self, name: str) -> Any:
         """Make the rest of MLflow's own repository, where that is what somebody wants."""
         if "_arguments" in self.__dict__ and not name.startswith("__"):
-            with self._lock:
-                if "_arguments" in self.__dict__:
-                    self._construct()
+            self._prepare()
             return getattr(self, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    def _construct(self) -> None:
-        args, kwargs = self._arguments
-        super().__init__(self.artifact_uri, *args, **kwargs)  # type: ignore[call-arg]
-        del self._arguments
+    def _prepare(self) -> None:
+        with self._lock:
+            if "_arguments" in self.__dict__:
+                args, kwargs = self._arguments
+                super().__init__(self.artifact_uri, *args, **kwargs)  # type: ignore[call-arg]
+                del self._arguments
 
 
 class _Runs(_Lazy):
