@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from tests.rig.caller import Caller
 from tests.rig.counting import CountingProxy
 from tests.rig.daemon import Daemon
 from tests.rig.mlflow_server import MlflowServer
-from tests.rig.plugin import MlflowUser, entry_points, reason_not_to_run, write_distribution
+from tests.rig.plugin import MlflowUser, entry_points, reason_not_to_run
 
 DOWNLOAD = "path = mlflow.artifacts.download_artifacts(uri, dst_path=dst)\n"
 # What the plugin says, and what the daemon has served to this process so far.
@@ -32,26 +31,10 @@ logging.getLogger("artifactcache").addHandler(Listener())
 """
 
 
-@pytest.fixture(scope="module")
-def distribution(module_room: Path) -> Path:
-    """The entry points, as an installation shows them."""
-    return write_distribution(module_room / "distribution")
-
-
-@pytest.fixture
-def user(alice: Caller, distribution: Path, origin: CountingProxy) -> MlflowUser:
-    """Alice, whose tracking server is the daemon's."""
-    return MlflowUser(alice, distribution, origin.uri)
-
-
 @pytest.fixture
 def uri(mlflow_proxied: MlflowServer) -> str:
     """A folder that no other test has."""
     return f"runs:/{mlflow_proxied.run(trees.unique())}/part"
-
-
-def _left(user: MlflowUser) -> list[str]:
-    return [name for name in os.listdir(user.make_temporary()) if name.startswith(("tmp", "artifactcache"))]
 
 
 def test_every_entry_point_is_there() -> None:
@@ -67,22 +50,22 @@ def test_every_entry_point_is_there() -> None:
         assert getattr(made, "__name__", "") == own[scheme].__name__
 
 
-def test_the_second_download_is_served(user: MlflowUser, origin: CountingProxy, uri: str) -> None:
+def test_the_second_download_is_served(mlflow_user: MlflowUser, origin: CountingProxy, uri: str) -> None:
     """It takes nothing from the origin, and says nothing."""
     code = LISTEN + DOWNLOAD + "result = [path, said]"
-    user.run(code, uri=uri, dst="first")
+    mlflow_user.run(code, uri=uri, dst="first")
     before = origin.bytes
-    path, said = user.run(code, uri=uri, dst="second")
+    path, said = mlflow_user.run(code, uri=uri, dst="second")
     assert origin.bytes == before
     assert said == []
-    assert trees.read(Path(path)) == trees.read(user.caller.cwd / "first" / "part")
+    assert trees.read(Path(path)) == trees.read(mlflow_user.caller.cwd / "first" / "part")
 
 
-def test_a_server_that_is_down(user: MlflowUser, origin: CountingProxy, model: Any, uri: str) -> None:
+def test_a_server_that_is_down(mlflow_user: MlflowUser, origin: CountingProxy, model: Any, uri: str) -> None:
     """What is held is loaded as ever; what is not fails at once, as MLflow fails."""
     load = "result = float(mlflow.pyfunc.load_model('models:/doubler/1').predict([[3.0]])[0])"
-    assert user.run(load) == pytest.approx(6.0)
-    user.run(DOWNLOAD, uri=uri, dst=None)
+    assert mlflow_user.run(load) == pytest.approx(6.0)
+    mlflow_user.run(DOWNLOAD, uri=uri, dst=None)
     missing = """
         import time
         from mlflow.exceptions import MlflowException
@@ -93,9 +76,9 @@ def test_a_server_that_is_down(user: MlflowUser, origin: CountingProxy, model: A
             result = [type(error).__name__, error.error_code, time.monotonic() - began]
     """
     with origin.down():
-        assert user.run(load) == pytest.approx(6.0)
-        user.run(DOWNLOAD, uri=uri, dst=None)
-        name, code, seconds = user.run(_after(missing), env={"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "7"})
+        assert mlflow_user.run(load) == pytest.approx(6.0)
+        mlflow_user.run(DOWNLOAD, uri=uri, dst=None)
+        name, code, seconds = mlflow_user.run(_after(missing), env={"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "7"})
     assert (name, code) == ("MlflowException", "INTERNAL_ERROR")
     assert seconds < 30
 
@@ -107,67 +90,69 @@ def _after(code: str) -> str:
 
 
 @pytest.mark.parametrize("switch", ["off", "OFF", "0", "false", "no"])
-def test_switched_off(user: MlflowUser, daemon: Daemon, uri: str, switch: str) -> None:
+def test_switched_off(mlflow_user: MlflowUser, daemon: Daemon, uri: str, switch: str) -> None:
     """MLflow has its own repositories then, and the daemon hears nothing."""
     code = """
 from mlflow.store.artifact.artifact_repository_registry import get_registered_artifact_repositories as registered
 result = sorted({r.__module__.split(".")[0] for r in registered().values()})
 """
     before = daemon.read_log()
-    assert user.run(DOWNLOAD + code, env={"ARTIFACTCACHE": switch}, uri=uri, dst=None) == ["mlflow"]
+    assert mlflow_user.run(DOWNLOAD + code, env={"ARTIFACTCACHE": switch}, uri=uri, dst=None) == ["mlflow"]
     assert daemon.read_log() == before
 
 
 @pytest.mark.parametrize("variable", ["_MLFLOW_SERVER_ARTIFACT_ROOT", "_MLFLOW_SERVER_FILE_STORE"])
-def test_inert_in_a_tracking_server(user: MlflowUser, variable: str) -> None:
+def test_inert_in_a_tracking_server(mlflow_user: MlflowUser, variable: str) -> None:
     """Its workers, and the jobs they start, have MLflow's own repositories."""
     code = """
 from mlflow.store.artifact.artifact_repository_registry import get_registered_artifact_repositories as registered
 result = sorted({r.__module__ for r in registered().values()})
 """
-    assert "artifactcache.repositories" not in user.run(code, env={variable: "/nowhere"})
-    assert "artifactcache.repositories" in user.run(code)
+    assert "artifactcache.repositories" not in mlflow_user.run(code, env={variable: "/nowhere"})
+    assert "artifactcache.repositories" in mlflow_user.run(code)
 
 
-def test_a_plugin_that_is_broken(user: MlflowUser, uri: str) -> None:
+def test_a_plugin_that_is_broken(mlflow_user: MlflowUser, uri: str) -> None:
     """MLflow can be imported and downloads by itself, whatever of this package cannot be loaded."""
     broken = "import sys\nfor name in names:\n    sys.modules[name] = None\n"
     for names in (["artifactcache.repositories"], ["artifactcache.calls"], ["artifactcache.plugin"], ["grpc"]):
         code = broken + "import mlflow\n" + DOWNLOAD + "result = len(os.listdir(path))"
-        env = user.env(PYTHONWARNINGS="ignore")
-        user.make_temporary()
-        assert user.caller.run(code, env=env, names=names, uri=uri, dst=None) == 3
+        env = mlflow_user.env(PYTHONWARNINGS="ignore")
+        mlflow_user.make_temporary()
+        assert mlflow_user.caller.run(code, env=env, names=names, uri=uri, dst=None) == 3
 
 
-def test_no_daemon(user: MlflowUser, room: Path, uri: str) -> None:
+def test_no_daemon(mlflow_user: MlflowUser, room: Path, uri: str) -> None:
     """MLflow's own way serves, each time; that is said once."""
     code = LISTEN + DOWNLOAD + DOWNLOAD + "result = [sorted(os.listdir(path)), said]"
-    found, said = user.run(code, env={"ARTIFACTCACHE_SOCKET_DIR": str(room)}, uri=uri, dst=None)
+    found, said = mlflow_user.run(code, env={"ARTIFACTCACHE_SOCKET_DIR": str(room)}, uri=uri, dst=None)
     assert len(found) == 3
     assert len(said) == 1
     assert "DaemonUnavailable" in said[0] and "ARTIFACTCACHE=off" in said[0]
 
 
-def test_a_daemon_that_does_not_answer(user: MlflowUser, daemon: Daemon, uri: str) -> None:
+def test_a_daemon_that_does_not_answer(mlflow_user: MlflowUser, daemon: Daemon, uri: str) -> None:
     """One that is stopped costs a few seconds, once."""
     code = LISTEN + DOWNLOAD + DOWNLOAD + "result = [sorted(os.listdir(path)), said]"
-    user.run(DOWNLOAD, uri=uri, dst=None)
+    mlflow_user.run(DOWNLOAD, uri=uri, dst=None)
     os.kill(daemon.pid, signal.SIGSTOP)
     try:
-        found, said = user.run(code, uri=uri, dst=None)
+        found, said = mlflow_user.run(code, uri=uri, dst=None)
     finally:
         os.kill(daemon.pid, signal.SIGCONT)
     assert len(found) == 3
     assert len(said) == 1
 
 
-def test_a_daemon_that_dies_in_the_middle(user: MlflowUser, daemon: Daemon, origin: CountingProxy, uri: str) -> None:
+def test_a_daemon_that_dies_in_the_middle(
+    mlflow_user: MlflowUser, daemon: Daemon, origin: CountingProxy, uri: str
+) -> None:
     """The download goes on as MLflow's own, and nothing half-made is left."""
     code = LISTEN + DOWNLOAD + "result = [path, said]"
     with contextlib.ExitStack() as stack:
         held = stack.enter_context(contextlib.ExitStack())
         held.enter_context(origin.holding())
-        job = stack.enter_context(user.start(code, uri=uri, dst="here"))
+        job = stack.enter_context(mlflow_user.start(code, uri=uri, dst="here"))
         origin.wait_for_download()
         daemon.kill()
         held.close()
@@ -175,14 +160,14 @@ def test_a_daemon_that_dies_in_the_middle(user: MlflowUser, daemon: Daemon, orig
         daemon.start()
     assert len(said) == 1 and "DaemonUnavailable" in said[0]
     assert trees.count(trees.read(Path(path))) == 3
-    assert os.listdir(user.caller.cwd / "here") == ["part"]
+    assert os.listdir(mlflow_user.caller.cwd / "here") == ["part"]
 
 
-def test_another_tracking_server(user: MlflowUser, daemon: Daemon, mlflow_file: MlflowServer) -> None:
+def test_another_tracking_server(mlflow_user: MlflowUser, daemon: Daemon, mlflow_file: MlflowServer) -> None:
     """Whoever asks another one than the daemon's gets what that has, and the daemon is not asked for it."""
     files = trees.unique()
     uri = f"runs:/{mlflow_file.run(files)}/part"
-    other = MlflowUser(user.caller, user.distribution, mlflow_file.uri)
+    other = MlflowUser(mlflow_user.caller, mlflow_user.distribution, mlflow_file.uri)
     before = daemon.read_log()
     code = LISTEN + DOWNLOAD + "result = [path, said]"
     path, said = other.run(code, uri=uri, dst="d")
@@ -190,7 +175,7 @@ def test_another_tracking_server(user: MlflowUser, daemon: Daemon, mlflow_file: 
     assert said == [] and daemon.read_log() == before
 
 
-def test_files_are_the_callers_own(user: MlflowUser, root_caller: Caller, daemon: Daemon, uri: str) -> None:
+def test_files_are_the_callers_own(mlflow_user: MlflowUser, root_caller: Caller, daemon: Daemon, uri: str) -> None:
     """Whoever writes through, replaces or deletes what they got, root too, changes nothing for anybody else."""
     code = """
 first = mlflow.artifacts.download_artifacts(uri, dst_path="d")
@@ -201,16 +186,18 @@ os.mkdir(os.path.join(first, "__pycache__"))
 again = mlflow.artifacts.download_artifacts(uri, dst_path="d")
 result = [again, sorted(os.listdir(again)), [os.stat(os.path.join(again, n)).st_mode & 0o777 for n in ("0.bin",)]]
 """
-    for caller in (user.caller, root_caller):
-        path, names, modes = MlflowUser(caller, user.distribution, user.tracking_uri).run(code, uri=uri)
+    for caller in (mlflow_user.caller, root_caller):
+        path, names, modes = MlflowUser(caller, mlflow_user.distribution, mlflow_user.tracking_uri).run(code, uri=uri)
         assert names == ["0.bin", "1.bin", "2.bin", "__pycache__"]
         assert modes == [0o644]
         assert b"mine!" not in b"".join(trees.read(Path(path)).values())
-    verified = user.caller.run("import artifactcache\nresult = artifactcache.Client().verify().corrupted")
+    verified = mlflow_user.caller.run("import artifactcache\nresult = artifactcache.Client().verify().corrupted")
     assert verified == []
 
 
-def test_a_models_code_is_compiled_beside_it(user: MlflowUser, mlflow_proxied: MlflowServer, module_room: Path) -> None:
+def test_a_models_code_is_compiled_beside_it(
+    mlflow_user: MlflowUser, mlflow_proxied: MlflowServer, module_room: Path
+) -> None:
     """A model with code of its own writes __pycache__ where it was loaded from, and is the same for the next one."""
     import mlflow
 
@@ -237,27 +224,27 @@ model = mlflow.pyfunc.load_model(uri, dst_path=dst)
 result = [model.predict([1, 2]), [name for at, folders, _ in os.walk(dst) for name in folders]]
 """
     for dst in ("first", "second"):
-        os.chown(user.make_temporary(), user.caller.uid, -1)
-        folder = user.caller.cwd / dst
+        os.chown(mlflow_user.make_temporary(), mlflow_user.caller.uid, -1)
+        folder = mlflow_user.caller.cwd / dst
         folder.mkdir()
-        os.chown(folder, user.caller.uid, -1)
+        os.chown(folder, mlflow_user.caller.uid, -1)
         env = {"PYTHONDONTWRITEBYTECODE": ""}
-        doubled, names = user.run(load, env=env, uri=f"runs:/{run}/coded", dst=str(folder))
+        doubled, names = mlflow_user.run(load, env=env, uri=f"runs:/{run}/coded", dst=str(folder))
         assert doubled == [2, 4]
         assert "__pycache__" in names
 
 
-def test_a_run_that_is_still_written(user: MlflowUser, mlflow_proxied: MlflowServer) -> None:
+def test_a_run_that_is_still_written(mlflow_user: MlflowUser, mlflow_proxied: MlflowServer) -> None:
     """What a running run logs anew is what comes next, by its URI and by its bare URI."""
     run = mlflow_proxied.client.create_run(mlflow_proxied.experiment)
     bare = f"{run.info.artifact_uri}/notes.txt"
     code = "result = [mlflow.artifacts.load_text(uri) for uri in uris]"
     for text in ("one", "two!", "three"):
         trees.plant(mlflow_proxied.folder(run.info.run_id), {"notes.txt": text.encode()})
-        assert user.run(code, uris=[bare, f"runs:/{run.info.run_id}/notes.txt"]) == [text, text]
+        assert mlflow_user.run(code, uris=[bare, f"runs:/{run.info.run_id}/notes.txt"]) == [text, text]
 
 
-def test_uploads_are_mlflows_own(user: MlflowUser, mlflow_proxied: MlflowServer) -> None:
+def test_uploads_are_mlflows_own(mlflow_user: MlflowUser, mlflow_proxied: MlflowServer) -> None:
     """What a run logs, and lists, goes past the plugin."""
     code = """
 with mlflow.start_run(experiment_id=experiment) as run:
@@ -265,81 +252,9 @@ with mlflow.start_run(experiment_id=experiment) as run:
     result = [run.info.run_id, mlflow.artifacts.load_text(run.info.artifact_uri + "/a/b.txt"),
               [f.path for f in mlflow.MlflowClient().list_artifacts(run.info.run_id, "a")]]
 """
-    run_id, text, listed = user.run(code, experiment=mlflow_proxied.experiment)
+    run_id, text, listed = mlflow_user.run(code, experiment=mlflow_proxied.experiment)
     assert (text, listed) == ("hello", ["a/b.txt"])
     assert trees.read(mlflow_proxied.folder(run_id)) == {"a/b.txt": b"hello"}
-
-
-# -- temporary folders ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("daemon_is_there", [True, False])
-def test_temporary_folders_go_with_their_process(user: MlflowUser, room: Path, uri: str, daemon_is_there: bool) -> None:
-    """They are there until it ends, whoever served; those of a failure go at once."""
-    script = """
-import contextlib, os, sys, tempfile, mlflow
-paths = [mlflow.artifacts.download_artifacts(sys.argv[1]) for _ in range(2)]
-with contextlib.suppress(mlflow.MlflowException):
-    mlflow.artifacts.download_artifacts(sys.argv[1] + "/missing")
-assert all(map(os.path.isdir, paths)) and len(set(paths)) == 2
-assert len(os.listdir(os.path.dirname(os.path.dirname(paths[0])))) == 2
-"""
-    user.make_temporary()
-    env = user.env() if daemon_is_there else user.env(ARTIFACTCACHE_SOCKET_DIR=str(room))
-    process = user.caller.popen((str(user.caller.interpreter.python), "-c", script, uri), env=env, stderr=-1)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err.decode()
-    assert _left(user) == []
-
-
-def test_temporary_folders_of_a_killed_process_go_with_the_next(user: MlflowUser, uri: str) -> None:
-    """And not before, and not those of one that lives."""
-    with user.start(DOWNLOAD + "say(path)\nhear()", uri=uri, dst=None) as living:
-        kept = Path(living.hear())
-        with user.start(DOWNLOAD + "say(path)\nhear()", uri=uri, dst=None) as job:
-            path = Path(job.hear())
-            job.kill()
-        assert path.is_dir()
-        user.run(DOWNLOAD, uri=uri, dst=None)
-        assert not path.exists()
-        assert kept.is_dir()
-
-
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_temporary_folders_of_workers(user: MlflowUser, room: Path, uri: str, method: str) -> None:
-    """A worker's go with the worker, and its end takes none of its parent's."""
-    script = room / "workers.py"
-    script.write_text(
-        "import multiprocessing, os, sys, tempfile, mlflow\n"
-        "def work(uri):\n"
-        "    return os.path.isdir(mlflow.artifacts.download_artifacts(uri))\n"
-        "if __name__ == '__main__':\n"
-        "    path = mlflow.artifacts.download_artifacts(sys.argv[1])\n"
-        "    context = multiprocessing.get_context(sys.argv[2])\n"
-        "    with context.Pool(2) as pool:\n"
-        "        assert all(pool.map(work, [sys.argv[1]] * 4))\n"
-        "        pool.close()\n"
-        "        pool.join()\n"
-        "    assert os.path.isdir(path)\n"
-        "    print(len([n for n in os.listdir(tempfile.gettempdir()) if n.startswith('artifactcache')]))\n"
-    )
-    user.make_temporary()
-    command = (str(user.caller.interpreter.python), str(script), uri, method)
-    process = user.caller.popen(command, env=user.env(), stderr=subprocess.PIPE)
-    out, err = process.communicate(timeout=120)
-    assert (process.returncode, out) == (0, b"1\n"), err.decode()
-    assert _left(user) == []
-
-
-def test_what_the_command_prints_stays(user: MlflowUser, uri: str) -> None:
-    """`mlflow artifacts download` without a destination prints a path that is to be used afterwards."""
-    user.make_temporary()
-    command = (str(user.caller.interpreter.python), "-m", "mlflow", "artifacts", "download", "-u", uri)
-    process = user.caller.popen(command, env=user.env(), stderr=subprocess.PIPE)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err.decode()
-    path = Path(out.decode().strip().splitlines()[-1])
-    assert trees.count(trees.read(path)) == 3
 
 
 # -- storage schemes, and a deep-learning flavour ---------------------------------------------------------------------
@@ -357,11 +272,11 @@ def file_user(
 def test_folders_of_this_host(file_user: tuple[MlflowUser, Daemon], mlflow_file: MlflowServer) -> None:
     """A run's folder goes through the daemon; a folder that is no run's is read anew each time; without a
     destination MLflow gives out the folder itself."""
-    user, _ = file_user
+    mlflow_user, _ = file_user
     files = trees.unique()
     run = mlflow_file.run(files)
     root = mlflow_file.artifact_uri(run)
-    other = user.caller.cwd / "other"
+    other = mlflow_user.caller.cwd / "other"
     code = """
 import artifactcache
 paths = [mlflow.artifacts.download_artifacts(uri, dst_path=f"d{n}") for n, uri in enumerate(uris)]
@@ -371,7 +286,7 @@ result = [paths, [held.version for held in artifactcache.Client().list()]]
     for text in (b"one", b"two"):
         trees.plant(other, {"part/a": text})
         uris = [f"runs:/{run}/part", f"{root}/part", f"{other.as_uri()}/part"]
-        paths, held = user.run(code, uris=uris)
+        paths, held = mlflow_user.run(code, uris=uris)
         assert [trees.read(Path(path)) for path in paths[:2]] == [trees.below(files, "part")] * 2
         assert trees.read(Path(paths[2])) == {"a": text}
         assert Path(paths[3]) == mlflow_file.folder(run) / "part"
@@ -379,9 +294,9 @@ result = [paths, [held.version for held in artifactcache.Client().list()]]
 
 
 @pytest.mark.skipif(reason_not_to_run("torch") is not None, reason=str(reason_not_to_run("torch")))
-def test_pytorch(user: MlflowUser, mlflow_proxied: MlflowServer, origin: CountingProxy) -> None:
+def test_pytorch(mlflow_user: MlflowUser, mlflow_proxied: MlflowServer, origin: CountingProxy) -> None:
     """A network that was logged is loaded as it was, with the plugin off and on; the second time from the cache."""
-    user.with_torch = True
+    mlflow_user.with_torch = True
     log = """
 import torch
 torch.manual_seed(1)
@@ -392,14 +307,14 @@ with mlflow.start_run():
                                     serialization_format="pickle")
 result = [info.model_uri, info.run_id, network(torch.ones(3)).tolist()]
 """
-    model_uri, run_id, expected = user.run(log, experiment=mlflow_proxied.experiment)
+    model_uri, run_id, expected = mlflow_user.run(log, experiment=mlflow_proxied.experiment)
     load = """
 import torch
 result = [mlflow.pytorch.load_model(uri)(torch.ones(3)).tolist() for uri in uris]
 """
     uris = ["models:/net/1", model_uri, f"runs:/{run_id}/net"]
-    assert user.run(load, env={"ARTIFACTCACHE": "off"}, uris=uris) == [expected] * 3
-    assert user.run(load, uris=uris) == [expected] * 3
+    assert mlflow_user.run(load, env={"ARTIFACTCACHE": "off"}, uris=uris) == [expected] * 3
+    assert mlflow_user.run(load, uris=uris) == [expected] * 3
     before = origin.bytes
-    assert user.run(load, uris=uris) == [expected] * 3
+    assert mlflow_user.run(load, uris=uris) == [expected] * 3
     assert origin.bytes == before

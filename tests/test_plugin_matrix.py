@@ -18,7 +18,7 @@ from tests.rig import trees
 from tests.rig.counting import CountingProxy
 from tests.rig.daemon import Daemon
 from tests.rig.mlflow_server import MlflowServer
-from tests.rig.plugin import VERSIONS, MlflowUser, outcomes, reason_not_to_run, write_distribution
+from tests.rig.plugin import VERSIONS, MlflowUser, outcomes, reason_not_to_run
 
 DOWNLOAD = "mlflow.artifacts.download_artifacts"
 
@@ -148,11 +148,15 @@ Results = dict[str, tuple[Any, int]]
 
 @pytest.fixture(scope="module")
 def results(
-    daemon: Daemon, module_room: Path, caller_of: CallerOf, origin: CountingProxy, scope: dict[str, str]
+    distribution: Path,
+    daemon: Daemon,
+    module_room: Path,
+    caller_of: CallerOf,
+    origin: CountingProxy,
+    scope: dict[str, str],
 ) -> Callable[[str], tuple[Results, Results, Results]]:
     """What came of the calls in one version: off, on for the first time, and on again."""
     known: dict[str, tuple[Results, Results, Results]] = {}
-    distribution = write_distribution(module_room / "distribution")
 
     def results(version: str) -> tuple[Results, Results, Results]:
         if reason := reason_not_to_run(version):

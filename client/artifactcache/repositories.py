@@ -2,7 +2,8 @@
 
 Law of this file: what a caller gets is what MLflow would have given, its layout, path and errors, as files of the
 caller's own. Where that cannot be had in certainty, or anything goes wrong, MLflow's own code does the work; only a
-tracking server that answers neither the daemon nor this process is told of at once, instead of after minutes.
+tracking server that answers neither the daemon nor this process is told of at once, instead of after minutes. This
+room is loaded in the middle of `import mlflow`; what it needs for a download it imports with the first one.
 """
 
 from __future__ import annotations
@@ -15,17 +16,18 @@ import threading
 from functools import lru_cache
 from importlib import import_module
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from artifactcache import temporary
-from artifactcache.daemon_for_mlflow import Daemon, Unserved, attempt, tracking_uri_of
 from artifactcache.plugin import is_on
+
+if TYPE_CHECKING:
+    from artifactcache.daemon_for_mlflow import Daemon
 
 ROOT_WITHOUT_SLASH_SINCE = (3, 15)  # before, a download of the root returned "dst/"
 META_THROUGH_RUNS_SINCE = (3, 13)  # since then MLflow brings a run's logged model through its models:/ URI
 
-_PLAIN = re.compile(r"[^\x00-\x1f\\?#%]*")  # of other names MLflow's versions make different things
-_OF_A_VERSION = re.compile(r"/(?:models/(m-[0-9a-f]{32})|([0-9a-f]{32}))/artifacts(?:/|$)")
+_PLAIN = r"[^\x00-\x1f\\?#%]*"  # of other names MLflow's versions make different things
+_OF_A_VERSION = r"/(?:models/(m-[0-9a-f]{32})|([0-9a-f]{32}))/artifacts(?:/|$)"
 _PROXIED = "/api/2.0/mlflow-artifacts/artifacts/"
 
 
@@ -51,6 +53,9 @@ class _Repository:
             self._prepare()
             path: str = own(artifact_path, dst_path, **more)
             return path
+        from artifactcache import temporary
+        from artifactcache.daemon_for_mlflow import attempt
+
         folder = os.path.abspath(dst_path) if dst_path else _temporary()
         try:
             found = None
@@ -86,6 +91,8 @@ class _Storage(_Repository):
     """
 
     def _served(self, path: str, folder: str) -> str:
+        from artifactcache.daemon_for_mlflow import Daemon, Unserved, tracking_uri_of
+
         uri = posixpath.join(self._root(), path).rstrip("/")
         daemon = Daemon.serving([tracking_uri_of(self)])
         version = _version_at(uri)
@@ -106,6 +113,8 @@ class _Proxied(_Storage):
     """What the tracking server hands out itself: MLflow has made an address of the URI already."""
 
     def _root(self) -> str:
+        from artifactcache.daemon_for_mlflow import Unserved, tracking_uri_of
+
         base = tracking_uri_of(self).rstrip("/") + _PROXIED
         if not self.artifact_uri.startswith(base):
             raise Unserved(f"{self.artifact_uri} is not on the tracking server")
@@ -158,6 +167,8 @@ class _Runs(_Lazy):
         self._makes_a_folder = _knows_logged_models(self)
 
     def _served(self, path: str, folder: str) -> str:
+        from artifactcache.daemon_for_mlflow import Daemon, Unserved, tracking_uri_of
+
         run_id, root = self.parse_runs_uri(self.artifact_uri)  # raises what MLflow's own will raise again
         root, run = root or "", f"runs:/{run_id}"
         if not _is_plain(root, folder) or (root and not path):
@@ -183,6 +194,8 @@ class _Models(_Lazy):
     def _served(self, path: str, folder: str) -> str:
         import mlflow
         from mlflow.store.artifact.utils.models import _parse_model_uri
+
+        from artifactcache.daemon_for_mlflow import Daemon, tracking_uri_of
 
         _parse_model_uri(self.artifact_uri)  # as above
         asked = [tracking_uri_of(self), mlflow.get_tracking_uri(), mlflow.get_registry_uri()]
@@ -233,14 +246,14 @@ def _is_plain(path: str, folder: str) -> bool:
     return (
         isinstance(path, str)
         and os.path.isdir(folder)
-        and _PLAIN.fullmatch(path) is not None
+        and re.fullmatch(_PLAIN, path) is not None
         and (not path or (posixpath.normpath(path) == path and not path.startswith(("/", "."))))
     )
 
 
 def _version_at(uri: str) -> str | None:
     """The version that has its artifacts at a bare URI, by MLflow's own way to name folders."""
-    found = _OF_A_VERSION.search(uri)
+    found = re.search(_OF_A_VERSION, uri)
     if found is None:
         return None
     base = f"models:/{found[1]}" if found[1] else f"runs:/{found[2]}"
@@ -255,6 +268,8 @@ def _temporary() -> str:
         from mlflow.utils.file_utils import create_tmp_dir
 
         return str(create_tmp_dir())
+    from artifactcache import temporary
+
     return temporary.make()
 
 
