@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STUBS := .venv-stubs
+MLFLOWS := .venv-mlflow
 PIP := -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test check stubs bench lock clean
@@ -20,10 +21,19 @@ $(STUBS)/done:
 	$(STUBS)/bin/python $(PIP) 'grpcio-tools==1.62.3' 'protobuf==4.25.9' 'setuptools==80.9.0'
 	touch $@
 
+# The other versions of MLflow that the plugin is compared with, and torch for its deep-learning flavour. Each is a
+# folder that stands before the installed packages on the path of a test's process; what they depend on is there already.
+# torch is the build without CUDA for Python 3.11 on x86-64; where that cannot be had, its test is skipped and says so.
+$(MLFLOWS)/done: $(VENV)/done $(wildcard tests/mlflow-versions/*.txt)
+	for file in tests/mlflow-versions/*.txt; do \
+	    $(BIN)/python $(PIP) --no-deps --require-hashes --upgrade --target $(MLFLOWS)/$$(basename $$file .txt) \
+	        -r $$file || [ $$file = tests/mlflow-versions/torch.txt ] || exit 1; done
+	touch $@
+
 demo: $(VENV)/done  ## log a model to a real MLflow, fetch it cold, then warm
 	$(BIN)/python demo.py
 
-test: check  ## everything that CI runs
+test: check $(MLFLOWS)/done  ## everything that CI runs
 	$(BIN)/python -m pytest $(PYTEST)
 
 check: $(VENV)/done $(STUBS)/done  ## style, types, stubs
@@ -45,4 +55,4 @@ lock: $(VENV)/done  ## the newest versions that fit pyproject.toml
 	    --all-extras --group test --group check pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf $(VENV) .venv-stubs build client/build .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-stubs .venv-mlflow build client/build .mypy_cache .pytest_cache .ruff_cache

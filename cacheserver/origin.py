@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 # Before mlflow is imported: it reads these once. The daemon reports nothing to anybody.
 os.environ.update(
+    ARTIFACTCACHE="off",  # the daemon asks no daemon
     MLFLOW_DISABLE_TELEMETRY="true",
     DO_NOT_TRACK="true",
     MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false",

@@ -22,6 +22,7 @@ from tests.rig.interpreter import Interpreter, open_interpreter, own_interpreter
 from tests.rig.lying import LyingOrigin, lying_origin
 from tests.rig.mlflow_server import MlflowServer
 from tests.rig.mounts import Filesystem
+from tests.rig.plugin import MlflowUser, write_distribution
 from tests.rig.users import User
 
 _numbers = itertools.count(1)
@@ -284,6 +285,18 @@ def module_start(module_room: Path, all_users: dict[str, User], interpreter: Int
 def daemon(module_start: StartDaemon, origin: CountingProxy) -> Daemon:
     """The daemon of a module, whose origin is the counted one. Serves every user where there are several."""
     return module_start(origin.uri)
+
+
+@pytest.fixture(scope="session")
+def distribution(base: Path) -> Path:
+    """The entry points of the MLflow plugin, as an installation shows them."""
+    return write_distribution(base / "distribution")
+
+
+@pytest.fixture
+def mlflow_user(alice: Caller, distribution: Path, origin: CountingProxy) -> MlflowUser:
+    """Alice, who has the plugin, and whose tracking server is the daemon's."""
+    return MlflowUser(alice, distribution, origin.uri)
 
 
 @pytest.fixture(autouse=True)
