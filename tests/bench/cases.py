@@ -36,13 +36,15 @@ class Ground:
         self._count = 0
 
     @contextlib.contextmanager
-    def daemon(self, tracking_uri: str, root: Path | None = None) -> Iterator[Daemon]:
+    def daemon(
+        self, tracking_uri: str, root: Path | None = None, *, unreachable_after: float = 30.0
+    ) -> Iterator[Daemon]:
         """A running daemon of this user, with an empty store."""
         self._count += 1
         folder = self.folder / f"d{self._count}"
         folder.mkdir()
         root = root or folder / "store"
-        config = config_text(root, tracking_uri, unreachable_after=30.0)
+        config = config_text(root, tracking_uri, unreachable_after=unreachable_after)
         with running(Daemon(self._interpreter, None, folder, root, config, is_system=False)) as daemon:
             yield daemon
 

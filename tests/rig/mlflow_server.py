@@ -24,7 +24,7 @@ START_SECONDS_MAX = 120.0
 class MlflowServer:
     """One server process. Artifacts are written into the folder that it serves, so that any name can be tried."""
 
-    def __init__(self, folder: Path, *, proxied: bool) -> None:
+    def __init__(self, folder: Path, *, proxied: bool, workers: int = 1) -> None:
         self.proxied = proxied
         self.artifacts = folder / "artifacts"
         self.artifacts.mkdir(parents=True)
@@ -46,7 +46,7 @@ class MlflowServer:
             "--port",
             str(port),
             "--workers",
-            "1",
+            str(workers),
         )
         store = ("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}")
         env = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "ARTIFACTCACHE": "off"}
