@@ -27,6 +27,7 @@ os.environ.update(
 
 import mlflow
 import requests
+from mlflow.store.artifact import s3_artifact_repo
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.tracking import MlflowClient
@@ -38,6 +39,7 @@ from artifactcache.errors import Corrupted, InvalidRequest, NotFound, OriginUnav
 from cacheserver import names
 from cacheserver.http import Access, Http
 from cacheserver.local import LOCAL_SCHEMES, LocalFiles
+from cacheserver.objects import ObjectFiles, Objects
 from cacheserver.proxied import ProxiedFiles
 from cacheserver.refusals import translated, without_credentials
 from cacheserver.repository import RepositoryFiles
@@ -101,6 +103,11 @@ class MlflowOrigin:
         self._repositories = lru_cache(maxsize=64)(partial(get_artifact_repository, tracking_uri=self._tracking_uri))
         self._pool = ThreadPoolExecutor(max_workers=QUESTIONS_MAX, thread_name_prefix="origin")
         self._http = Http(unreachable_after_seconds)
+        self._objects = Objects(
+            unreachable_after_seconds,
+            partial(self._ask, of_answer=True),
+            s3_artifact_repo._cached_get_s3_client.cache_clear,
+        )
         self._local_pool = ThreadPoolExecutor(max_workers=LOCAL_QUESTIONS_MAX, thread_name_prefix="local")
 
     @property
@@ -112,6 +119,7 @@ class MlflowOrigin:
         """Asks nothing any more."""
         for pool in (self._pool, self._local_pool):
             pool.shutdown(wait=False, cancel_futures=True)
+        self._objects.close()
 
     def guards(self, artifact: Artifact) -> bool:
         """Whether the artifact has to be looked at each time: a file of this host, named by a client of many users."""
@@ -199,14 +207,17 @@ class MlflowOrigin:
                     raise ours from None
                 sink.restart()
 
-    def _files(self, root: str, named_by_client: bool) -> LocalFiles | ProxiedFiles | RepositoryFiles:
+    def _files(self, root: str, named_by_client: bool) -> LocalFiles | ProxiedFiles | ObjectFiles | RepositoryFiles:
         """What can list and download the files below a root."""
         if _scheme(root) in LOCAL_SCHEMES:
             return self._local(root, named_by_client)
         repository = self._repository(root, named_by_client=named_by_client)
         if isinstance(repository, HttpArtifactRepository):
             return ProxiedFiles(repository.artifact_uri, self._http, _access, self._patience)
-        return RepositoryFiles(repository, _scheme(root) in _SIZED, partial(self._ask, of_answer=True))
+        others = RepositoryFiles(repository, _scheme(root) in _SIZED, partial(self._ask, of_answer=True))
+        if type(repository) is s3_artifact_repo.S3ArtifactRepository:  # of a plugin's nothing is known
+            return ObjectFiles(root, repository, self._objects, others)
+        return others
 
     def _repository(self, root: str, *, named_by_client: bool = False) -> Any:
         """The repository of a root. Raises InvalidRequest where the daemon's credentials would go elsewhere."""

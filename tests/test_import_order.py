@@ -52,6 +52,8 @@ ORDER = (
     "proxied",
     "repository",
     "refusals",
+    "buckets",
+    "objects",
     "origin",
     "downloads",
     "cache",

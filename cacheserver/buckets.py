@@ -1,0 +1,219 @@
+"""S3 buckets for obstore, a client in Rust: where they are and who asks, as MLflow's own client has it.
+
+Law of this file: nothing is decided here. Endpoint, region, certificates and credentials are read off the client that
+MLflow itself would ask with; what it has and obstore cannot have is a reason to leave the bucket to MLflow. And nobody
+but the endpoint hears of credentials.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import parse_qs, urlsplit
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, S3Credential, S3Store
+
+RETRIES_MAX = 4
+FIRST_PAUSE_SECONDS = 0.2
+PAUSE_SECONDS_MAX = 2
+_PROBE = "probe"  # a key that nobody asks for
+_SIGNING = "AWS4-HMAC-SHA256"  # the only one that obstore has
+_LONG_AGO = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
+# obstore follows redirects to wherever they lead, the session token in its hand. So whatever is not the endpoint goes
+# through a proxy that nobody can be: TCP has no port 0.
+_NOWHERE = "http://127.0.0.1:0"
+# obstore would add to each request what these say; MLflow's client does not know them.
+_OBSTORE_ONLY = ("AWS_SERVER_SIDE_ENCRYPTION", "AWS_SSE_CUSTOMER_KEY_BASE64", "AWS_SSE_KMS_KEY_ID")
+
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>([\w.]{1,60})</Code>")
+_MESSAGE = re.compile(r"<Message>([^<]{1,200})</Message>")
+_ILLEGAL = re.compile(r"[\x00-\x1f\x7f]|(?:^|/)(?:\.{0,2})(?:/|$)")
+
+
+class ObjectError(OSError):
+    """What an endpoint or the way to it says is wrong; `response` is as botocore's errors have it."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.response = {"Error": {"Code": code}}
+
+
+class Changed(Exception):
+    """An object is not the one that was listed."""
+
+
+class Place(NamedTuple):
+    """Where and how the objects of a bucket are asked for.
+
+    Attributes:
+        endpoint: scheme and host, with the bucket in it where `is_virtual`.
+        region: what requests are signed for.
+        is_signed: whether they are.
+        verify: whether the endpoint's certificate is checked; a path checks it against the certificates there, too.
+    """
+
+    bucket: str
+    endpoint: str
+    region: str
+    is_virtual: bool
+    is_signed: bool
+    verify: bool | str
+
+
+class Unfit(Exception):
+    """Why a bucket has to be left to MLflow's own client."""
+
+
+def place(client: Any, bucket: str, environment: Mapping[str, str]) -> Place:
+    """Where a client of boto3 asks for the objects of a bucket. Raises Unfit, and what the client raises.
+
+    botocore has many rules for that (regions, partitions, FIPS, dual stack, addressing styles); the only ones who know
+    them all are its own, so it is asked for a URL.
+    """
+    url = client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": _PROBE})
+    for name in _OBSTORE_ONLY:
+        if name in environment:
+            raise Unfit(f"{name} is set")
+    try:
+        session = client._endpoint.http_session  # botocore.httpsession.URLLib3Session
+        verify, certificate, proxies = session._verify, session._cert_file, session._proxy_config
+        proxy = proxies.proxy_url_for(url)
+    except AttributeError:
+        raise Unfit("this version of botocore does not say which certificates and proxies it uses") from None
+    if certificate:
+        raise Unfit("it has a certificate of its own")
+    if proxy:
+        raise Unfit("it asks through a proxy")
+    return _place(bucket, url, str(client.meta.region_name), verify)
+
+
+def _place(bucket: str, url: str, region: str, verify: bool | str | None) -> Place:
+    """The place that a presigned URL of the key _PROBE stands for. Raises Unfit."""
+    parts, query = urlsplit(url), parse_qs(urlsplit(url).query)
+    if bucket.endswith("--x-s3") or ":" in bucket:
+        raise Unfit("it is no plain bucket")
+    is_virtual = parts.path == f"/{_PROBE}" and parts.netloc.startswith(f"{bucket}.")
+    if not is_virtual and parts.path != f"/{bucket}/{_PROBE}":
+        raise Unfit("its URLs are of a kind that obstore does not have")
+    is_signed = bool(query.keys() & {"X-Amz-Algorithm", "Signature"})
+    if is_signed:
+        if query.get("X-Amz-Algorithm") != [_SIGNING]:
+            raise Unfit("its requests are signed in a way that obstore does not have")
+        # <access key>/<date>/<region>/<service>/aws4_request; the access key may have slashes in it
+        _, _, region, service, _ = query["X-Amz-Credential"][0].rsplit("/", 4)
+        if service != "s3":
+            raise Unfit(f"its requests are signed for {service}")
+    return Place(
+        bucket, f"{parts.scheme}://{parts.netloc}", region, is_virtual, is_signed, True if verify is None else verify
+    )
+
+
+def open_store(at: Place, patience: float, keys: Callable[[], Any]) -> S3Store:
+    """A client for the bucket: its connections, and how it tries again.
+
+    Args:
+        patience: seconds for a connection, for the next part of an answer, and for all that is tried again.
+        keys: the credentials for a request, as botocore's `get_frozen_credentials` gives them.
+    """
+    from obstore.store import S3Store
+
+    def credential() -> S3Credential:
+        frozen = keys()
+        # Out of date as soon as it is told: botocore is asked for each request, for it knows when to get new ones.
+        return {
+            "access_key_id": frozen.access_key,
+            "secret_access_key": frozen.secret_key,
+            "token": frozen.token,
+            "expires_at": _LONG_AGO,
+        }
+
+    host = urlsplit(at.endpoint)
+    seconds = datetime.timedelta(seconds=patience)
+    # All that obstore would otherwise read in variables of its own is said here.
+    options: ClientConfig = {
+        "allow_http": host.scheme == "http",
+        "allow_invalid_certificates": not at.verify,
+        "connect_timeout": seconds,
+        "read_timeout": seconds,
+        "timeout": datetime.timedelta(days=7),  # of a whole answer; progress is what counts
+        "proxy_url": _NOWHERE,
+        "proxy_excludes": host.hostname or "",
+    }
+    if host.scheme == "https" and at.verify:
+        options["root_certificate"] = _certificates(at.verify)
+    return S3Store(
+        at.bucket,
+        config={
+            "endpoint": at.endpoint,
+            "aws_endpoint_url_s3": at.endpoint,
+            "region": at.region,
+            "virtual_hosted_style_request": at.is_virtual,
+            "skip_signature": not at.is_signed,
+            "request_payer": False,
+            "s3_express": False,
+        },
+        client_options=options,
+        retry_config={
+            "max_retries": RETRIES_MAX,
+            "retry_timeout": seconds,
+            "backoff": {
+                "init_backoff": datetime.timedelta(seconds=FIRST_PAUSE_SECONDS),
+                "max_backoff": datetime.timedelta(seconds=PAUSE_SECONDS_MAX),
+                "base": 2,
+            },
+        },
+        credential_provider=credential if at.is_signed else None,
+    )
+
+
+def _certificates(verify: bool | str) -> bytes:
+    """The certificates that botocore trusts. obstore adds them to the system's."""
+    from botocore.httpsession import get_cert_path
+
+    with open(get_cert_path(verify), "rb") as file:
+        return file.read()
+
+
+def sayable(key: str) -> bool:
+    """Whether obstore has a name for an object: none with control characters, empty components, "." and ".."."""
+    return not _ILLEGAL.search(key)
+
+
+def entity_tag(found: str | None) -> str:
+    """An entity tag as HTTP spells it; empty where it proves nothing. Some stores list it without its quotes."""
+    tag = found or ""
+    return "" if not tag or tag.startswith("W/") else '"' + tag.strip('"') + '"'
+
+
+@contextmanager
+def told(secrets: Callable[[], tuple[str, ...]]) -> Iterator[None]:
+    """Turns errors of obstore's into ObjectError or Changed. Their texts hold whole answers: only code and message
+    are taken over, without `secrets`."""
+    from obstore.exceptions import BaseError, NotModifiedError, PreconditionError
+
+    try:
+        yield
+    except (PreconditionError, NotModifiedError):
+        raise Changed from None
+    except (BaseError, FileNotFoundError, ValueError) as error:
+        raise _in_short(error, secrets()) from None
+
+
+def _in_short(error: Exception, secrets: tuple[str, ...]) -> ObjectError:
+    whole = str(error)
+    text = whole.partition("\n\nDebug source:")[0]
+    status, code, message = (pattern.search(text) for pattern in (_STATUS, _CODE, _MESSAGE))
+    if status:
+        text = ": ".join(filter(None, (f"HTTP {status[1]}", code and code[1], message and message[1])))
+    for secret in filter(None, secrets):
+        text = text.replace(secret, "…")
+    kind = _KINDS.get(type(error).__name__, "")
+    return ObjectError(code[1] if code else status[1] if status else kind, text)
+
+
+_KINDS = {"FileNotFoundError": "404", "PermissionDeniedError": "403", "UnauthenticatedError": "401"}
