@@ -113,12 +113,13 @@ def _place(bucket: str, url: str, region: str, verify: bool | str | None) -> Pla
     )
 
 
-def open_store(at: Place, patience: float, keys: Callable[[], Any]) -> S3Store:
+def open_store(at: Place, patience: float, keys: Callable[[], Any], retries_max: int = RETRIES_MAX) -> S3Store:
     """A client for the bucket: its connections, and how it tries again.
 
     Args:
         patience: seconds for a connection, for the next part of an answer, and for all that is tried again.
         keys: the credentials for a request, as botocore's `get_frozen_credentials` gives them.
+        retries_max: how often a request is made again where what went wrong may pass.
     """
     from obstore.store import S3Store
 
@@ -159,7 +160,7 @@ def open_store(at: Place, patience: float, keys: Callable[[], Any]) -> S3Store:
         },
         client_options=options,
         retry_config={
-            "max_retries": RETRIES_MAX,
+            "max_retries": retries_max,
             "retry_timeout": seconds,
             "backoff": {
                 "init_backoff": datetime.timedelta(seconds=FIRST_PAUSE_SECONDS),
@@ -177,6 +178,18 @@ def _certificates(verify: bool | str) -> bytes:
 
     with open(get_cert_path(verify), "rb") as file:
         return file.read()
+
+
+def try_certificates(store: S3Store) -> None:
+    """Asks for something. Raises Unfit where obstore refuses a certificate: it takes none that is its own authority."""
+    import obstore
+    from obstore.exceptions import BaseError
+
+    try:
+        obstore.head(store, _PROBE)
+    except (BaseError, FileNotFoundError) as error:
+        if "certificate" in str(error).lower():
+            raise Unfit("obstore does not accept its certificate") from None
 
 
 def sayable(key: str) -> bool:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from artifactcache.errors import Corrupted, NotFound, Unauthenticated
 from cacheserver import names
-from cacheserver.buckets import Changed, Place, Unfit, entity_tag, open_store, place, sayable, told
+from cacheserver.buckets import Changed, Place, Unfit, entity_tag, open_store, place, sayable, told, try_certificates
 from cacheserver.hashing import READ_BYTES
 from cacheserver.listings import ENTRIES_MAX, Entry, flat, one_file
 from cacheserver.refusals import translated
@@ -104,6 +104,8 @@ class Objects:
             at = place(client, name, os.environ)
             if known and known.at == at:
                 return known
+            if isinstance(at.verify, str):
+                try_certificates(open_store(at, self.patience, keys, retries_max=0))
             return _Bucket(at, open_store(at, self.patience, keys), keys)
         except (Unfit, ImportError) as why:
             _log.warning("s3://%s is left to MLflow's own client, which is slower: %s", name, why)
@@ -175,16 +177,19 @@ class ObjectFiles:
         for _ in range(PAGES_MAX):
             page = self._objects.ask(what, partial(client.list_objects_v2, **question))
             for found in page.get("Contents", ()):
-                if is_folder or found["Key"] == key:
+                if is_folder or found.get("Key") == key:
                     yield self._entry(what, found)
             if not is_folder or not page.get("IsTruncated"):
                 return
-            question["ContinuationToken"] = page["NextContinuationToken"]
+            token = page.get("NextContinuationToken")
+            if not token or token == question.get("ContinuationToken"):
+                raise Corrupted(f"{what}: the origin lists more than it lets itself be asked for.")
+            question["ContinuationToken"] = token
         raise Corrupted(f"{what}: the origin lists it in more than {PAGES_MAX} pages.")
 
     def _entry(self, what: str, found: dict[str, Any]) -> Entry:
         """An object as a path below the root; a name with a slash at its end says that there is a folder."""
-        key, size = str(found["Key"]), int(found["Size"])
+        key, size = str(found.get("Key", "")), int(found.get("Size", -1))
         inside = f"{self._prefix}/" if self._prefix else ""
         is_folder = key.endswith("/")
         if not key.startswith(inside) or size < 0 or (is_folder and size):

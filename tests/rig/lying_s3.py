@@ -27,12 +27,14 @@ class Objects:
     listing: Answer | None = None
 
 
-def object_of(content: bytes, tag: str = '"v1"', *, sent_bytes_max: int | None = None) -> Answer:
+def object_of(
+    content: bytes, tag: str = '"v1"', *, sent_bytes_max: int | None = None, heeds_conditions: bool = True
+) -> Answer:
     """An object as S3 answers for it, with ranges and If-Match; it hangs up after `sent_bytes_max`."""
 
     def answer(reply: Reply) -> None:
         wanted = reply.header("if-match")
-        if wanted and wanted != tag:
+        if wanted and wanted != tag and heeds_conditions:
             return refuses(412, "PreconditionFailed", "At least one of the pre-conditions did not hold")(reply)
         begin, end, headers = 0, len(content), {}
         if found := re.fullmatch(r"bytes=(\d+)-(\d*)", reply.header("range")):
@@ -118,8 +120,8 @@ def lying_s3() -> Iterator[LyingS3]:
         server.close()
 
 
-def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate of an authority of its own for 127.0.0.1, and its key."""
+def make_certificate(folder: Path, *, self_signed: bool) -> tuple[Path, Path, Path]:
+    """Files for a server on 127.0.0.1: the certificate to trust, the server's own, and its key."""
     import datetime
     import ipaddress
 
@@ -128,23 +130,29 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.x509.oid import NameOID
 
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tests")])
     now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
-        .sign(key, hashes.SHA256())
-    )
-    paths = folder / "certificate.pem", folder / "key.pem"
-    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+
+    def name(text: str) -> x509.Name:
+        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+    def certificate(subject: str, key: ec.EllipticCurvePrivateKey, by: ec.EllipticCurvePrivateKey, ca: bool) -> bytes:
+        made = x509.CertificateBuilder(name("authority" if by is authority else subject), name(subject))
+        made = made.public_key(key.public_key()).serial_number(x509.random_serial_number())
+        made = made.not_valid_before(now - datetime.timedelta(days=1))
+        made = made.not_valid_after(now + datetime.timedelta(days=1))
+        address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+        made = made.add_extension(x509.SubjectAlternativeName([address]), False)
+        made = made.add_extension(x509.BasicConstraints(ca=ca, path_length=None), True)
+        return made.sign(by, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+    authority, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    own = certificate("server", key, key if self_signed else authority, self_signed)
     plain = serialization.NoEncryption()
-    paths[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
-    return paths
+    files = {
+        "trusted.pem": own if self_signed else certificate("authority", authority, authority, True),
+        "server.pem": own,
+        "key.pem": key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain),
+    }
+    for file, content in files.items():
+        (folder / file).write_bytes(content)
+    return folder / "trusted.pem", folder / "server.pem", folder / "key.pem"
