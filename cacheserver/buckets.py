@@ -8,31 +8,41 @@ but the endpoint hears of credentials.
 from __future__ import annotations
 
 import datetime
+import logging
+import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, S3Credential, S3Store
 
+BUCKETS_MAX = 32  # whose clients are kept
 RETRIES_MAX = 4
 FIRST_PAUSE_SECONDS = 0.2
 PAUSE_SECONDS_MAX = 2
 _PROBE = "probe"  # a key that nobody asks for
-_SIGNING = "AWS4-HMAC-SHA256"  # the only one that obstore has
 _LONG_AGO = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
 # obstore follows redirects to wherever they lead, the session token in its hand. So whatever is not the endpoint goes
 # through a proxy that nobody can be: TCP has no port 0.
 _NOWHERE = "http://127.0.0.1:0"
-# obstore would add to each request what these say; MLflow's client does not know them.
-_OBSTORE_ONLY = ("AWS_SERVER_SIDE_ENCRYPTION", "AWS_SSE_CUSTOMER_KEY_BASE64", "AWS_SSE_KMS_KEY_ID")
+# The first is a header that obstore would send without signing it. The others obstore would heed, MLflow's client not.
+_UNFIT = (
+    *("MLFLOW_S3_EXPECTED_BUCKET_OWNER", "AWS_SERVER_SIDE_ENCRYPTION"),
+    *("AWS_SSE_CUSTOMER_KEY_BASE64", "AWS_SSE_KMS_KEY_ID"),
+)
 
+# The one way that obstore has: <access key>/<date>/<region>/<service>/aws4_request. A key may have slashes in it.
+_SIGNED = re.compile(r"AWS4-HMAC-SHA256 Credential=.*/\d{8}/([\w-]+)/s3/aws4_request,")
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([\w.]{1,60})</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]{1,200})</Message>")
 _ILLEGAL = re.compile(r"[\x00-\x1f\x7f]|(?:^|/)(?:\.{0,2})(?:/|$)")
+
+_log = logging.getLogger(__name__)
 
 
 class ObjectError(OSError):
@@ -69,48 +79,139 @@ class Unfit(Exception):
     """Why a bucket has to be left to MLflow's own client."""
 
 
-def place(client: Any, bucket: str, environment: Mapping[str, str]) -> Place:
-    """Where a client of boto3 asks for the objects of a bucket. Raises Unfit, and what the client raises.
+class Bucket(NamedTuple):
+    """How one bucket is asked; place and store are None where it is left to MLflow. `keys` gives the credentials for a
+    request, as botocore's `get_frozen_credentials` does."""
 
-    botocore has many rules for that (regions, partitions, FIPS, dual stack, addressing styles); the only ones who know
-    them all are its own, so it is asked for a URL.
+    at: Place | None
+    store: S3Store | None
+    keys: Callable[[], Any]
+
+    def secrets(self) -> tuple[str, ...]:
+        """What must not be in a message."""
+        if self.at is None or not self.at.is_signed:
+            return ()
+        frozen = self.keys()
+        return (frozen.secret_key, frozen.token or "")
+
+
+class Buckets:
+    """How buckets are asked, as far as that is known.
+
+    Args:
+        patience: seconds without progress after which an endpoint counts as unreachable.
+        forget: makes MLflow forget the clients that it keeps.
     """
-    url = client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": _PROBE})
-    for name in _OBSTORE_ONLY:
-        if name in environment:
+
+    def __init__(self, patience: float, forget: Callable[[], None]) -> None:
+        self._patience = patience
+        self._forget = forget
+        self._lock = threading.Lock()
+        self._known: dict[str, Bucket] = {}
+
+    def known(self, name: str) -> Bucket | None:
+        """How a bucket is asked, where that is known."""
+        return self._known.get(name)
+
+    def learn(self, name: str, client: Any, sent: Sent) -> Bucket:
+        """How a bucket is asked, by the request that MLflow's own client has just listed it with."""
+        known = self._known.get(name)
+        try:
+            at = place(client, name, sent, os.environ)
+            if known and known.at in (at, None):
+                return known
+            found = self._open(at)
+        except (Unfit, ImportError) as why:
+            if known and not known.at:
+                return known
+            _log.warning("s3://%s is left to MLflow's own client, which is slower: %s", name, why)
+            found = Bucket(None, None, _no_keys)
+        with self._lock:
+            self._known.pop(name, None)
+            self._known[name] = found
+            if len(self._known) > BUCKETS_MAX:
+                del self._known[next(iter(self._known))]
+        return found
+
+    def renew(self, seen: Bucket | None) -> None:
+        """Reads the credentials anew, from wherever they come, unless that was done since `seen` was got."""
+        import boto3
+
+        with self._lock:
+            if seen is None or any(bucket is seen for bucket in self._known.values()):
+                boto3.setup_default_session()
+                self._forget()
+                self._known.clear()
+
+    def _open(self, at: Place) -> Bucket:
+        import boto3
+
+        keys = boto3.DEFAULT_SESSION.get_credentials().get_frozen_credentials if at.is_signed else _no_keys
+        if isinstance(at.verify, str) and at.endpoint.startswith("https:"):
+            _try_certificates(open_store(at, self._patience, keys, retries_max=0))
+        return Bucket(at, open_store(at, self._patience, keys), keys)
+
+
+def _no_keys() -> Any:
+    raise AssertionError("nothing is signed without credentials")
+
+
+class Sent(NamedTuple):
+    """A request as it left: its URL, and its Authorization header (empty where it was not signed)."""
+
+    url: str
+    authorization: str
+
+
+_sent = threading.local()
+
+
+def list_page(client: Any, question: Mapping[str, Any]) -> tuple[Mapping[str, Any], Sent]:
+    """One page of a listing by a client of boto3, and the request that it was the answer to. Raises what the client
+    raises."""
+    client.meta.events.register("before-send.s3.ListObjectsV2", _note, unique_id=__name__)
+    page: Mapping[str, Any] = client.list_objects_v2(**question)
+    return page, _sent.last
+
+
+def _note(request: Any, **_: Any) -> None:
+    signed = request.headers.get("Authorization", "")
+    _sent.last = Sent(request.url, signed.decode() if isinstance(signed, bytes) else signed)
+
+
+def place(client: Any, bucket: str, sent: Sent, environment: Mapping[str, str]) -> Place:
+    """Where a client of boto3 asks for the objects of a bucket, by the request that it has listed it with.
+
+    botocore has many rules for that (regions, partitions, FIPS, dual stack, addressing styles, buckets that are in
+    another region than was thought). Only what it does shows them all: URLs that it makes without asking are others.
+
+    Raises Unfit.
+    """
+    for name in _UNFIT:
+        if environment.get(name):
             raise Unfit(f"{name} is set")
     try:
         session = client._endpoint.http_session  # botocore.httpsession.URLLib3Session
         verify, certificate, proxies = session._verify, session._cert_file, session._proxy_config
-        proxy = proxies.proxy_url_for(url)
+        proxy = proxies.proxy_url_for(sent.url)
     except AttributeError:
         raise Unfit("this version of botocore does not say which certificates and proxies it uses") from None
     if certificate:
         raise Unfit("it has a certificate of its own")
     if proxy:
-        raise Unfit("it asks through a proxy")
-    return _place(bucket, url, str(client.meta.region_name), verify)
-
-
-def _place(bucket: str, url: str, region: str, verify: bool | str | None) -> Place:
-    """The place that a presigned URL of the key _PROBE stands for. Raises Unfit."""
-    parts, query = urlsplit(url), parse_qs(urlsplit(url).query)
-    if bucket.endswith("--x-s3") or ":" in bucket:
-        raise Unfit("it is no plain bucket")
-    is_virtual = parts.path == f"/{_PROBE}" and parts.netloc.startswith(f"{bucket}.")
-    if not is_virtual and parts.path != f"/{bucket}/{_PROBE}":
+        raise Unfit("it is asked through a proxy")
+    parts = urlsplit(sent.url)
+    is_virtual = parts.path in ("", "/") and parts.netloc.startswith(f"{bucket}.")
+    if (not is_virtual and parts.path != f"/{bucket}") or ":" in bucket:
         raise Unfit("its URLs are of a kind that obstore does not have")
-    is_signed = bool(query.keys() & {"X-Amz-Algorithm", "Signature"})
-    if is_signed:
-        if query.get("X-Amz-Algorithm") != [_SIGNING]:
+    region = str(client.meta.region_name)
+    if sent.authorization:
+        signed = _SIGNED.match(sent.authorization)
+        if not signed:
             raise Unfit("its requests are signed in a way that obstore does not have")
-        # <access key>/<date>/<region>/<service>/aws4_request; the access key may have slashes in it
-        _, _, region, service, _ = query["X-Amz-Credential"][0].rsplit("/", 4)
-        if service != "s3":
-            raise Unfit(f"its requests are signed for {service}")
-    return Place(
-        bucket, f"{parts.scheme}://{parts.netloc}", region, is_virtual, is_signed, True if verify is None else verify
-    )
+        region = signed[1]
+    endpoint = f"{parts.scheme}://{parts.netloc}"
+    return Place(bucket, endpoint, region, is_virtual, bool(sent.authorization), True if verify is None else verify)
 
 
 def open_store(at: Place, patience: float, keys: Callable[[], Any], retries_max: int = RETRIES_MAX) -> S3Store:
@@ -180,7 +281,7 @@ def _certificates(verify: bool | str) -> bytes:
         return file.read()
 
 
-def try_certificates(store: S3Store) -> None:
+def _try_certificates(store: S3Store) -> None:
     """Asks for something. Raises Unfit where obstore refuses a certificate: it takes none that is its own authority."""
     import obstore
     from obstore.exceptions import BaseError
