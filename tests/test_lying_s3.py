@@ -256,6 +256,21 @@ def test_public_buckets_are_asked_without_a_signature(
     assert set(liar.seen[since:]) == {""}
 
 
+def test_a_proxy_is_left_to_mlflow(start_daemon: StartDaemon, liar: LyingS3, caller_of: CallerOf, room: Path) -> None:
+    """HTTP_PROXY is used as MLflow uses it; what NO_PROXY names is asked directly, by obstore too."""
+    uri = served(liar, object_of(b"0123456789"))
+    with lying_s3() as proxy:  # it answers whatever host a request is for
+        proxy.buckets = liar.buckets
+        env = liar.env | {"HTTP_PROXY": proxy.uri, "http_proxy": proxy.uri}
+        through = start_daemon(TRACKING, env=env | {"MLFLOW_S3_ENDPOINT_URL": "http://s3.example"})
+        assert caller_of(through, room).fetch(uri).transport == "mlflow"
+        assert "through a proxy" in through.read_log()
+        asked = proxy.request_count
+        direct = start_daemon(TRACKING, env=env | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"})
+        assert caller_of(direct, room).fetch(uri).transport == "s3"
+        assert asked and proxy.request_count == asked
+
+
 def test_variables_that_only_obstore_knows_change_nothing(
     start_daemon: StartDaemon, liar: LyingS3, caller_of: CallerOf, room: Path
 ) -> None:

@@ -12,7 +12,6 @@ from artifactcache import errors
 from tests.conftest import CallerOf, StartDaemon
 from tests.rig import s3, trees
 from tests.rig.daemon import Daemon
-from tests.rig.lying import lying_origin
 
 BUCKET = "models"
 FILES: trees.Files = {
@@ -209,19 +208,3 @@ def test_whose_the_bucket_must_be_is_left_to_mlflow(
     daemon = start_daemon(TRACKING, env=env, unreachable_after=10.0)
     found = caller_of(daemon, room).fetch(f"s3://{BUCKET}/resnet")
     assert trees.read(found.path) == FILES and found.transport == "mlflow"
-
-
-def test_a_proxy_is_left_to_mlflow(
-    start_daemon: StartDaemon, endpoint: s3.Endpoint, caller_of: CallerOf, room: Path
-) -> None:
-    """HTTP_PROXY is used as MLflow uses it; what NO_PROXY names is asked directly, by obstore too."""
-    with lying_origin() as proxy:  # it answers for nothing, but it counts
-        env = endpoint.env | {"HTTP_PROXY": proxy.uri, "http_proxy": proxy.uri}
-        through = start_daemon(TRACKING, env=env, unreachable_after=2.0)
-        with pytest.raises(errors.CacheError):
-            caller_of(through, room).fetch(f"s3://{BUCKET}/resnet")
-        asked = proxy.request_count
-        assert asked and "through a proxy" in through.read_log()
-        direct = start_daemon(TRACKING, env=env | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"})
-        found = caller_of(direct, room).fetch(f"s3://{BUCKET}/resnet")
-        assert found.transport == "s3" and proxy.request_count == asked
