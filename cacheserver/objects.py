@@ -24,7 +24,7 @@ from cacheserver.staging import Sink
 from cacheserver.words import File, Listing, Location, join
 
 PART_BYTES = 4 << 20
-PARTS_MAX = 12  # in memory, of all objects together
+PARTS_MAX = 5  # in memory, of all objects together
 WINDOW = 4  # of one object
 WHOLE_BYTES_MAX = 2 * PART_BYTES  # larger ones are asked for in parts
 PAGES_MAX = ENTRIES_MAX // 100  # of one listing: a page has 1,000 names, or fewer
@@ -131,7 +131,7 @@ class ObjectFiles:
         """One page of a listing, by MLflow's own client, from whom it is learnt how the bucket is asked."""
 
         def answer() -> Mapping[str, Any]:
-            client = self._repository._get_s3_client()
+            client = self._objects.buckets.client(self._repository._get_s3_client)
             owner = getattr(self._repository, "_bucket_owner_params", {})
             page, sent = list_page(client, {"Bucket": self._name, **question, **owner})
             self._objects.buckets.learn(self._name, client, sent)
@@ -187,10 +187,11 @@ class ObjectFiles:
         Who waits for room holds none, so that somebody always goes on.
         """
         if not tag:  # whatever is there now: its first part says what it is
-            chunk, tag = self._part(bucket, key, sink.size, PART_BYTES, "")
-            sink.write(chunk)
+            chunks, tag = self._part(bucket, key, sink.size, PART_BYTES, "")
+            for chunk in chunks:
+                sink.write(chunk)
         sink.etag = tag
-        parts: deque[Future[tuple[memoryview, str]]] = deque()
+        parts: deque[Future[tuple[list[bytes], str]]] = deque()
         begin, room = sink.size, self._objects.room
         try:
             while sink.size < size:
@@ -198,7 +199,8 @@ class ObjectFiles:
                     length = min(PART_BYTES, size - begin)
                     parts.append(self._objects.pool.submit(self._part, bucket, key, begin, length, tag))
                     begin += length
-                sink.write(parts[0].result()[0])
+                for chunk in parts[0].result()[0]:
+                    sink.write(chunk)
                 parts.popleft()
                 room.release()
         finally:
@@ -206,11 +208,13 @@ class ObjectFiles:
                 part.cancel()
                 part.add_done_callback(lambda _: room.release())
 
-    def _part(self, bucket: Bucket, key: str, begin: int, length: int, tag: str) -> tuple[memoryview, str]:
+    def _part(self, bucket: Bucket, key: str, begin: int, length: int, tag: str) -> tuple[list[bytes], str]:
         answer = self._get(bucket, key, begin, length, tag)
         if answer.range != (begin, begin + length):
             raise Changed
-        return _bytes(answer, bucket), entity_tag(answer.meta["e_tag"])
+        # In pieces that stay in the processor's cache from the write to the second hash: a third of the time of one.
+        with told(bucket.secrets):
+            return list(answer.stream(min_chunk_size=READ_BYTES)), entity_tag(answer.meta["e_tag"])
 
     def _get(self, bucket: Bucket, key: str, begin: int, length: int | None, tag: str) -> Any:
         """One request; its answer is of the object that was meant. Raises Changed where there is another."""

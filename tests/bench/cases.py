@@ -36,14 +36,17 @@ class Ground:
         self._count = 0
 
     @contextlib.contextmanager
-    def daemon(self, tracking_uri: str, root: Path | None = None) -> Iterator[Daemon]:
+    def daemon(
+        self, tracking_uri: str, root: Path | None = None, env: dict[str, str] | None = None
+    ) -> Iterator[Daemon]:
         """A running daemon of this user, with an empty store."""
         self._count += 1
         folder = self.folder / f"d{self._count}"
         folder.mkdir()
         root = root or folder / "store"
         config = config_text(root, tracking_uri, unreachable_after=30.0)
-        with running(Daemon(self._interpreter, None, folder, root, config, is_system=False)) as daemon:
+        daemon = Daemon(self._interpreter, None, folder, root, config, is_system=False, env=env or {})
+        with running(daemon):
             yield daemon
 
     def tree(self, parent: Path, file_count: int, file_bytes: int) -> Path:
