@@ -1,4 +1,4 @@
-"""S3 objects, downloaded with obstore, a client in Rust that needs a sixth of the work that Python's needs for each.
+"""S3 objects, downloaded with obstore, a client in Rust that needs a sixth of the work that boto3 needs for each.
 
 Law of this file: what there is, MLflow's own client is asked, and whatever obstore cannot do as that client would is
 left to it; what is downloaded is the very object that was listed, or another one from its beginning, never parts of
