@@ -58,9 +58,15 @@ def by_turns(*answers: Answer) -> Answer:
 @pytest.mark.parametrize("size", [10, BIG])
 def test_the_liar_can_be_honest(alice: Caller, liar: LyingS3, size: int) -> None:
     """What is refused below is refused for what it is."""
-    content = os.urandom(size)
-    found = alice.fetch(served(liar, object_of(content), size))
+    content, conditions = os.urandom(size), []
+
+    def answer(reply: Reply) -> None:
+        conditions.append(reply.header("if-match"))
+        object_of(content)(reply)
+
+    found = alice.fetch(served(liar, answer, size))
     assert trees.read(found.path) == {"weights": content} and found.transport == "s3"
+    assert set(conditions) == {'"v1"'}  # each request is for what was listed
 
 
 @pytest.mark.parametrize("listed", [5, 11, BIG])

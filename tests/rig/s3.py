@@ -51,9 +51,11 @@ class Endpoint:
         until(self._answers, lambda: f"the S3 endpoint to answer\n{why()}", START_SECONDS_MAX)
 
     def _answers(self) -> bool:
+        """Whether everything behind it is there: Swift answers for some things before it does for others."""
         try:
-            self.client.list_buckets()
-        except (BotoCoreError, ClientError):  # not there yet, or not everything behind it
+            self.client.create_bucket(Bucket="ready")
+            self.client.put_object(Bucket="ready", Key="ready", Body=b"")
+        except (BotoCoreError, ClientError):
             return False
         return True
 

@@ -9,16 +9,19 @@ import contextlib
 import json
 import os
 import pwd
+import random
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.rig.process import free_port, stop_group
+from tests.rig.process import stop_group
 
 PACKAGES = "swift-proxy swift-account swift-container swift-object memcached"
 KINDS = ("account", "container", "object")
 PROGRAMS = ("memcached", "swift-proxy-server", *(f"swift-{kind}-server" for kind in KINDS))
+PORTS = (10_000, 32_000)  # below those of net.ipv4.ip_local_port_range
 USER, KEY = "test:tester", "testing-secret-of-swift"
 
 _SWIFT = """
@@ -89,10 +92,22 @@ def reason_not_to_start() -> str | None:
     return f"needs Swift ({', '.join(missing)} not found): apt-get install {PACKAGES}" if missing else None
 
 
+def _ports() -> list[int]:
+    """Ports that nobody listens on, and that the kernel gives to no outgoing connection: these servers take seconds
+    until they listen."""
+    found: list[int] = []
+    while len(found) < len(KINDS) + 2:
+        port = random.randrange(*PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found += [port] if port not in found else []
+    return found
+
+
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[tuple[str, str, str]]:
     """A Swift, perhaps not answering yet: its S3 endpoint, access key and secret key."""
-    ports = {name: free_port() for name in (*KINDS, "proxy", "memcached")}
+    ports = dict(zip((*KINDS, "proxy", "memcached"), _ports(), strict=True))
     (folder / "devices" / "d1").mkdir(parents=True)
     storage_ports = json.dumps({kind: ports[kind] for kind in KINDS})
     subprocess.run(("/usr/bin/python3", "-c", _RINGS, str(folder), storage_ports), check=True, capture_output=True)
