@@ -1,4 +1,4 @@
-"""What an origin lists, folder after folder, as the files of one artifact.
+"""What an origin lists, folder after folder or all at once, as the files of one artifact.
 
 Law of this file: nothing of it is believed. Every name passes `names`, every entry lies in the folder that was listed,
 and a listing without end ends.
@@ -41,9 +41,40 @@ def walk(location: Location, entries: Callable[[str], Iterable[Entry]]) -> Listi
     if location.path and _may_be_a_file(location.path, top):
         itself = _in_the_folder_above(location, entries)
         if not itself.is_folder:
-            name = location.path.rpartition("/")[2]
-            return Listing([File(os.fsencode(name), itself.size, location.path, etag=itself.etag)], name)
+            return one_file(location, itself)
     return Listing(list(_below(location, top, entries)), "")
+
+
+def flat(location: Location, entries: Iterable[Entry]) -> Listing | None:
+    """All files at a location of a store that has no folders, only names with slashes in them; None where it has none.
+
+    Args:
+        entries: everything below the location, as paths below its root. A folder there is a name that says no more than
+            that it exists, be it the location's own.
+
+    Raises Corrupted where a name must not be, and what iterating raises.
+    """
+    files, folders, filled, seen = list[File](), list[File](), set[bytes](), 0
+    for seen, entry in enumerate(entries, 1):
+        if seen > ENTRIES_MAX:
+            raise Corrupted(f"{location.uri}: the origin lists more than {ENTRIES_MAX} files.")
+        if entry.path == location.path:
+            continue
+        path = path_below(location, entry.path)
+        if wrong := names.fault(path):
+            raise Corrupted(f"{location.uri}: the origin lists {names.show(path)}, which {wrong}.")
+        (folders if entry.is_folder else files).append(File(path, entry.size, entry.path, entry.is_folder, entry.etag))
+        above = path.rpartition(b"/")[0]
+        while above and above not in filled:
+            filled.add(above)
+            above = above.rpartition(b"/")[0]
+    return Listing(files + [folder for folder in folders if folder.path not in filled], "") if seen else None
+
+
+def one_file(location: Location, itself: Entry) -> Listing:
+    """The listing of a location that is a file."""
+    name = location.path.rpartition("/")[2]
+    return Listing([File(os.fsencode(name), itself.size, location.path, etag=itself.etag)], name)
 
 
 def _may_be_a_file(path: str, listed: list[Entry]) -> bool:

@@ -27,6 +27,7 @@ os.environ.update(
 
 import mlflow
 import requests
+from mlflow.store.artifact import s3_artifact_repo
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.tracking import MlflowClient
@@ -39,6 +40,7 @@ from cacheserver import names, roots
 from cacheserver.breaker import Breaker
 from cacheserver.http import Access, ElsewhereError, Http, StatusError
 from cacheserver.local import LOCAL_SCHEMES, LocalFiles
+from cacheserver.objects import ObjectFiles, Objects
 from cacheserver.proxied import ProxiedFiles
 from cacheserver.refusals import translated, without_credentials
 from cacheserver.repository import RepositoryFiles
@@ -110,6 +112,11 @@ class MlflowOrigin:
         self._looker = Http(min(unreachable_after_seconds, LOOK_SECONDS_MAX), ticks)
         self._breaker = Breaker(self.name, self._answers, ticks)
         self._identifiers = ThreadPoolExecutor(max_workers=IDENTIFIERS_MAX, thread_name_prefix="identify")
+        self._objects = Objects(
+            unreachable_after_seconds,
+            partial(self._ask, of_answer=True),
+            s3_artifact_repo._cached_get_s3_client.cache_clear,
+        )
         self._local_pool = ThreadPoolExecutor(max_workers=LOCAL_QUESTIONS_MAX, thread_name_prefix="local")
 
     @property
@@ -122,6 +129,7 @@ class MlflowOrigin:
         self._breaker.close()
         for pool in (self._pool, self._local_pool, self._identifiers):
             pool.shutdown(wait=False, cancel_futures=True)
+        self._objects.close()
 
     def guards(self, artifact: Artifact) -> bool:
         """Whether the artifact has to be looked at each time: a file of this host, named by a client of many users."""
@@ -240,7 +248,7 @@ class MlflowOrigin:
         except Exception as error:  # noqa: BLE001 - whatever it is, it leaves here as one of ours
             raise self._noted(translated(error, location.uri)) from None
 
-    def _files(self, root: str, named_by_client: bool) -> LocalFiles | ProxiedFiles | RepositoryFiles:
+    def _files(self, root: str, named_by_client: bool) -> LocalFiles | ProxiedFiles | ObjectFiles | RepositoryFiles:
         """What can list and download the files below a root."""
         if roots.scheme(root) in LOCAL_SCHEMES:
             return self._local(root, named_by_client)
@@ -248,7 +256,10 @@ class MlflowOrigin:
         if isinstance(repository, HttpArtifactRepository):
             self._breaker.check()
             return ProxiedFiles(repository.artifact_uri, self._http, _access, self._patience)
-        return RepositoryFiles(repository, roots.scheme(root) in _SIZED, partial(self._ask, of_answer=True))
+        others = RepositoryFiles(repository, roots.scheme(root) in _SIZED, partial(self._ask, of_answer=True))
+        if type(repository) is s3_artifact_repo.S3ArtifactRepository:  # of a plugin's nothing is known
+            return ObjectFiles(root, repository, self._objects, others)
+        return others
 
     def _repository(self, root: str, *, named_by_client: bool = False) -> Any:
         """The repository of a root. Raises InvalidRequest where the daemon's credentials would go elsewhere."""

@@ -47,6 +47,7 @@ _BY_S3_CODE: dict[str, type[CacheError]] = {
     "NoSuchKey": NotFound,
     "404": NotFound,
     "403": PermissionDenied,
+    "401": Unauthenticated,
     "InvalidAccessKeyId": Unauthenticated,
     "SignatureDoesNotMatch": Unauthenticated,
     "ExpiredToken": Unauthenticated,

@@ -55,6 +55,8 @@ ORDER = (
     "proxied",
     "repository",
     "refusals",
+    "buckets",
+    "objects",
     "roots",
     "breaker",
     "origin",

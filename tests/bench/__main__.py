@@ -1,6 +1,6 @@
 """`make bench`: measures, prints the table, and writes it to tests/bench/results.json.
 
-python -m tests.bench [CASE …]     the cases: hard_links, views, against_mlflow, herd, memory; all without arguments
+python -m tests.bench [CASE …]     the cases: hard_links, views, against_mlflow, s3, herd, memory; all without arguments
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import platform
 import sys
 from pathlib import Path
 
-from tests.bench import cases
+from tests.bench import cases, object_store
 from tests.bench.figures import Figure, table
 from tests.rig.base import make_base, remove_base
 from tests.rig.interpreter import own_interpreter
 from tests.rig.mlflow_server import serving
 
 RESULTS = Path(__file__).with_name("results.json")
-CASES = ("hard_links", "views", "against_mlflow", "herd", "memory")
+CASES = ("hard_links", "views", "against_mlflow", "s3", "herd", "memory")
 
 
 def main(chosen: list[str]) -> None:
@@ -34,7 +34,7 @@ def main(chosen: list[str]) -> None:
         with serving(base / "servers") as servers:
             for case in chosen:
                 arguments = {"against_mlflow": (servers,), "herd": (servers[0],), "memory": (servers[0],)}.get(case, ())
-                for figure in getattr(cases, case)(ground, *arguments):
+                for figure in getattr(object_store if case == "s3" else cases, case)(ground, *arguments):
                     print(" · ".join(filter(None, dataclasses.astuple(figure))), flush=True)
                     figures.append(figure)
     finally:

@@ -37,7 +37,12 @@ class Ground:
 
     @contextlib.contextmanager
     def daemon(
-        self, tracking_uri: str, root: Path | None = None, *, unreachable_after: float = 30.0
+        self,
+        tracking_uri: str,
+        root: Path | None = None,
+        env: dict[str, str] | None = None,
+        *,
+        unreachable_after: float = 30.0,
     ) -> Iterator[Daemon]:
         """A running daemon of this user, with an empty store."""
         self._count += 1
@@ -45,7 +50,8 @@ class Ground:
         folder.mkdir()
         root = root or folder / "store"
         config = config_text(root, tracking_uri, unreachable_after=unreachable_after)
-        with running(Daemon(self._interpreter, None, folder, root, config, is_system=False)) as daemon:
+        daemon = Daemon(self._interpreter, None, folder, root, config, is_system=False, env=env or {})
+        with running(daemon):
             yield daemon
 
     def tree(self, parent: Path, file_count: int, file_bytes: int) -> Path:

@@ -53,8 +53,9 @@ class Reply:
         self._handler.end_headers()
 
     def write(self, data: bytes) -> None:
-        """Send bytes as they are."""
-        self._handler.wfile.write(data)
+        """Send bytes as they are; none where only the headers were asked for."""
+        if self._handler.command != "HEAD":
+            self._handler.wfile.write(data)
 
     def hang_up(self) -> None:
         """Close the connection, as a server that dies does."""
@@ -251,6 +252,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
         self.server.origin.answer(Reply(self), unquote(parts.path), parse_qs(parts.query, keep_blank_values=True))
+
+    do_HEAD = do_GET
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers.get("content-length", 0)))
