@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STUBS := .venv-stubs
 MLFLOWS := .venv-mlflow
+TEST_PROCESSES ?= 2
 PIP := -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test check stubs bench lock clean
@@ -34,7 +35,7 @@ demo: $(VENV)/done  ## log a model to a real MLflow, fetch it cold, then warm
 	$(BIN)/python demo.py
 
 test: check $(MLFLOWS)/done  ## everything that CI runs
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST)
 
 check: $(VENV)/done $(STUBS)/done  ## style, types, stubs
 	$(BIN)/ruff check .

@@ -93,10 +93,10 @@ def test_errors(alice: Caller, arguments: tuple[str, ...], error: str) -> None:
     assert json.loads(done.stdout)["error"] == error
 
 
-@pytest.mark.parametrize("command", ["fetch", "warm", "ls", "inspect", "verify", "stats", "whoami", "ping"])
+@pytest.mark.parametrize("command", ["fetch", "warm", "lock", "ls", "inspect", "verify", "stats", "whoami", "ping"])
 def test_no_daemon(alice: Caller, room: Path, command: str) -> None:
     """Without a daemon every command fails and says so."""
-    wanted = ["runs:/" + "0" * 32] if command in ("fetch", "warm", "inspect") else []
+    wanted = ["runs:/" + "0" * 32] if command in ("fetch", "warm", "lock", "inspect") else []
     done = alice.command(command, *wanted, "--json", env={"ARTIFACTCACHE_SOCKET_DIR": str(room)})
     assert done.returncode not in (0, None)
     assert json.loads(done.stdout)["error"] == "DaemonUnavailable"

@@ -27,6 +27,7 @@ from artifactcache.errors import (
 TYPE_CHECKING = False  # `typing` alone would cost more than all of this file; checkers know the name
 if TYPE_CHECKING:
     from artifactcache.client import Client, fetch
+    from artifactcache.lockfile import Lock, Locked
     from artifactcache.results import (
         Fetched,
         File,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         Pong,
         Progress,
         Stats,
+        Synced,
         Verified,
         Warmed,
         WhoAmI,
@@ -54,6 +56,8 @@ __all__ = [
     "Held",
     "Inspected",
     "InvalidRequest",
+    "Lock",
+    "Locked",
     "ModeUnavailable",
     "NoSpace",
     "NotFound",
@@ -63,6 +67,7 @@ __all__ = [
     "Progress",
     "QuotaExceeded",
     "Stats",
+    "Synced",
     "Unauthenticated",
     "Verified",
     "Warmed",
@@ -78,7 +83,10 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'artifactcache' has no attribute {name!r}")
     from artifactcache import client, results
 
-    value: object = getattr(client if hasattr(client, name) else results, name)
+    home: object = client if hasattr(client, name) else results
+    if name in ("Lock", "Locked"):
+        from artifactcache import lockfile as home
+    value: object = getattr(home, name)
     globals()[name] = value
     return value
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from artifactcache import materialize
 from artifactcache.deadline import Deadline
-from artifactcache.errors import CacheError, ModeUnavailable
+from artifactcache.errors import CacheError, Corrupted, ModeUnavailable
 from artifactcache.request import Selection
 from artifactcache.results import (
     Fetched,
@@ -64,8 +64,9 @@ class Calls:
         refresh: bool,
         progress: OnProgress | None,
         deadline: Deadline,
+        digest: str = "",
     ) -> Fetched:
-        """Fetch an artifact, place it at a destination, and end its lease."""
+        """Fetch an artifact, place it at a destination, and end its lease. Where a digest is given, only that tree."""
         if exists == "error":
             materialize.refuse_existing(destination)
         request = pb.FetchRequest(artifact=_encode(wanted), refresh=refresh)
@@ -84,6 +85,8 @@ class Calls:
                 size_bytes=result.size_bytes,
             )
             try:
+                if digest and result.digest != digest:
+                    raise Corrupted(f"it has the digest {result.digest} by now instead of {digest}")
                 with connection.join(deadline) as handoff:
                     kind = materialize.place(handoff, result.lease, order, deadline)
             finally:
@@ -94,13 +97,20 @@ class Calls:
 
     def warm(self, wanted: Selection, refresh: bool, progress: OnProgress | None, deadline: Deadline) -> Warmed:
         """Make an artifact present, and keep nothing of it."""
+        warmed, end_lease = self.hold(wanted, refresh, progress, deadline)
+        end_lease()
+        return warmed
+
+    def hold(
+        self, wanted: Selection, refresh: bool, progress: OnProgress | None, deadline: Deadline
+    ) -> tuple[Warmed, Callable[[], None]]:
+        """Make an artifact present; return also what ends its lease, which ends with the session at the latest."""
         request = pb.FetchRequest(artifact=_encode(wanted), refresh=refresh)
         watch = _watch(progress)
 
-        def fetch(connection: Connection) -> Warmed:
+        def fetch(connection: Connection) -> tuple[Warmed, Callable[[], None]]:
             result = _result(connection.stream("Fetch", request, deadline, watch))
-            connection.release(result.lease)
-            return Warmed(
+            warmed = Warmed(
                 uri=wanted.asked_for,
                 version=result.version,
                 digest=result.digest,
@@ -111,6 +121,7 @@ class Calls:
                 stale=result.stale,
                 transport=result.transport,
             )
+            return warmed, lambda: connection.release(result.lease)
 
         return self.session.call(fetch, deadline)
 

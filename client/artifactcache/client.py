@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from artifactcache import request
 from artifactcache.deadline import Deadline
 from artifactcache.errors import InvalidRequest
-from artifactcache.results import Fetched, Held, Inspected, Pong, Progress, Stats, Verified, Warmed, WhoAmI
+from artifactcache.results import Fetched, Held, Inspected, Pong, Progress, Stats, Synced, Verified, Warmed, WhoAmI
 
 if TYPE_CHECKING:
     from artifactcache.calls import Calls
+    from artifactcache.lockfile import Lock
 
 Patterns = str | Iterable[str]
 Destination = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -103,6 +104,71 @@ class Client:
         deadline = Deadline(request.timeout(timeout))
         calls = self._calls()
         return [calls.warm(each, refresh, progress, deadline) for each in wanted]
+
+    def lock(
+        self,
+        *uris: str,
+        include: Patterns = (),
+        exclude: Patterns = (),
+        refresh: bool = False,
+        progress: OnProgress | None = None,
+        timeout: float | None = None,
+    ) -> Lock:
+        """Make artifacts present, and say what each URI stands for now; `Lock.text()` is the lock file.
+
+        Raises InvalidRequest for a URI with credentials in it, and OriginUnavailable where the origin does not say
+        whether what is held is what it has.
+        """
+        from artifactcache import lockfile, locking
+
+        if not uris:
+            raise InvalidRequest("give at least one uri")
+        wanted = dict.fromkeys(request.selection(uri, include=include, exclude=exclude) for uri in uris)
+        for number, each in enumerate(wanted, start=1):
+            lockfile.without_secret(each.uri, f"uri {number}")
+        request.flag(refresh, "refresh")
+        request.callback(progress)
+        return locking.lock(self._calls(), wanted, refresh, progress, Deadline(request.timeout(timeout)))
+
+    def relock(
+        self,
+        lock: Lock | str | os.PathLike[str],
+        *,
+        refresh: bool = False,
+        progress: OnProgress | None = None,
+        timeout: float | None = None,
+    ) -> Lock:
+        """Lock the URIs of a lock, or of a lock file, again: with their patterns, and under their names."""
+        from artifactcache import locking
+
+        old, where = locking.given(lock)
+        request.flag(refresh, "refresh")
+        request.callback(progress)
+        return locking.relock(self._calls(), old, where, refresh, progress, Deadline(request.timeout(timeout)))
+
+    def sync(
+        self,
+        lock: Lock | str | os.PathLike[str],
+        dst: Destination | None = None,
+        *,
+        mode: str = "auto",
+        progress: OnProgress | None = None,
+        timeout: float | None = None,
+    ) -> list[Synced]:
+        """Make exactly the trees of a lock, or of a lock file, present, whatever their URIs stand for today.
+
+        With `dst` each is placed in that folder under its name; what had that name is exchanged for it in one step,
+        everything else stays. Until all are present and right nothing in `dst` changes.
+
+        Raises Corrupted, with the artifact's name, where the origin has other bytes than those that were locked.
+        """
+        from artifactcache import locking
+
+        wanted, where = locking.given(lock)
+        request.kind(mode)
+        request.callback(progress)
+        folder = None if dst is None else request.destination(dst)
+        return locking.sync(self._calls(), wanted, where, folder, mode, progress, Deadline(request.timeout(timeout)))
 
     def list(self, *, timeout: float | None = None) -> tuple[Held, ...]:
         """List the artifacts that the daemon holds, sorted by version."""

@@ -92,6 +92,22 @@ def manner(mode: object, exists: object, writable: bool, has_dst: bool) -> None:
         raise InvalidRequest("hard links share their bytes with others: choose mode reflink or copy, or auto")
 
 
+def kind(mode: object) -> None:
+    """Check how something is to be placed, where a view is out of the question."""
+    if mode not in ("auto", *KINDS):
+        raise InvalidRequest(f"mode is one of auto, {', '.join(KINDS)}, not {mode!r}")
+
+
+def file(path: object, what: str) -> str:
+    """Check the name of a file."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise InvalidRequest(f"{what} is a path, not {path!r}")
+    try:
+        return os.fsdecode(path)
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"{what} {path!r} has characters that no file name can have") from None
+
+
 def destination(dst: object) -> bytes:
     """Check a destination and return its absolute path, without the slashes at its end.
 

@@ -95,6 +95,25 @@ class Warmed:
 
 
 @dataclass(frozen=True, slots=True)
+class Synced:
+    """An artifact of a lock that was made present, and placed where a folder was given."""
+
+    name: str
+    uri: str
+    version: str
+    digest: str
+    path: str | None
+    """Where it was placed."""
+    mode: str | None
+    """How: "reflink", "hardlink" or "copy"."""
+    file_count: int
+    size_bytes: int
+    hit: bool
+    origin_bytes: int
+    stale: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Held:
     """An artifact that the daemon holds."""
 
