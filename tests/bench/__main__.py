@@ -1,25 +1,37 @@
-"""`make bench`: measures, prints the table, and writes it to tests/bench/results.json.
+"""`make bench`: measures, prints the table, and keeps it in tests/bench/results.json.
 
-python -m tests.bench [CASE …]     the cases: hard_links, views, against_mlflow, s3, herd, memory; all without arguments
+python -m tests.bench [CASE …]     some cases; all without arguments. Each is measured in one run, and kept with its date.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import os
 import platform
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from tests.bench import cases, object_store
+from tests.bench import cases, cold, object_store
 from tests.bench.figures import Figure, table
 from tests.rig.base import make_base, remove_base
 from tests.rig.interpreter import own_interpreter
-from tests.rig.mlflow_server import serving
 
 RESULTS = Path(__file__).with_name("results.json")
-CASES = ("hard_links", "views", "against_mlflow", "s3", "herd", "memory")
+CASES: dict[str, Callable[[cases.Ground], Iterator[Figure]]] = {
+    "hard_links": cases.hard_links,
+    "views": cases.views,
+    "warm": cases.warm,
+    "cold": cold.cold,
+    "s3": object_store.s3,
+    "load_model": cold.load_model,
+    "dead_server": cold.dead_server,
+    "herd": cases.herd,
+    "memory": cases.memory,
+}
 
 
 def main(chosen: list[str]) -> None:
@@ -31,20 +43,27 @@ def main(chosen: list[str]) -> None:
     base = make_base()
     try:
         ground = cases.Ground(base, own_interpreter())
-        with serving(base / "servers") as servers:
-            for case in chosen:
-                arguments = {"against_mlflow": (servers,), "herd": (servers[0],), "memory": (servers[0],)}.get(case, ())
-                for figure in getattr(object_store if case == "s3" else cases, case)(ground, *arguments):
-                    print(" · ".join(filter(None, dataclasses.astuple(figure))), flush=True)
-                    figures.append(figure)
+        for case in chosen:
+            found: list[Figure] = []
+            for figure in CASES[case](ground):
+                print(" · ".join(filter(None, dataclasses.astuple(figure))), flush=True)
+                found.append(figure)
+            _keep(case, found)
+            figures += found
     finally:
         remove_base(base)
     print("\n" + table(figures))
-    machine = f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}"
-    if chosen == list(CASES):
-        document = {"machine": machine, "figures": [dataclasses.asdict(figure) for figure in figures]}
-        RESULTS.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-    print(f"\n{machine}")
+
+
+def _keep(case: str, figures: list[Figure]) -> None:
+    kept: dict[str, Any] = json.loads(RESULTS.read_text())
+    kept[case] = {
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}",
+        "figures": [dataclasses.asdict(figure) for figure in figures],
+    }
+    in_order = {case: kept[case] for case in CASES if case in kept}
+    RESULTS.write_text(json.dumps(in_order, indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

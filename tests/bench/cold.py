@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import artifactcache
-from tests.bench.cases import Ground
+from tests.bench.cases import Ground, one_server
 from tests.bench.figures import Figure, milliseconds, seconds
 from tests.rig.counting import CountingProxy
 from tests.rig.mlflow_server import MlflowServer
@@ -39,7 +39,7 @@ print(json.dumps(took))
 def cold(ground: Ground) -> Iterator[Figure]:
     """Cold fetches of 2,000 files of 4 KiB and of one of 1 GiB, against MLflow's own download, in turn."""
     for name, proxied, workers in (("HTTP, 1 worker", True, 1), ("HTTP, 4 workers", True, 4), ("file://", False, 1)):
-        with _serving(ground.folder / f"cold{workers}{proxied}", proxied=proxied, workers=workers) as server:
+        with one_server(ground.folder / f"cold{workers}{proxied}", proxied=proxied, workers=workers) as server:
             goals = {1: "1.25 ×", 4: "6 ×"} if proxied else {}
             yield from _against_mlflow(ground, server, name, "2,000 files", _small, goals.get(workers, ""))
             yield from _against_mlflow(ground, server, name, "1 GiB", _big, "")
@@ -47,7 +47,7 @@ def cold(ground: Ground) -> Iterator[Figure]:
 
 def load_model(ground: Ground) -> Iterator[Figure]:
     """pyfunc's load_model of a small real model: with the plugin off, on and cold, on and warm; one process each."""
-    with _serving(ground.folder / "load", proxied=True, workers=1) as server:
+    with one_server(ground.folder / "load", proxied=True, workers=1) as server:
         server.log_model("loaded")
         off = _loads(server, "models:/loaded/1", {"ARTIFACTCACHE": "off"})
         with ground.daemon(server.uri) as daemon:
@@ -73,7 +73,7 @@ def load_model(ground: Ground) -> Iterator[Figure]:
 
 def dead_server(ground: Ground) -> Iterator[Figure]:
     """100 calls while the tracking server takes questions and answers none."""
-    with _serving(ground.folder / "dead", proxied=True, workers=1) as server:
+    with one_server(ground.folder / "dead", proxied=True, workers=1) as server:
         run_id = server.run({"model/weights": b"weights"})
         server.add_version("dead", run_id, "model")
         server.client.set_registered_model_alias("dead", "champion", "1")
@@ -120,17 +120,6 @@ def _until_unavailable(client: artifactcache.Client, proxy: CountingProxy, run_i
 
 def _calls(what: str, ours: float, against: str, theirs: float, goal: str) -> Figure:
     return Figure(what, milliseconds(ours), f"{against} {milliseconds(theirs)}", f"{ours / theirs:.2f} ×", goal)
-
-
-@contextlib.contextmanager
-def _serving(folder: Path, *, proxied: bool, workers: int) -> Iterator[MlflowServer]:
-    server = MlflowServer(folder, proxied=proxied, workers=workers)
-    try:
-        server.wait()
-        yield server
-    finally:
-        server.stop()
-        shutil.rmtree(folder)
 
 
 def _small(folder: Path) -> None:
