@@ -1,4 +1,4 @@
-"""What the package is to the process that imports it: light, silent, and safe around fork."""
+"""What the package is to the process that imports it: light, silent, and safe to share between threads."""
 
 from __future__ import annotations
 
@@ -96,70 +96,6 @@ def test_a_daemon_that_comes_back(alice: Caller, daemon: Daemon, uri: str) -> No
         daemon.restart()
         job.say("go")
         assert job.result() == [True, True]
-
-
-def test_fork_between_calls(alice: Caller, uri: str) -> None:
-    """A process that has called forks; parent and child both go on calling, each as itself."""
-    code = """
-        import artifactcache, json
-        artifactcache.fetch(uri)
-        with artifactcache.Client() as client:
-            client.fetch(uri)
-            pids = []
-            for _ in range(3):
-                reader, writer = os.pipe()
-                pid = os.fork()
-                if pid == 0:
-                    try:
-                        found = [client.whoami().pid == os.getpid(), artifactcache.fetch(uri).hit]
-                    except BaseException as error:
-                        found = repr(error)
-                    os.write(writer, json.dumps(found).encode())
-                    os._exit(0)
-                os.close(writer)
-                with os.fdopen(reader) as pipe:
-                    pids.append(json.load(pipe))
-                os.waitpid(pid, 0)
-                assert client.whoami().pid == os.getpid()
-        result = pids
-    """
-    assert alice.run(code, uri=uri) == [[True, True]] * 3
-
-
-def test_a_child_takes_no_lease_with_it(alice: Caller, uri: str) -> None:
-    """The end of a forked child ends none of the parent's leases, and the parent's session stays its own."""
-    code = """
-        import artifactcache
-        with artifactcache.Client() as client:
-            fetched = client.fetch(uri)
-            before = client.stats().lease_count
-            pid = os.fork()
-            if pid == 0:
-                os._exit(0)
-            os.waitpid(pid, 0)
-            result = [before, client.stats().lease_count]
-    """
-    before, after = alice.run(code, uri=uri)
-    assert before == after >= 1
-
-
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_multiprocessing(alice: Caller, uri: str, room: Path, method: str) -> None:
-    """Workers of every start method call, as PyTorch's DataLoader workers do."""
-    script = room / "workers.py"
-    script.write_text(
-        "import multiprocessing, sys, artifactcache\n"
-        "def work(number):\n"
-        "    return artifactcache.fetch(sys.argv[1]).hit\n"
-        "if __name__ == '__main__':\n"
-        "    artifactcache.fetch(sys.argv[1])\n"
-        "    with multiprocessing.get_context(sys.argv[2]).Pool(3) as pool:\n"
-        "        assert all(pool.map(work, range(12)))\n"
-        "    print('fine')\n"
-    )
-    process = alice.popen((str(alice.interpreter.python), str(script), uri, method))
-    out, _ = process.communicate(timeout=120)
-    assert (process.returncode, out) == (0, b"fine\n")
 
 
 def test_threads(alice: Caller, mlflow_proxied: MlflowServer) -> None:

@@ -8,6 +8,7 @@ grpc and protobuf with the first call.
 
 from __future__ import annotations
 
+from artifactcache import forks
 from artifactcache.errors import (
     CacheError,
     Corrupted,
@@ -81,11 +82,15 @@ def __getattr__(name: str) -> object:
     """Load the rest of the public names when one of them is first asked for."""
     if name not in __all__:
         raise AttributeError(f"module 'artifactcache' has no attribute {name!r}")
-    from artifactcache import client, results
+    forks.gate.enter(is_import=True)
+    try:
+        from artifactcache import client, results
 
-    home: object = client if hasattr(client, name) else results
-    if name in ("Lock", "Locked"):
-        from artifactcache import lockfile as home
+        home: object = client if hasattr(client, name) else results
+        if name in ("Lock", "Locked"):
+            from artifactcache import lockfile as home
+    finally:
+        forks.gate.leave()
     value: object = getattr(home, name)
     globals()[name] = value
     return value

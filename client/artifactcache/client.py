@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from artifactcache import request
+from artifactcache import forks, request
 from artifactcache.deadline import Deadline
 from artifactcache.errors import InvalidRequest
 from artifactcache.results import Fetched, Held, Inspected, Pong, Progress, Stats, Synced, Verified, Warmed, WhoAmI
@@ -240,7 +240,12 @@ class Client:
         if self._closed:
             raise InvalidRequest("this client is closed: make a new one")
         if not self._loaded:
-            from artifactcache.calls import Calls
+            forks.gate.enter(is_import=True)
+            try:
+                forks.before_imports()
+                from artifactcache.calls import Calls
+            finally:
+                forks.gate.leave()
 
             self._loaded.append(Calls(self._socket_dir))
         return self._loaded[0]  # where two threads came here at once, the other's has opened nothing

@@ -44,12 +44,12 @@ class Handoff:
         """Connect. Raises DaemonUnavailable where nobody listens."""
         self._path = os.path.join(socket_dir, HANDOFF_SOCKET)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        open_connections.add(self)
         try:
             self._connect(deadline.remaining())
         except BaseException:
             self._socket.close()
             raise
-        open_connections.add(self)
 
     def _connect(self, seconds: float | None) -> None:
         if len(os.fsencode(self._path)) > SOCKET_PATH_BYTES_MAX:
@@ -188,3 +188,11 @@ def close_all(descriptors: Sequence[int]) -> None:
     """Close descriptors."""
     for descriptor in descriptors:
         os.close(descriptor)
+
+
+def _after_fork_in_child() -> None:
+    for connection in list(open_connections):
+        connection.close()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -13,7 +13,7 @@ import sys
 import traceback
 from typing import Any
 
-# What the package `tests` sets for the tests' own process is not for callers: their children, forked, call as well.
+# What the package `tests` sets for the tests' own process is not for the callers': their children call as well.
 os.environ.pop("GRPC_ENABLE_FORK_SUPPORT", None)
 
 
