@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import textwrap
 from pathlib import Path
 
 import pytest
 
+from tests.rig import plugin
 from tests.rig.caller import Caller
 from tests.rig.mlflow_server import MlflowServer
 from tests.rig.trees import SMALL
@@ -229,9 +231,12 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_data_loader(alice: Caller, uri: str, room: Path, method: str, is_used_before: bool) -> None:
     """PyTorch's workers fetch for each item, over three epochs, and the parent before, between and after."""
-    pytest.importorskip("torch", reason="torch is not installed")
+    if why := plugin.reason_not_to_run("torch"):
+        pytest.skip(why)
+    torch = Path(alice.interpreter.env["PYTHONPATH"].partition(os.pathsep)[0]) / plugin.FOLDER.name / "torch"
     text = """
 import sys, warnings
+sys.path.append(sys.argv[4])
 import artifactcache
 from torch.utils.data import DataLoader, Dataset
 class Items(Dataset):
@@ -249,7 +254,7 @@ if __name__ == "__main__":
         assert artifactcache.fetch(sys.argv[1]).hit
     print("fine")
 """
-    status, out, err = script(alice, room, text, uri, method, str(is_used_before))
+    status, out, err = script(alice, room, text, uri, method, str(is_used_before), str(torch))
     assert (status, out) == (0, "fine\n"), err
 
 
