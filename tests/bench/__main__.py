@@ -1,6 +1,6 @@
 """`make bench`: measures, prints the table, and keeps it in tests/bench/results.json.
 
-python -m tests.bench [CASE …]     some cases, all without arguments. Each is measured in one run and kept with its date.
+python -m tests.bench [CASE …]     some cases, or all. Each is measured in one run, and kept with its date.
 """
 
 from __future__ import annotations
