@@ -30,6 +30,7 @@ class Breaker:
         self._answers = answers
         self._ticks = ticks
         self._look_seconds = 0.0
+        self._looking = threading.Lock()
         self._changed = threading.Condition()
         self._state = "closed"  # or "doubtful": looked at for the first time; or "open": it did not answer then
         self._closing = threading.Event()
@@ -41,7 +42,7 @@ class Breaker:
             if self._state == "closed":
                 return
             quick = self._look_seconds < QUICK_SECONDS
-        if not (quick and self._look()):
+        if not (quick and self._look_alone()):
             raise OriginUnavailable(
                 f"{self._name} does not answer, and this is not held. It is looked at every"
                 f" {LOOK_SECONDS:g} s: try again when it is back."
@@ -54,7 +55,10 @@ class Breaker:
             if self._state != "closed":
                 return
             self._state = "doubtful"
-        threading.Thread(target=self._watch, name="breaker", daemon=True).start()
+        try:
+            threading.Thread(target=self._watch, name="breaker", daemon=True).start()
+        except RuntimeError:  # no thread can be had: then everybody asks as if nothing had happened
+            self._become("closed")
 
     def close(self) -> None:
         """Looks no more."""
@@ -66,6 +70,15 @@ class Breaker:
             if self._closing.wait(LOOK_SECONDS):
                 return
         self._become("closed")
+
+    def _look_alone(self) -> bool:
+        """A look, unless somebody looks already: it may have begun to hang."""
+        if not self._looking.acquire(blocking=False):
+            return False
+        try:
+            return self._look()
+        finally:
+            self._looking.release()
 
     def _look(self) -> bool:
         began = self._ticks()

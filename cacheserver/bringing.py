@@ -126,6 +126,10 @@ class Bringing:
             except NotFound:
                 self._index.forget(artifact.base)
                 raise
+            known = self._versions.resolved(artifact.base)
+            if known and known.stamp and (known.stamp, known.root) != (resolved.stamp, resolved.root):
+                self._index.forget(artifact.base)  # with all paths of it: another version of the same name
+                before = None
             locations = resolved.locations(artifact.path)
             standing = Standing.FINISHED if resolved.settled else Standing.OPEN
             parts = self._parts(locations, standing, artifact, selection, ask, since, progress)
@@ -154,8 +158,8 @@ class Bringing:
         same = before and (before.tree, before.file_name, before.standing) == (whole.digest, file_name, standing)
         if before and same and not arrived and self._store.tree(before.tree):
             with contextlib.suppress(NoSpace):  # nothing has changed: a full disk does not matter
-                uris = [artifact.uri, *(record.uri for record in behind)]
-                self._index.record_checks({(uri, selection.key): checked_at for uri in uris})
+                seen = [(artifact.uri, before.tree), *((p.location.uri, p.manifest.digest) for p in parts)]
+                self._index.record_checks([(uri, selection.key, tree) for uri, tree in seen], checked_at)
             return before
         if len(parts) > 1:
             for part, record in zip(parts, behind, strict=True):
@@ -198,7 +202,9 @@ class Bringing:
             part = None
             if ask is Ask.NOTHING or (ask is Ask.WHAT_IS_DUE and not self._origin.guards(artifact)):
                 part = self._without_asking(location, standing, selection, ask)
-            if part is None and ask is not Ask.NOTHING:
+            if part is None and ask is Ask.NOTHING:
+                raise OriginUnavailable(f"{location.uri} is not held.")  # half of an artifact is none
+            if part is None:
                 part = self._listed(location, standing, named_by_client, selection, ask, since, progress)
             if part:
                 found.append(part)
@@ -265,7 +271,9 @@ class Bringing:
         )
         etags = tuple(have[entry.path].etag for entry in manifest.files)
         arrivals = tuple(key(location, file) for file in missing)
-        return Part(location, manifest, etags, listing.file_name, standing, asked_at, arrivals)
+        on_trust = [known[f.path] for f in wanted if f.path in have and f.path in known and not f.etag and f.size]
+        checked_at = min([asked_at, *(k.checked_at for k in on_trust if k.is_trusted)])
+        return Part(location, manifest, etags, listing.file_name, standing, checked_at, arrivals)
 
 
 def location(artifact: Artifact) -> Location:

@@ -172,7 +172,7 @@ class Cache:
                     f"{artifact.uri}: stored bytes were damaged and are in quarantine,"
                     f" and right ones cannot be had: {error}"
                 ) from None
-            if isinstance(error, NotFound) or ask is Ask.STRICTLY or self._origin.guards(artifact):
+            if isinstance(error, NotFound) or ask in (Ask.STRICTLY, Ask.AGAIN) or self._origin.guards(artifact):
                 raise
             try:
                 return replace(self._attempts(artifact, selection, Ask.NOTHING, progress), stale=True)

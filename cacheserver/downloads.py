@@ -221,7 +221,10 @@ class Downloads:
             claim.end(error)
         # Only now: two calls that need files of each other have both brought their own by then.
         for file, other in theirs:
-            arrived[file.path] = other.wait(join(location.root, file.remote))
+            theirs_is = other.wait(join(location.root, file.remote))
+            if file.size not in (None, theirs_is.size) or (file.etag and file.etag != theirs_is.etag):
+                raise _Abandoned(OriginUnavailable(f"{join(location.root, file.remote)} changes all the time."))
+            arrived[file.path] = theirs_is
 
     def _claim(
         self, location: Location, files: list[File], claim: _Claim, since: int
@@ -281,8 +284,13 @@ class Downloads:
             with Sink(path, file.size, shown, etag=etag, note=note) as sink:
                 self._origin.fill(location, file, sink, named_by_client=named_by_client)
                 staged = sink.finish()
-            if file.etag not in ("", staged.etag):  # it was told twice, and differs: such a tag says nothing of bytes
-                staged = staged._replace(etag="")
+            if file.etag not in (
+                "",
+                staged.etag,
+            ):  # rewritten meanwhile, or another one each time
+                told = self._origin.identified(location, [file], named_by_client=named_by_client)
+                if file.path in told and told[file.path].etag != staged.etag:
+                    staged = staged._replace(etag="")
         except OriginUnavailable:
             if not self._store.partials.set_aside(path):
                 self._store.discard(path)

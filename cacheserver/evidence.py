@@ -21,11 +21,13 @@ class Known(NamedTuple):
         arrived: its bytes.
         standing: what was known of its origin when it was brought.
         is_trusted: whether the origin need not be asked about it again yet.
+        checked_at: when the origin was last seen to have it; seconds since the epoch.
     """
 
     arrived: Arrived
     standing: Standing
     is_trusted: bool
+    checked_at: float
 
 
 class Whole(NamedTuple):
@@ -93,13 +95,13 @@ class Evidence:
             if tree := self._store.tree(held.tree):
                 trusted = trusting and self.trusts(held)
                 for path, arrived in self._paths(location, held, tree.manifest):
-                    found[path] = Known(arrived, held.standing, trusted)
+                    found[path] = Known(arrived, held.standing, trusted, held.checked_at)
         prefix = location.uri + "/"
         for uri, (arrived, standing, at) in self._index.arrivals(location.uri).items():
             path = (uri[len(prefix) :] if uri.startswith(prefix) else uri.rpartition("/")[2]).encode()
             if path not in found or standing >= least:
                 trusted = trusting and standing is not Standing.OPEN and self._is_trusted(at)
-                found[path] = Known(arrived, standing, trusted)
+                found[path] = Known(arrived, standing, trusted, at)
         sound = self._index.blobs({known.arrived.digest for known in found.values() if known.arrived.size})
         return {path: k for path, k in found.items() if not k.arrived.size or k.arrived.digest in sound}
 

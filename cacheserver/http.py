@@ -111,6 +111,7 @@ class Http:
     """
 
     def __init__(self, patience: float, ticks: Callable[[], float]) -> None:
+        self._patience = patience
         self._timeout = urllib3.Timeout(connect=patience, read=patience)
         self._session = requests.Session()
         self._adapter = _Adapter(pool_connections=CONNECTIONS_MAX, pool_maxsize=CONNECTIONS_MAX)
@@ -146,7 +147,9 @@ class Http:
 
     def _ask(self, url: str, access: Access, headers: Mapping[str, str] | None) -> urllib3.BaseHTTPResponse:
         parts = urlsplit(url)
-        with self._throttles[parts.netloc].question():  # until the answer begins: its body keeps nobody waiting
+        with self._throttles[parts.netloc].question(
+            self._patience
+        ):  # until the answer begins: its body keeps nobody waiting
             return self._pool(url, access).urlopen(
                 "GET",
                 parts.path + (f"?{parts.query}" if parts.query else ""),

@@ -214,7 +214,9 @@ class Index:
                     " ON CONFLICT (origin, uri, selection)"
                     " DO UPDATE SET tree = excluded.tree, file_name = excluded.file_name, standing = excluded.standing,"
                     " asked = max(asked, excluded.asked), fetched_at = excluded.fetched_at,"
-                    " checked_at = excluded.checked_at, etags = excluded.etags",
+                    " checked_at = excluded.checked_at, etags = excluded.etags"
+                    # What was seen later stays, unless the clock was set back since.
+                    " WHERE excluded.checked_at >= artifacts.checked_at OR artifacts.checked_at > excluded.fetched_at",
                     self._origin,
                     record.uri,
                     record.selection,
@@ -257,12 +259,13 @@ class Index:
                 [(at, self._origin, uri, selection) for (uri, selection), at in uses.items()],
             )
 
-    def record_checks(self, checks: dict[tuple[str, str], float]) -> None:
-        """Records when the origin was last seen to have what is held of artifacts, by URI and selection."""
+    def record_checks(self, held: Iterable[tuple[str, str, str]], checked_at: float) -> None:
+        """Records when the origin was last seen to have artifacts (URI, selection, tree), if that is what is held."""
         with self._tables.transaction():
             self._tables.many(
-                "UPDATE artifacts SET checked_at = ? WHERE origin = ? AND uri = ? AND selection = ?",
-                [(at, self._origin, uri, selection) for (uri, selection), at in checks.items()],
+                "UPDATE artifacts SET checked_at = ? WHERE origin = ? AND uri = ? AND selection = ?"
+                " AND tree = (SELECT id FROM trees WHERE digest = ?)",
+                [(checked_at, self._origin, *one) for one in held],
             )
 
     def rejoin(self, tree: str, digests: Iterable[str]) -> dict[str, BlobRow]:

@@ -70,6 +70,7 @@ class LocalFiles:
             source = self._open(root_fd, file.remote)
             try:
                 self._check(source, file.remote)
+                sink.restart()
                 sink.begin(_etag(os.fstat(source)))
                 if (file.size or 0) < CLONE_BYTES_MIN or not sink.clone(source):
                     while chunk := os.read(source, READ_BYTES):

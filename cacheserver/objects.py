@@ -179,6 +179,10 @@ class ObjectFiles:
         if file.size is not None and file.size - sink.size > WHOLE_BYTES_MAX:
             self._in_parts(bucket, key, file.size, sink, tag)
             return
+        self._whole(bucket, key, sink, tag)
+
+    def _whole(self, bucket: Bucket, key: str, sink: Sink, tag: str) -> None:
+        """Downloads an object, or the rest of it, by one request."""
         answer = self._get(bucket, key, sink.size, None, tag)
         sink.begin(entity_tag(answer.meta["e_tag"]))
         begin, end = answer.range
@@ -196,6 +200,10 @@ class ObjectFiles:
         """
         if not tag:  # whatever is there now: its first part says what it is
             chunks, tag = self._part(bucket, key, sink.size, PART_BYTES, "")
+            if not tag:  # nothing would show that the parts are of one object
+                self._whole(bucket, key, sink, "")
+                return
+            sink.begin(tag)
             for chunk in chunks:
                 sink.write(chunk)
         sink.begin(tag)

@@ -27,6 +27,7 @@ os.environ.update(
 
 import mlflow
 import requests
+from mlflow.exceptions import MlflowException
 from mlflow.store.artifact import s3_artifact_repo
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
@@ -114,9 +115,10 @@ class MlflowOrigin:
         self._identifiers = ThreadPoolExecutor(max_workers=IDENTIFIERS_MAX, thread_name_prefix="identify")
         self._objects = Objects(
             unreachable_after_seconds,
-            partial(self._ask, of_answer=True),
+            partial(self._ask, of_answer=True, is_store=True),
             s3_artifact_repo._cached_get_s3_client.cache_clear,
         )
+        self._store_pool = ThreadPoolExecutor(max_workers=QUESTIONS_MAX, thread_name_prefix="store")
         self._local_pool = ThreadPoolExecutor(max_workers=LOCAL_QUESTIONS_MAX, thread_name_prefix="local")
 
     @property
@@ -127,7 +129,7 @@ class MlflowOrigin:
     def close(self) -> None:
         """Asks nothing any more."""
         self._breaker.close()
-        for pool in (self._pool, self._local_pool, self._identifiers):
+        for pool in (self._pool, self._store_pool, self._local_pool, self._identifiers):
             pool.shutdown(wait=False, cancel_futures=True)
         self._objects.close()
 
@@ -195,10 +197,20 @@ class MlflowOrigin:
         """MLflow shows the logged models of a run as folders of it (since 3.0): their names and locations."""
         outputs = getattr(run, "outputs", None)
         ids = [output.model_id for output in (outputs.model_outputs if outputs else ())]
-        models = [self._client.get_logged_model(model_id) for model_id in ids]
-        return tuple(
-            (m.name, roots.root(m.model_id, m.artifact_location)) for m in models if m.source_run_id == run.info.run_id
-        )
+        newest: dict[str, Any] = {}  # of several of one name, MLflow shows one
+        for model_id in ids:
+            try:
+                model = self._client.get_logged_model(model_id)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                continue  # deleted; the run still names it
+            seen = newest.get(model.name)
+            if model.source_run_id == run.info.run_id and (
+                seen is None or model.creation_timestamp >= seen.creation_timestamp
+            ):
+                newest[model.name] = model
+        return tuple((m.name, roots.root(m.model_id, m.artifact_location)) for m in newest.values())
 
     # -- bytes ------------------------------------------------------------------------------------------------------
 
@@ -256,7 +268,9 @@ class MlflowOrigin:
         if isinstance(repository, HttpArtifactRepository):
             self._breaker.check()
             return ProxiedFiles(repository.artifact_uri, self._http, _access, self._patience)
-        others = RepositoryFiles(repository, roots.scheme(root) in _SIZED, partial(self._ask, of_answer=True))
+        others = RepositoryFiles(
+            repository, roots.scheme(root) in _SIZED, partial(self._ask, of_answer=True, is_store=True)
+        )
         if type(repository) is s3_artifact_repo.S3ArtifactRepository:  # of a plugin's nothing is known
             return ObjectFiles(root, repository, self._objects, others)
         return others
@@ -322,10 +336,13 @@ class MlflowOrigin:
         *,
         of_answer: bool = False,
         is_local: bool = False,
+        is_store: bool = False,
         patience: float | None = None,
     ) -> T:
         """One answer of the origin, within its time, which begins when it is asked. Raises errors of ours only."""
         pool, patience = self._pool, min(patience or self._patience, self._patience)
+        if is_store:  # one that hangs must not keep questions to the tracking server waiting
+            pool = self._store_pool
         if is_local:
             pool, patience = self._local_pool, max(patience, LOCAL_PATIENCE_SECONDS)
         asked = threading.Event()

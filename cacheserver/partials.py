@@ -49,7 +49,13 @@ class Partials:
             return any(path == one for one, _ in self._waiting.values())
 
     def note(self, path: str, key: str, etag: str) -> None:
-        """Writes down which bytes are about to be written to a path. Raises OSError."""
+        """Writes down which bytes are about to be written to a path; without a tag, that none of it is of use.
+
+        Raises OSError.
+        """
+        if not etag:
+            remove(path + NOTE)
+            return
         with open(path + NOTE, "w", encoding="utf-8", errors="surrogatepass") as file:
             json.dump({"boot": self._boot, "key": key, "etag": etag}, file)
 
@@ -77,8 +83,9 @@ class Partials:
         if found is None:
             return None
         try:
-            fd = os.open(found[0], os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = os.open(found[0], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
+                os.fchmod(fd, 0o600)  # it may have been finished, and waited for others to be kept with
                 os.fsync(fd)  # tells of bytes that the disk has lost meanwhile
             finally:
                 os.close(fd)

@@ -98,6 +98,7 @@ class ProxiedFiles:
             etag = _strong(answer.headers)
             if not (answer.status == 206 and etag == sink.etag and _begins(answer.headers) == sink.size):
                 if answer.status == 206:
+                    sink.restart()
                     raise StatusError(206, "it answers with another part of the file than was asked for")
                 if sink.size:
                     sink.restart()

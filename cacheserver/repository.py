@@ -38,6 +38,7 @@ class RepositoryFiles:
 
     def fill(self, file: File, sink: Sink) -> None:
         """Downloads one file."""
+        sink.restart()  # nothing is known of what it will be
         self._repository._download_file(file.remote, sink.path)
         sink.written_by_name()
 

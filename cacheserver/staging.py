@@ -71,7 +71,7 @@ class Sink:
     def begin(self, etag: str) -> None:
         """Says of which entity tag the bytes are that follow, those that are there already included; empty where the
         origin has none that proves anything."""
-        if etag and etag != self.etag and self._note:
+        if etag != self.etag and self._note:
             self._note(etag)
         self.etag = etag
 
@@ -88,6 +88,8 @@ class Sink:
 
     def restart(self) -> None:
         """Forgets what was written: the origin begins anew."""
+        if self.etag and self._note:
+            self._note("")  # what is written next is not what was noted
         os.ftruncate(self._fd, 0)
         os.lseek(self._fd, 0, os.SEEK_SET)
         self.size = self.resumed = 0

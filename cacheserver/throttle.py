@@ -44,6 +44,7 @@ class Throttle:
         self._total = 0.0
         self._count = 0
         self._windows = 0
+        self._answered = 0
 
     @property
     def limit(self) -> int:
@@ -51,10 +52,17 @@ class Throttle:
         return self._limit
 
     @contextmanager
-    def question(self) -> Iterator[None]:
-        """Waits for its turn; lasts until the answer begins. One that fails teaches nothing."""
+    def question(self, patience: float) -> Iterator[None]:
+        """Waits for its turn; lasts until the answer begins. One that fails teaches nothing.
+
+        Raises TimeoutError where for `patience` seconds none of those before it was answered.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._asked < self._limit)
+            seen = -1
+            while not self._changed.wait_for(lambda: self._asked < self._limit, timeout=patience):
+                if seen == self._answered:
+                    raise TimeoutError(f"none of the questions before it was answered within {patience:g} s")
+                seen = self._answered
             self._asked += 1
         began = self._ticks()
         try:
@@ -67,6 +75,7 @@ class Throttle:
 
     def _learn(self, seconds: float) -> None:
         with self._changed:
+            self._answered += 1
             self._total += seconds
             self._count += 1
             if self._count < max(WINDOW_MIN, 2 * self._limit):

@@ -29,7 +29,7 @@ def liar() -> Iterator[LyingOrigin]:
 @pytest.fixture(scope="module")
 def daemon(module_start: StartDaemon, liar: LyingOrigin) -> Daemon:
     """A daemon that believes in it."""
-    return module_start(liar.uri, unreachable_after=1.0)
+    return module_start(liar.uri, unreachable_after=3.0)
 
 
 def _endless(reply: lying.Reply) -> None:

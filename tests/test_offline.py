@@ -17,7 +17,7 @@ from tests.rig.daemon import Daemon
 from tests.rig.mlflow_server import MlflowServer
 from tests.rig.until import until
 
-UNREACHABLE_AFTER = 2.0
+UNREACHABLE_AFTER = 3.0
 # A call that would wait for MLflow's own retries, 247 s, ends with DeadlineExceeded instead of what is expected.
 CALL_SECONDS_MAX = 20.0
 FILES: trees.Files = {"model/weights": b"weights", "model/config": b"config", "notes": b"notes"}
@@ -35,7 +35,7 @@ def proxy(mlflow_proxied: MlflowServer) -> Iterator[CountingProxy]:
 @pytest.fixture
 def daemon(start_daemon: StartDaemon, proxy: CountingProxy) -> Daemon:
     """A daemon of this origin that lists what is finished again by every fetch."""
-    return start_daemon(proxy.uri, unreachable_after=UNREACHABLE_AFTER, relist_after=0.0)
+    return start_daemon(proxy.uri, unreachable_after=UNREACHABLE_AFTER, relist_after=0.0, stale_after=2.0)
 
 
 @pytest.fixture

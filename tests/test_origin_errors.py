@@ -69,7 +69,7 @@ def test_the_tracking_server_is_down(
 ) -> None:
     """What is held is served all the same; the rest is OriginUnavailable, and can be had when it is back."""
     proxy = CountingProxy(mlflow_proxied.uri)
-    daemon = start_daemon(proxy.uri, unreachable_after=1.0)
+    daemon = start_daemon(proxy.uri, unreachable_after=3.0)
     alice = caller_of(daemon, room)
     files = trees.unique()
     held, other = (f"runs:/{mlflow_proxied.run(files)}" for _ in range(2))
@@ -94,7 +94,7 @@ def test_an_alias_while_the_tracking_server_is_down(
 ) -> None:
     """An alias cannot be asked about then: what it pointed to last is served and called stale, or OriginUnavailable."""
     proxy = CountingProxy(mlflow_proxied.uri)
-    alice = caller_of(start_daemon(proxy.uri, unreachable_after=1.0), room)
+    alice = caller_of(start_daemon(proxy.uri, unreachable_after=3.0), room)
     fresh = alice.fetch("models:/doubler@champion")
     assert not fresh.stale
     with proxy.down():
@@ -139,7 +139,7 @@ def test_a_refresh_while_the_tracking_server_is_down(
 ) -> None:
     """`refresh` that cannot be had is not passed off as fresh, and costs nothing of what is held."""
     proxy = CountingProxy(mlflow_proxied.uri)
-    alice = caller_of(start_daemon(proxy.uri, unreachable_after=1.0), room)
+    alice = caller_of(start_daemon(proxy.uri, unreachable_after=3.0), room)
     uri = f"runs:/{mlflow_proxied.run(SMALL)}"
     alice.fetch(uri)
     with proxy.down():

@@ -164,9 +164,10 @@ def config_text(
     *,
     capacity: str = "100GiB",
     min_free: str = "1MiB",
-    unreachable_after: float = 2.0,
+    unreachable_after: float = 4.0,
     relist_after: float = 3600.0,
     alias_ttl: float = 0.0,
+    stale_after: float = 4.0,
     check: str = "none",
     local_roots: tuple[str, ...] = (),
 ) -> str:
@@ -174,7 +175,7 @@ def config_text(
     return (
         f'[store]\nroot = "{root}"\ncapacity = "{capacity}"\nmin_free = "{min_free}"\n'
         f'[origin]\ntracking_uri = "{tracking_uri}"\nunreachable_after = {unreachable_after}\n'
-        f"relist_after = {relist_after}\nalias_ttl = {alias_ttl}\nstale_after = 1.0\n"
+        f"relist_after = {relist_after}\nalias_ttl = {alias_ttl}\nstale_after = {stale_after}\n"
         f"local_roots = {json.dumps(local_roots)}\n"
         f'[access]\ncheck = "{check}"\n'
     )

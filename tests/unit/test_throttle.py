@@ -35,7 +35,7 @@ def test_nobody_asks_more_than_the_limit() -> None:
     lock, go = threading.Lock(), threading.Event()
 
     def ask(number: int) -> None:
-        with throttle.question():
+        with throttle.question(30):
             with lock:
                 inside[0] += 1
                 most[0] = max(most[0], inside[0])
@@ -59,6 +59,6 @@ def test_who_asks_one_by_one_learns_nothing_of_more() -> None:
     now = [0.0]
     throttle = Throttle(16, lambda: now[0])
     for _ in range(20 * WINDOW_MIN):
-        with throttle.question():
+        with throttle.question(30):
             now[0] += 1.0
     assert throttle.limit <= START + 1

@@ -40,7 +40,7 @@ def test_entity_tags_are_remembered(index: Index) -> None:
         held = index.held("s3://b/p", "")
         assert held is not None and held.checked_at == checked_at
         assert index.etags(held) == (etags if any(etags) else ())
-    index.record_checks({("s3://b/p", ""): 10.0})
+    index.record_checks([("s3://b/p", "", held.tree), ("s3://b/p", "", "another tree")], 10.0)
     held = index.held("s3://b/p", "")
     assert held is not None and held.checked_at == 10.0
 
