@@ -104,7 +104,7 @@ CHANGES = re.compile(
     r"\bos\.(rename|renames|replace|unlink|remove|rmdir|removedirs|mkdir|makedirs|link|symlink|chmod|fchmod|chown|truncate"
     r"|ftruncate|utime|mkfifo)\b|\bshutil\.|\bexchange\("
 )
-CHANGE_FILES = {"staging", "disk", "removal", "views", "links", "daemon", "libc"}
+CHANGE_FILES = {"partials", "staging", "disk", "removal", "views", "links", "daemon", "libc"}
 
 SQL = re.compile(
     r"\b(SELECT .+ FROM|INSERT (OR \w+ )?INTO|UPDATE \w+ SET|DELETE FROM|CREATE (TABLE|INDEX)|PRAGMA)\b", re.S
