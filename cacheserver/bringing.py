@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
 from artifactcache.errors import Corrupted, NoSpace, NotFound, OriginUnavailable
 from cacheserver import space
@@ -76,6 +77,22 @@ class Part:
     arrived: tuple[str, ...] = ()
 
 
+class _Errand(NamedTuple):
+    """An artifact to bring, and how.
+
+    Attributes:
+        since: what somebody else began to bring before this mark is too old.
+        patience: seconds that an answer may take, where that is not `unreachable_after`.
+    """
+
+    artifact: Artifact
+    selection: Selection
+    ask: Ask
+    since: int
+    patience: float | None
+    progress: Progress
+
+
 class Bringing:
     """Brings artifacts of one origin into one store.
 
@@ -114,13 +131,15 @@ class Bringing:
         if before and ask is Ask.NOTHING:
             return before
         since = self._downloads.mark() if ask is Ask.STRICTLY else 0
+        patience = self._freshness.stale_after if before and ask is Ask.WHAT_IS_DUE else None
+        errand = _Errand(artifact, selection, ask, since, patience, progress)
         locations, standing = self._remembered(artifact, ask)
-        parts = self._parts(locations, standing, artifact, selection, ask, since, progress)
+        parts = self._parts(errand, locations, standing)
         if not parts and artifact.kind is not Kind.BARE:
             # Nothing was remembered, or it leads nowhere by now: a run can be opened again, a model created anew.
             if ask is Ask.NOTHING:
                 raise OriginUnavailable(f"{artifact.uri} is not held.")
-            patience = self._freshness.stale_after if before and ask is not Ask.STRICTLY else None
+            asked_at = self._clock()  # an answer is as old as its question
             try:
                 resolved = self._origin.resolve(artifact, patience=patience)
             except NotFound:
@@ -132,9 +151,9 @@ class Bringing:
                 before = None
             locations = resolved.locations(artifact.path)
             standing = Standing.FINISHED if resolved.settled else Standing.OPEN
-            parts = self._parts(locations, standing, artifact, selection, ask, since, progress)
+            parts = self._parts(errand, locations, standing)
             if parts:
-                self._versions.record(resolved, self._clock())
+                self._versions.record(resolved, asked_at)
         if not parts:
             if before:
                 self._index.forget(artifact.uri)
@@ -186,57 +205,40 @@ class Bringing:
             return (), Standing.FINISHED
         return resolved.locations(artifact.path), Standing.FINISHED
 
-    def _parts(
-        self,
-        locations: tuple[Location, ...],
-        standing: Standing,
-        artifact: Artifact,
-        selection: Selection,
-        ask: Ask,
-        since: int,
-        progress: Progress,
-    ) -> list[Part]:
-        named_by_client = artifact.kind is Kind.BARE
+    def _parts(self, errand: _Errand, locations: tuple[Location, ...], standing: Standing) -> list[Part]:
         found: list[Part] = []
+        may_trust = errand.ask is Ask.WHAT_IS_DUE and not self._origin.guards(errand.artifact)
         for location in locations:
             part = None
-            if ask is Ask.NOTHING or (ask is Ask.WHAT_IS_DUE and not self._origin.guards(artifact)):
-                part = self._without_asking(location, standing, selection, ask)
-            if part is None and ask is Ask.NOTHING:
+            if may_trust or errand.ask is Ask.NOTHING:
+                part = self._without_asking(errand, location, standing)
+            if part is None and errand.ask is Ask.NOTHING:
                 raise OriginUnavailable(f"{location.uri} is not held.")  # half of an artifact is none
             if part is None:
-                part = self._listed(location, standing, named_by_client, selection, ask, since, progress)
+                part = self._listed(errand, location, standing)
             if part:
                 found.append(part)
         return found
 
-    def _without_asking(self, location: Location, standing: Standing, selection: Selection, ask: Ask) -> Part | None:
+    def _without_asking(self, errand: _Errand, location: Location, standing: Standing) -> Part | None:
         """What one location has by a whole tree that is held at or above it."""
-        offline = ask is Ask.NOTHING
+        offline = errand.ask is Ask.NOTHING
         if standing is Standing.OPEN and not offline:
             return None
-        whole = self.evidence.whole(location, selection, standing, trusted_only=not offline)
+        whole = self.evidence.whole(location, errand.selection, standing, trusted_only=not offline)
         return Part(location, *whole) if whole else None
 
-    def _listed(
-        self,
-        location: Location,
-        standing: Standing,
-        named_by_client: bool,
-        selection: Selection,
-        ask: Ask,
-        since: int,
-        progress: Progress,
-    ) -> Part | None:
+    def _listed(self, errand: _Errand, location: Location, standing: Standing) -> Part | None:
         """What one location has by its listing, with what is missing downloaded."""
-        asked_at, strict = self._clock(), ask is Ask.STRICTLY
+        asked_at, strict, progress = self._clock(), errand.ask is Ask.STRICTLY, errand.progress
+        named_by_client = errand.artifact.kind is Kind.BARE
         try:
-            listing = self._origin.listing(location, named_by_client=named_by_client)
+            listing = self._origin.listing(location, named_by_client=named_by_client, patience=errand.patience)
         except NotFound:
             return None
-        wanted = [file for file in listing.files if selection.takes(file.path)]
+        wanted = [file for file in listing.files if errand.selection.takes(file.path)]
         _check_paths(location.uri, [file.path for file in wanted])
-        known = self.evidence.known(location, standing, trusting=ask is Ask.WHAT_IS_DUE)
+        known = self.evidence.known(location, standing, trusting=errand.ask is Ask.WHAT_IS_DUE)
         doubtful = [f for f in wanted if wants_etag(known.get(f.path), f, standing, strict=strict)]
         told = self._origin.identified(location, doubtful, named_by_client=named_by_client)
         wanted = [told.get(file.path, file) for file in wanted]
@@ -263,7 +265,7 @@ class Bringing:
                     progress,
                     named_by_client=named_by_client,
                     standing=standing,
-                    since=since,
+                    since=errand.since,
                     known=held,
                 )
         manifest = Manifest.of(

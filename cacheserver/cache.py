@@ -96,7 +96,7 @@ class Cache:
                 raise
             return Version(asked.at_version(remembered[0]), stale=True)
         except NotFound:
-            if remembered:
+            if self._versions.alias(asked.base):
                 self._versions.forget_alias(asked.base)
             raise
         if remembered is None or remembered[0] != artifact.selector or self._freshness.alias_ttl:
@@ -119,17 +119,20 @@ class Cache:
         self._used(held)
         return Brought(held)
 
-    def bring(self, artifact: Artifact, selection: Selection, ask: Ask) -> tuple[Flight[Brought], bool]:
+    def bring(self, artifact: Artifact, selection: Selection, ask: Ask) -> tuple[Flight[Brought], bool, bool]:
         """Brings an artifact into the store, with everybody who asks for the same at the same time.
 
-        Returns the flight, and whether this call started it.
+        Returns the flight, whether this call started it, and whether its answer may be older than this call: where that
+        is of a running run, it has to be asked for again.
         """
         resolved = self._versions.resolved(artifact.base)
-        return self._flights.join(
+        fresh = ask is not Ask.WHAT_IS_DUE or (resolved is not None and not resolved.settled)
+        flight, started = self._flights.join(
             (artifact.uri, selection.key, ask),
             lambda progress: self._bring(artifact, selection, ask, progress),
-            fresh=ask is not Ask.WHAT_IS_DUE or (resolved is not None and not resolved.settled),
+            fresh=fresh,
         )
+        return flight, started, not (started or fresh)
 
     def look_up(self, asked: Artifact, selection: Selection) -> tuple[Held, Manifest]:
         """What is held of an artifact, without asking for its bytes. Raises NotFound."""

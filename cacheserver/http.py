@@ -106,13 +106,10 @@ class Http:
     """GET requests, to any number of hosts, from any number of threads.
 
     Args:
-        patience: seconds that an answer, or the next part of one, may take.
         ticks: seconds of a clock that never jumps.
     """
 
-    def __init__(self, patience: float, ticks: Callable[[], float]) -> None:
-        self._patience = patience
-        self._timeout = urllib3.Timeout(connect=patience, read=patience)
+    def __init__(self, ticks: Callable[[], float]) -> None:
         self._session = requests.Session()
         self._adapter = _Adapter(pool_connections=CONNECTIONS_MAX, pool_maxsize=CONNECTIONS_MAX)
         self._throttles: defaultdict[str, Throttle] = defaultdict(lambda: Throttle(CONNECTIONS_MAX, ticks))
@@ -120,13 +117,16 @@ class Http:
 
     @contextlib.contextmanager
     def get(
-        self, url: str, access: Access, headers: Mapping[str, str] | None = None
+        self, url: str, access: Access, patience: float, headers: Mapping[str, str] | None = None
     ) -> Iterator[urllib3.BaseHTTPResponse]:
         """An answer of status 200 or 206, its body still to be read. Redirects are followed on the same host only.
 
+        Args:
+            patience: seconds that it, or the next part of it, may take.
+
         Raises StatusError, ElsewhereError, and what urllib3 raises.
         """
-        answer = self._ask(url, access, headers)
+        answer = self._ask(url, access, patience, headers)
         try:
             for _ in range(REDIRECTS_MAX):
                 target = answer.get_redirect_location()
@@ -136,7 +136,7 @@ class Http:
                 if not _same_host(url, following):
                     raise ElsewhereError(f"it redirects to {urlsplit(following).hostname}, which is another host")
                 answer.close()
-                url, answer = following, self._ask(following, access, headers)
+                url, answer = following, self._ask(following, access, patience, headers)
             if answer.status not in (200, 206):
                 raise StatusError(answer.status, _message(answer), answer.headers.get("Retry-After", ""))
             yield answer
@@ -145,11 +145,12 @@ class Http:
                 answer.close()  # what was not read would be the beginning of the next answer
             answer.release_conn()
 
-    def _ask(self, url: str, access: Access, headers: Mapping[str, str] | None) -> urllib3.BaseHTTPResponse:
+    def _ask(
+        self, url: str, access: Access, patience: float, headers: Mapping[str, str] | None
+    ) -> urllib3.BaseHTTPResponse:
         parts = urlsplit(url)
-        with self._throttles[parts.netloc].question(
-            self._patience
-        ):  # until the answer begins: its body keeps nobody waiting
+        # Until the answer begins: its body keeps nobody waiting.
+        with self._throttles[parts.netloc].question(patience):
             return self._pool(url, access).urlopen(
                 "GET",
                 parts.path + (f"?{parts.query}" if parts.query else ""),
@@ -157,7 +158,7 @@ class Http:
                 preload_content=False,
                 redirect=False,
                 retries=False,
-                timeout=self._timeout,
+                timeout=urllib3.Timeout(connect=patience, read=patience),
             )
 
     def _pool(self, url: str, access: Access) -> HTTPConnectionPool:

@@ -35,14 +35,10 @@ class Objects:
 
     Args:
         patience: seconds without progress after which an endpoint counts as unreachable.
-        ask: gets one answer within its time, by what it is about.
         forget: makes MLflow forget the clients that it keeps.
     """
 
-    def __init__(
-        self, patience: float, ask: Callable[[str, Callable[[], Any]], Any], forget: Callable[[], None]
-    ) -> None:
-        self.ask = ask
+    def __init__(self, patience: float, forget: Callable[[], None]) -> None:
         self.buckets = Buckets(patience, forget)
         self.room = threading.Semaphore(PARTS_MAX)
         self.pool = ThreadPoolExecutor(max_workers=PARTS_MAX, thread_name_prefix="part")
@@ -58,15 +54,24 @@ class ObjectFiles:
     Args:
         root: `s3://<bucket>/<prefix>`, taken literally.
         repository: MLflow's own for it.
+        ask: gets one answer within its time, by what it is about.
         otherwise: what lists and downloads where obstore cannot.
     """
 
-    def __init__(self, root: str, repository: Any, objects: Objects, otherwise: RepositoryFiles) -> None:
+    def __init__(
+        self,
+        root: str,
+        repository: Any,
+        objects: Objects,
+        ask: Callable[[str, Callable[[], Any]], Any],
+        otherwise: RepositoryFiles,
+    ) -> None:
         self.transport = "s3"
         self._name, _, prefix = root.partition("://")[2].partition("/")
         self._prefix = prefix.rstrip("/")
         self._repository = repository
         self._objects = objects
+        self._ask = ask
         self._otherwise = otherwise
 
     def listing(self, location: Location) -> Listing:
@@ -140,7 +145,7 @@ class ObjectFiles:
             self._objects.buckets.learn(self._name, client, sent)
             return page
 
-        page: Mapping[str, Any] = self._objects.ask(what, answer)
+        page: Mapping[str, Any] = self._ask(what, answer)
         return page
 
     def _entry(self, what: str, found: dict[str, Any]) -> Entry:

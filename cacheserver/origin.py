@@ -27,7 +27,6 @@ os.environ.update(
 
 import mlflow
 import requests
-from mlflow.exceptions import MlflowException
 from mlflow.store.artifact import s3_artifact_repo
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
@@ -44,7 +43,7 @@ from cacheserver.local import LOCAL_SCHEMES, LocalFiles
 from cacheserver.objects import ObjectFiles, Objects
 from cacheserver.proxied import ProxiedFiles
 from cacheserver.refusals import translated, without_credentials
-from cacheserver.repository import RepositoryFiles
+from cacheserver.repository import RepositoryFiles, Transfers
 from cacheserver.staging import Sink
 from cacheserver.uris import Artifact, Kind
 from cacheserver.words import File, Listing, Location, Resolved, join
@@ -54,7 +53,7 @@ warnings.filterwarnings("ignore", category=FutureWarning, message=".*get_latest_
 
 QUESTIONS_MAX = 16  # questions to the origin at a time
 LOCAL_QUESTIONS_MAX = 4  # listings of folders of this host, which may take long and keep no other question waiting
-IDENTIFIERS_MAX = 8  # entity tags asked for at a time
+IDENTIFIERS_MAX = 8  # entity tags, or logged models of a run, asked for at a time
 LOOK_SECONDS_MAX = 2.0  # how long a look at a server that has not answered may take
 RETRIES = 2
 DOWNLOAD_ATTEMPTS = 2
@@ -109,15 +108,14 @@ class MlflowOrigin:
         self._local_roots = tuple(os.path.realpath(folder) for folder in local_roots)
         self._repositories = lru_cache(maxsize=64)(partial(get_artifact_repository, tracking_uri=self._tracking_uri))
         self._pool = ThreadPoolExecutor(max_workers=QUESTIONS_MAX, thread_name_prefix="origin")
-        self._http = Http(unreachable_after_seconds, ticks)
-        self._looker = Http(min(unreachable_after_seconds, LOOK_SECONDS_MAX), ticks)
+        self._http, self._looker = Http(ticks), Http(ticks)
         self._breaker = Breaker(self.name, self._answers, ticks)
         self._identifiers = ThreadPoolExecutor(max_workers=IDENTIFIERS_MAX, thread_name_prefix="identify")
         self._objects = Objects(
             unreachable_after_seconds,
-            partial(self._ask, of_answer=True, is_store=True),
             s3_artifact_repo._cached_get_s3_client.cache_clear,
         )
+        self._transfers = Transfers(unreachable_after_seconds)
         self._store_pool = ThreadPoolExecutor(max_workers=QUESTIONS_MAX, thread_name_prefix="store")
         self._local_pool = ThreadPoolExecutor(max_workers=LOCAL_QUESTIONS_MAX, thread_name_prefix="local")
 
@@ -132,6 +130,7 @@ class MlflowOrigin:
         for pool in (self._pool, self._store_pool, self._local_pool, self._identifiers):
             pool.shutdown(wait=False, cancel_futures=True)
         self._objects.close()
+        self._transfers.close()
 
     def guards(self, artifact: Artifact) -> bool:
         """Whether the artifact has to be looked at each time: a file of this host, named by a client of many users."""
@@ -178,7 +177,7 @@ class MlflowOrigin:
         match artifact.kind:
             case Kind.RUN:
                 run = self._question(base, lambda: self._client.get_run(name), patience=patience)
-                models = self._question(base, lambda: self._logged_models(run))
+                models = self._logged_models(run)
                 return Resolved(base, roots.root(base, run.info.artifact_uri), models, run.info.status in _SETTLED_RUN)
             case Kind.LOGGED_MODEL:
                 model = self._question(base, lambda: self._client.get_logged_model(name), patience=patience)
@@ -197,30 +196,30 @@ class MlflowOrigin:
         """MLflow shows the logged models of a run as folders of it (since 3.0): their names and locations."""
         outputs = getattr(run, "outputs", None)
         ids = [output.model_id for output in (outputs.model_outputs if outputs else ())]
+        models = [model for model in self._identifiers.map(self._logged_model, ids) if model is not None]
         newest: dict[str, Any] = {}  # of several of one name, MLflow shows one
-        for model_id in ids:
-            try:
-                model = self._client.get_logged_model(model_id)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-                continue  # deleted; the run still names it
-            seen = newest.get(model.name)
-            if model.source_run_id == run.info.run_id and (
-                seen is None or model.creation_timestamp >= seen.creation_timestamp
-            ):
+        for model in sorted(models, key=lambda model: model.creation_timestamp):
+            if model.source_run_id == run.info.run_id:
                 newest[model.name] = model
         return tuple((m.name, roots.root(m.model_id, m.artifact_location)) for m in newest.values())
 
+    def _logged_model(self, model_id: str) -> Any:
+        """A logged model; None where it was deleted: the run still names it."""
+        try:
+            return self._question(model_id, lambda: self._client.get_logged_model(model_id))
+        except NotFound:
+            return None
+
     # -- bytes ------------------------------------------------------------------------------------------------------
 
-    def listing(self, location: Location, *, named_by_client: bool) -> Listing:
+    def listing(self, location: Location, *, named_by_client: bool, patience: float | None = None) -> Listing:
         """All files at a location. Raises NotFound where there is nothing.
 
         Args:
             named_by_client: whether a client named the location itself, instead of the tracking server.
+            patience: seconds that one answer may take, where that is not `unreachable_after`.
         """
-        files = self._files(location.root, named_by_client)
+        files = self._files(location.root, named_by_client, patience)
         try:
             if isinstance(files, LocalFiles):
                 found = self._ask(location.uri, lambda: files.listing(location), is_local=True)
@@ -260,19 +259,20 @@ class MlflowOrigin:
         except Exception as error:  # noqa: BLE001 - whatever it is, it leaves here as one of ours
             raise self._noted(translated(error, location.uri)) from None
 
-    def _files(self, root: str, named_by_client: bool) -> LocalFiles | ProxiedFiles | ObjectFiles | RepositoryFiles:
+    def _files(
+        self, root: str, named_by_client: bool, patience: float | None = None
+    ) -> LocalFiles | ProxiedFiles | ObjectFiles | RepositoryFiles:
         """What can list and download the files below a root."""
         if roots.scheme(root) in LOCAL_SCHEMES:
             return self._local(root, named_by_client)
         repository = self._repository(root, named_by_client=named_by_client)
         if isinstance(repository, HttpArtifactRepository):
             self._breaker.check()
-            return ProxiedFiles(repository.artifact_uri, self._http, _access, self._patience)
-        others = RepositoryFiles(
-            repository, roots.scheme(root) in _SIZED, partial(self._ask, of_answer=True, is_store=True)
-        )
+            return ProxiedFiles(repository.artifact_uri, self._http, _access, patience or self._patience)
+        ask = partial(self._ask, of_answer=True, is_store=True, patience=patience)
+        others = RepositoryFiles(repository, roots.scheme(root) in _SIZED, ask, self._transfers)
         if type(repository) is s3_artifact_repo.S3ArtifactRepository:  # of a plugin's nothing is known
-            return ObjectFiles(root, repository, self._objects, others)
+            return ObjectFiles(root, repository, self._objects, ask, others)
         return others
 
     def _repository(self, root: str, *, named_by_client: bool = False) -> Any:
@@ -322,7 +322,7 @@ class MlflowOrigin:
             return True
         url = f"{self._tracking_uri.rstrip('/')}/health"
         try:
-            with self._looker.get(url, _access(url)._replace(headers={})):
+            with self._looker.get(url, _access(url)._replace(headers={}), min(self._patience, LOOK_SECONDS_MAX)):
                 return True
         except (StatusError, ElsewhereError):
             return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import posixpath
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 from urllib.parse import quote
 
@@ -79,7 +80,7 @@ class ProxiedFiles:
         url = self._url(file)
 
         def ask() -> str:
-            with self._http.get(url, self._access(url), {"Range": "bytes=0-0"}) as answer:
+            with self._get(url, {"Range": "bytes=0-0"}) as answer:
                 return _strong(answer.headers)
 
         found: str = self._patiently(ask)
@@ -94,7 +95,7 @@ class ProxiedFiles:
         headers = {}
         if sink.size and sink.etag:
             headers = {"Range": f"bytes={sink.size}-", "If-Range": sink.etag}
-        with self._http.get(url, self._access(url), headers) as answer:
+        with self._get(url, headers) as answer:
             etag = _strong(answer.headers)
             if not (answer.status == 206 and etag == sink.etag and _begins(answer.headers) == sink.size):
                 if answer.status == 206:
@@ -117,11 +118,14 @@ class ProxiedFiles:
             raise Corrupted(f"{names.show(join(self._root, folder))}: the origin's listing is none.") from None
 
     def _text(self, url: str) -> bytes:
-        with self._http.get(url, self._access(url)) as answer:
-            text = answer.read(LISTING_BYTES_MAX + 1, decode_content=True)
+        with self._get(url) as answer:
+            text: bytes = answer.read(LISTING_BYTES_MAX + 1, decode_content=True)
         if len(text) > LISTING_BYTES_MAX:
             raise Corrupted(f"The origin lists a folder with more than {LISTING_BYTES_MAX} bytes.")
         return text
+
+    def _get(self, url: str, headers: Mapping[str, str] | None = None) -> AbstractContextManager[Any]:
+        return self._http.get(url, self._access(url), self._patience, headers)
 
     def _patiently(self, work: Callable[[], Any]) -> Any:
         """Does the work, again and again where what went wrong may pass, until it has taken too long."""

@@ -1,19 +1,66 @@
 """Artifact stores as MLflow's own repositories have them: the way that always works.
 
 Law of this file: MLflow writes where it is told by name, and hashes nothing; so what it wrote is opened, looked at and
-hashed here.
+hashed here. A name is written to once only: a client that hangs may come back to it at any time.
 """
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
-from artifactcache.errors import Corrupted, InvalidRequest
+from artifactcache.errors import Corrupted, InvalidRequest, OriginUnavailable
 from cacheserver import names
 from cacheserver.listings import Entry, walk
+from cacheserver.removal import remove
 from cacheserver.staging import Sink
 from cacheserver.words import File, Listing, Location
+
+TRANSFERS_MAX = 16  # those that hang included: nobody can end a thread
+
+
+class Transfers:
+    """Downloads by clients that may have no timeout of their own.
+
+    Args:
+        patience: seconds without progress after which one is left behind.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._pool = ThreadPoolExecutor(max_workers=TRANSFERS_MAX, thread_name_prefix="transfer")
+        self._numbers = itertools.count(1)
+
+    def close(self) -> None:
+        """Starts no download any more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def run(self, what: str, beside: str, download: Callable[[str], None]) -> str:
+        """Has a file downloaded to a name beside another one. Returns that name, which the caller has to remove.
+
+        Raises what the download raises, and OriginUnavailable where nothing comes any more.
+        """
+        path = f"{beside}.{next(self._numbers)}.part"
+        future = self._pool.submit(download, path)
+        try:
+            seen = _written(path)
+            while not _ended(future, self._patience):
+                seen, before = _written(path), seen
+                if seen == before:
+                    raise OriginUnavailable(
+                        f"{what}: nothing of it has come for {self._patience:g} s. Try again, or ask whoever runs its"
+                        " artifact store."
+                    )
+            future.result()
+        except BaseException:
+            future.cancel()
+            future.add_done_callback(lambda _: _remove_all(path))
+            raise
+        return path
 
 
 class RepositoryFiles:
@@ -27,10 +74,13 @@ class RepositoryFiles:
 
     transport = "mlflow"
 
-    def __init__(self, repository: Any, sized: bool, ask: Callable[[str, Callable[[], Any]], Any]) -> None:
+    def __init__(
+        self, repository: Any, sized: bool, ask: Callable[[str, Callable[[], Any]], Any], transfers: Transfers
+    ) -> None:
         self._repository = repository
         self._sized = sized
         self._ask = ask
+        self._transfers = transfers
 
     def listing(self, location: Location) -> Listing:
         """All files at a location."""
@@ -38,9 +88,13 @@ class RepositoryFiles:
 
     def fill(self, file: File, sink: Sink) -> None:
         """Downloads one file."""
-        sink.restart()  # nothing is known of what it will be
-        self._repository._download_file(file.remote, sink.path)
-        sink.written_by_name()
+        what = names.show(file.remote)
+        path = self._transfers.run(what, sink.path, lambda path: self._repository._download_file(file.remote, path))
+        try:
+            sink.take_over(path)
+        except BaseException:
+            remove(path)
+            raise
 
     def _entries(self, what: str, folder: str) -> list[Entry]:
         try:
@@ -59,3 +113,29 @@ class RepositoryFiles:
         if size < 0:
             raise Corrupted(f"The origin lists {names.show(str(info.path))} with {size} bytes.")
         return size
+
+
+def _ended(future: Future[None], seconds: float) -> bool:
+    """Waits for the end, but no longer than that."""
+    try:
+        future.exception(timeout=seconds)
+    except FutureTimeout:
+        pass
+    return future.done()
+
+
+def _written(path: str) -> set[tuple[str, int, int]]:
+    """What there is under a name, or under one that begins like it: some clients write beside it at first."""
+    folder, name = os.path.split(path)
+    found = set()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(name):
+                seen = entry.stat(follow_symlinks=False)
+                found.add((entry.name, seen.st_size, seen.st_mtime_ns))
+    return found
+
+
+def _remove_all(path: str) -> None:
+    for name, *_ in _written(path):
+        remove(os.path.join(os.path.dirname(path), name))

@@ -33,7 +33,7 @@ from cacheserver.sessions import Session, Sessions
 from cacheserver.space import Limits
 from cacheserver.statuses import stream, unary
 from cacheserver.store import Store
-from cacheserver.words import Brought, Held, Manifest, Progress
+from cacheserver.words import Brought, Held, Manifest, Progress, Standing
 
 # A fetch that waits for a download holds a thread; they are made as they are needed, and cost about 40 KB each.
 REQUESTS_MAX = 1024
@@ -144,13 +144,16 @@ class Service(cache_pb2_grpc.CacheServicer):
         brought, started = None, True
         if version.artifact is not asked and ask is Ask.WHAT_IS_DUE:
             brought = self._cache.find(version.artifact, selection, view=request.view)
-        if brought is None:
-            flight, started = self._cache.bring(version.artifact, selection, ask)
+        may_be_old = brought is None
+        while may_be_old:
+            flight, started, may_be_old = self._cache.bring(version.artifact, selection, ask)
             for progress in _wait(flight.future, flight.progress, self._store, context):
                 yield pb.FetchEvent(progress=progress)
             if not context.is_active():
                 return None
             brought = flight.future.result()
+            may_be_old = may_be_old and brought.held.standing is Standing.OPEN and not brought.stale
+        assert brought is not None
         return replace(brought, stale=brought.stale or version.stale), started
 
     def _hand_out(self, session: Session, brought: Brought, started: bool, view: bool) -> pb.FetchResult:

@@ -64,8 +64,12 @@ class Sink:
         self._fd = os.open(path, how if etag else how | os.O_CREAT | os.O_EXCL, 0o600)
         self._blake, self._xxh3 = blake3(), xxh3_128()
         if etag:
-            self._hash_again()
-            os.lseek(self._fd, self.size, os.SEEK_SET)
+            try:
+                self._hash_again()
+                os.lseek(self._fd, self.size, os.SEEK_SET)
+            except OSError:
+                os.close(self._fd)
+                raise
         self.resumed = self.size
 
     def begin(self, etag: str) -> None:
@@ -107,17 +111,21 @@ class Sink:
         self._hash_again()
         return True
 
-    def written_by_name(self) -> None:
-        """Takes over what somebody who only knows names has written to `path`.
+    def take_over(self, path: str) -> None:
+        """Takes a file on the same filesystem, which somebody who only knows names has written, for its own.
 
         Raises CacheError where it is not a plain file of one name: a file that has another name could be changed there.
         """
-        fd = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         os.close(self._fd)
         self._fd = fd
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_uid != os.geteuid():
-            raise CacheError(f"{self.path} is not a file of the daemon's own.")
+            raise CacheError(f"{path} is not a file of the daemon's own.")
+        if self.etag and self._note:
+            self._note("")
+        os.replace(path, self.path)
+        self.etag, self.resumed = "", 0
         self._hash_again()
 
     def check(self) -> None:

@@ -98,7 +98,7 @@ class FakeOrigin:
             raise NotFound(artifact.base)
         return self.versions[artifact.base]
 
-    def listing(self, location: Location, *, named_by_client: bool) -> Listing:
+    def listing(self, location: Location, *, named_by_client: bool, patience: float | None = None) -> Listing:
         """What `files` says."""
         self._answer()
         self.listings[location.uri] += 1

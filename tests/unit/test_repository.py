@@ -1,0 +1,132 @@
+"""Artifact stores that only clients of MLflow's can read, of which nothing is known: what one may do to the others."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifactcache.errors import CacheError, OriginUnavailable
+from cacheserver.repository import TRANSFERS_MAX, RepositoryFiles, Transfers
+from cacheserver.staging import Sink
+from cacheserver.words import File
+from tests.rig.until import until
+
+PATIENCE_SECONDS = 0.2
+CONTENT = b"0123456789" * 10
+
+
+class Client:
+    """A repository that writes as it is told; a real client cannot be made to hang at a byte."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._download_file = lambda remote, path: write(path)
+
+
+@pytest.fixture
+def transfers() -> Iterator[Transfers]:
+    """A pool that gives up quickly."""
+    found = Transfers(PATIENCE_SECONDS)
+    yield found
+    found.close()
+
+
+def _ask(what: str, question: Callable[[], Any]) -> Any:
+    return question()
+
+
+def _fill(folder: Path, transfers: Transfers, write: Callable[[str], None], path: str = "1") -> tuple[str, bytes]:
+    with Sink(str(folder / path), len(CONTENT), "the file") as sink:
+        RepositoryFiles(Client(write), True, _ask, transfers).fill(File(b"f", len(CONTENT), "f"), sink)
+        return sink.finish().row.digest, (folder / path).read_bytes()
+
+
+def _write(path: str) -> None:
+    Path(path).write_bytes(CONTENT)
+
+
+def test_what_a_client_writes_is_what_is_hashed(tmp_path: Path, transfers: Transfers) -> None:
+    """Under the staged name, with nothing beside it."""
+    from blake3 import blake3
+
+    assert _fill(tmp_path, transfers, _write) == (blake3(CONTENT).hexdigest(), CONTENT)
+    assert os.listdir(tmp_path) == ["1"]
+
+
+def test_a_client_that_hangs_is_left_behind(tmp_path: Path, transfers: Transfers) -> None:
+    """Whoever waits hears of it. When it comes back it touches no bytes of the store's, and what it left is removed."""
+    go_on, ended = threading.Event(), threading.Event()
+
+    def hang(path: str) -> None:
+        Path(path).write_bytes(CONTENT[:10])
+        go_on.wait()
+        Path(path).write_bytes(CONTENT[::-1])
+        Path(path + ".more").write_bytes(CONTENT)
+        ended.set()
+
+    with pytest.raises(OriginUnavailable, match="nothing of it has come for 0.2 s"):
+        _fill(tmp_path, transfers, hang)
+    (tmp_path / "1").unlink()  # as whoever staged it does
+    assert _fill(tmp_path, transfers, _write)[1] == CONTENT, "another attempt under the same name"
+    go_on.set()
+    assert ended.wait(10)
+    until(lambda: os.listdir(tmp_path) == ["1"], "what it left is removed")
+    assert (tmp_path / "1").read_bytes() == CONTENT
+
+
+def test_a_client_that_is_slow_is_waited_for(tmp_path: Path, transfers: Transfers) -> None:
+    """However long it takes, as long as something comes; also where it writes to a name beside its own at first."""
+    pause = threading.Event()
+
+    def slow(path: str) -> None:
+        for end in range(10, len(CONTENT) + 1, 10):
+            Path(path + ".partial").write_bytes(CONTENT[:end])
+            pause.wait(PATIENCE_SECONDS / 3)
+        os.rename(path + ".partial", path)
+
+    assert _fill(tmp_path, transfers, slow)[1] == CONTENT
+
+
+def test_clients_that_hang_keep_nobody_waiting_for_ever(tmp_path: Path, transfers: Transfers) -> None:
+    """As many as there may be: whoever comes then is told, within the time."""
+    go_on, failed = threading.Event(), []
+
+    def one(number: int) -> None:
+        try:
+            _fill(tmp_path, transfers, lambda path: bool(go_on.wait()) and None, str(number))
+        except OriginUnavailable as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(TRANSFERS_MAX)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(failed) == TRANSFERS_MAX
+    try:
+        with pytest.raises(OriginUnavailable):
+            _fill(tmp_path, transfers, _write, "another")
+    finally:
+        go_on.set()
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "two names", "folder"])
+def test_what_is_no_file_of_its_own_is_refused(tmp_path: Path, transfers: Transfers, kind: str) -> None:
+    """Whatever a client leaves under the name it was given, only a plain file of one name becomes a blob."""
+    room = tmp_path / "room"
+    room.mkdir()
+    (tmp_path / "secret").write_bytes(CONTENT)
+    leave: dict[str, Callable[[str], None]] = {
+        "fifo": os.mkfifo,
+        "link": lambda path: os.symlink(tmp_path / "secret", path),
+        "two names": lambda path: os.link(tmp_path / "secret", path),
+        "folder": os.mkdir,
+    }
+    with pytest.raises((CacheError, OSError)):
+        _fill(room, transfers, leave[kind])
+    assert os.listdir(room) == ["1"]
+    assert (tmp_path / "secret").read_bytes() == CONTENT
