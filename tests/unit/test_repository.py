@@ -68,7 +68,7 @@ def test_a_client_that_hangs_is_left_behind(tmp_path: Path, transfers: Transfers
         Path(path + ".more").write_bytes(CONTENT)
         ended.set()
 
-    with pytest.raises(OriginUnavailable, match="nothing of it has come for 0.2 s"):
+    with pytest.raises(OriginUnavailable, match="nothing of it has come for"):
         _fill(tmp_path, transfers, hang)
     (tmp_path / "1").unlink()  # as whoever staged it does
     assert _fill(tmp_path, transfers, _write)[1] == CONTENT, "another attempt under the same name"
