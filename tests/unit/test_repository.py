@@ -95,9 +95,12 @@ def test_clients_that_hang_keep_nobody_waiting_for_ever(tmp_path: Path, transfer
     """As many as there may be: whoever comes then is told, within the time."""
     go_on, failed = threading.Event(), []
 
+    def hang(path: str) -> None:
+        go_on.wait()
+
     def one(number: int) -> None:
         try:
-            _fill(tmp_path, transfers, lambda path: bool(go_on.wait()) and None, str(number))
+            _fill(tmp_path, transfers, hang, str(number))
         except OriginUnavailable as error:
             failed.append(error)
 
