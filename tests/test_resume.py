@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from tests.rig import trees
 from tests.rig.caller import Caller
 from tests.rig.counting import CountingProxy
 from tests.rig.daemon import Daemon
+from tests.rig.lying import Reply
+from tests.rig.lying_s3 import Objects, lying_s3, object_of
 from tests.rig.mlflow_server import MlflowServer
 from tests.rig.until import until
 
@@ -123,3 +127,31 @@ def test_a_beginning_that_cannot_be_trusted(
     handed = alice.fetch(uri, "dst")
     assert trees.read(handed.path) == FILES and handed.origin_bytes >= SIZE
     assert daemon.staging() == []
+
+
+def test_an_object_of_an_s3_store(start_daemon: StartDaemon, caller_of: CallerOf, room: Path) -> None:
+    """It comes in parts, and goes on with the part after those that were written."""
+    weights, flowing, asked = FILES["weights"], threading.Event(), list[int]()
+
+    def answer(reply: Reply) -> None:
+        begin = int(re.sub(r"bytes=(\d*)-.*|", r"\1", reply.header("range")) or 0)
+        asked.append(begin)
+        if begin >= STALLED_AT:
+            flowing.wait(60)
+        object_of(weights)(reply)
+
+    with lying_s3() as liar:
+        uri = f"{liar.bucket(Objects({'run/weights': SIZE}, lambda key: answer))}/run"
+        daemon = start_daemon("http://127.0.0.1:9", unreachable_after=20.0, env=liar.env)
+        alice = caller_of(daemon, room)
+        with alice.start("import artifactcache\nartifactcache.fetch(uri)", uri=uri):
+            staging = daemon.root / "staging"
+            until(lambda: sum(p.stat().st_size for p in staging.iterdir()) >= STALLED_AT, "the parts that come")
+            daemon.kill()
+        asked.clear()
+        flowing.set()
+        daemon.start()
+        handed = alice.fetch(uri, "dst")
+        assert trees.read(handed.path) == {"weights": weights}
+        assert handed.origin_bytes == SIZE - STALLED_AT and min(asked) == STALLED_AT
+        assert daemon.staging() == []
