@@ -258,7 +258,8 @@ class Bringing:
             progress.files_total += len(missing)
             progress.bytes_total += needed
             progress.transports.add(listing.transport)
-            with self._reservations.reserve(location.uri, needed, progress):
+            written = self._store.partials.bytes_of(key(location, file) for file in missing)
+            with self._reservations.reserve(location.uri, needed, progress, written=written):
                 have |= self._downloads.bring(
                     location,
                     missing,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.rig.daemon import Daemon
 from tests.rig.lying import Reply
 from tests.rig.lying_s3 import Objects, lying_s3, object_of
 from tests.rig.mlflow_server import MlflowServer
+from tests.rig.mounts import Filesystem
 from tests.rig.until import until
 
 SIZE = 48 << 20
@@ -127,6 +129,24 @@ def test_a_beginning_that_cannot_be_trusted(
     handed = alice.fetch(uri, "dst")
     assert trees.read(handed.path) == FILES and handed.origin_bytes >= SIZE
     assert daemon.staging() == []
+
+
+def test_what_is_on_the_disk_already_needs_no_room(
+    start_daemon: StartDaemon,
+    caller_of: CallerOf,
+    small_disk: Filesystem,
+    room: Path,
+    proxy: CountingProxy,
+    mlflow_proxied: MlflowServer,
+) -> None:
+    """On a disk that has room for the file once, and for its rest only when its beginning is there."""
+    uri = f"runs:/{mlflow_proxied.run(FILES)}"
+    daemon = start_daemon(proxy.uri, unreachable_after=20.0, root=small_disk.root / "store", min_free="0")
+    alice = caller_of(daemon, room)
+    broken_off(alice, daemon, proxy, uri, Daemon.kill)
+    assert shutil.disk_usage(small_disk.root).free < SIZE
+    handed = alice.fetch(uri)
+    assert trees.read(handed.path) == FILES and handed.origin_bytes < SIZE - STALLED_AT + SLACK
 
 
 def test_an_object_of_an_s3_store(start_daemon: StartDaemon, caller_of: CallerOf, room: Path) -> None:
