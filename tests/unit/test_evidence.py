@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from artifactcache.errors import OriginUnavailable
+from artifactcache.errors import NotFound, OriginUnavailable
 from cacheserver import uris
 from cacheserver.bringing import Ask
 from cacheserver.selection import Selection
@@ -189,3 +189,24 @@ def test_an_alias_that_refresh_finds_gone_is_forgotten(house: House) -> None:
     with pytest.raises(Exception, match="champion"):
         get(house, "models:/m@champion", refresh=True)
     assert house.index.versions.alias("models:/m@champion") is None
+
+
+@pytest.mark.parametrize("stays_listed", [False, True])
+def test_a_file_that_is_removed_while_its_run_is_brought(house: House, stays_listed: bool) -> None:
+    """As checkpoints are: it is listed again, and what is there then is the artifact. A listing that goes on to name
+    what is not there is an error."""
+    root = house.origin.run("r", settled=False)
+    house.origin.files = {f"{root}/new": b"new", f"{root}/old": b"old"}
+
+    def remove(uri: str) -> None:
+        if uri.endswith("/old"):
+            if not stays_listed:
+                del house.origin.files[uri]
+            raise NotFound(f"{uri}: the origin has no such file.")
+
+    house.origin.before_download = remove
+    if stays_listed:
+        with pytest.raises(NotFound, match="old: the origin has no such file"):
+            house.bring("runs:/r")
+    else:
+        assert house.content(house.bring("runs:/r").held) == {"new": b"new"}
