@@ -358,11 +358,12 @@ class MlflowOrigin:
             future.cancel()
             raise OriginUnavailable(
                 f"{without_credentials(what)}: {pool._max_workers} other questions to the origin have kept this one"
-                f" waiting for {patience:g} s, and this is not held. Try again in a moment."
+                f" waiting for {patience:g} s, and this cannot be given without it. Try again in a moment."
             )
         except FutureTimeout:
             raise OriginUnavailable(
-                f"{without_credentials(what)}: the origin has not answered within {patience:g} s, and this is not held."
+                f"{without_credentials(what)}: the origin has not answered within {patience:g} s, and this"
+                " cannot be given without it."
             ) from None
         except Exception as error:  # noqa: BLE001 - MLflow and its clients raise anything
             raise translated(error, what, of_answer=of_answer) from None
