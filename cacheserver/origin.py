@@ -38,6 +38,7 @@ from mlflow.utils.credentials import get_default_host_creds
 from artifactcache.errors import CacheError, Corrupted, InvalidRequest, NotFound, OriginUnavailable
 from cacheserver import names, roots
 from cacheserver.breaker import Breaker
+from cacheserver.headers import Accesses
 from cacheserver.http import Access, ElsewhereError, Http, StatusError
 from cacheserver.local import LOCAL_SCHEMES, LocalFiles
 from cacheserver.objects import ObjectFiles, Objects
@@ -109,6 +110,7 @@ class MlflowOrigin:
         self._repositories = lru_cache(maxsize=64)(partial(get_artifact_repository, tracking_uri=self._tracking_uri))
         self._pool = ThreadPoolExecutor(max_workers=QUESTIONS_MAX, thread_name_prefix="origin")
         self._http, self._looker = Http(ticks), Http(ticks)
+        self._accesses = Accesses(_access, ticks)
         self._breaker = Breaker(self.name, self._answers, ticks)
         self._identifiers = ThreadPoolExecutor(max_workers=IDENTIFIERS_MAX, thread_name_prefix="identify")
         self._objects = Objects(
@@ -268,7 +270,7 @@ class MlflowOrigin:
         repository = self._repository(root, named_by_client=named_by_client)
         if isinstance(repository, HttpArtifactRepository):
             self._breaker.check()
-            return ProxiedFiles(repository.artifact_uri, self._http, _access, patience or self._patience)
+            return ProxiedFiles(repository.artifact_uri, self._http, self._accesses, patience or self._patience)
         ask = partial(self._ask, of_answer=True, is_store=True, patience=patience)
         others = RepositoryFiles(repository, roots.scheme(root) in _SIZED, ask, self._transfers)
         if type(repository) is s3_artifact_repo.S3ArtifactRepository:  # of a plugin's nothing is known
@@ -377,10 +379,11 @@ def _access(url: str) -> Access:
         headers["Authorization"] = "Basic " + base64.b64encode(pair).decode("ascii")
     elif creds.token:
         headers["Authorization"] = f"Bearer {creds.token}"
-    if creds.aws_sigv4 or creds.auth:
+    is_signed = bool(creds.aws_sigv4 or creds.auth)
+    if is_signed:
         request = requests.Request("GET", url, headers=headers, auth=_signer(creds)).prepare()
         headers = dict(request.headers)
-    return Access(headers, creds.verify, creds.client_cert_path)
+    return Access(headers, creds.verify, creds.client_cert_path, is_signed)
 
 
 def _signer(creds: Any) -> Any:
