@@ -43,13 +43,14 @@ class Ground:
         env: dict[str, str] | None = None,
         *,
         unreachable_after: float = 30.0,
+        stale_after: float = 4.0,
     ) -> Iterator[Daemon]:
         """A running daemon of this user, with an empty store."""
         self._count += 1
         folder = self.folder / f"d{self._count}"
         folder.mkdir()
         root = root or folder / "store"
-        config = config_text(root, tracking_uri, unreachable_after=unreachable_after)
+        config = config_text(root, tracking_uri, unreachable_after=unreachable_after, stale_after=stale_after)
         daemon = Daemon(self._interpreter, None, folder, root, config, is_system=False, env=env or {})
         with running(daemon):
             yield daemon
