@@ -34,6 +34,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.tracking.request_auth.registry import fetch_auth
 from mlflow.tracking.request_header.registry import resolve_request_headers
 from mlflow.utils.credentials import get_default_host_creds
+from requests.utils import get_auth_from_url, get_netrc_auth
 
 from artifactcache.errors import CacheError, Corrupted, InvalidRequest, NotFound, OriginUnavailable
 from cacheserver import names, roots
@@ -371,9 +372,11 @@ class MlflowOrigin:
 def _access(url: str) -> Access:
     """What MLflow's own client would send beside a URL: credentials and certificates of the environment."""
     creds, headers = get_default_host_creds(url), dict(resolve_request_headers())
-    if creds.username and creds.password:
-        pair = f"{creds.username}:{creds.password}".encode()
-        headers["Authorization"] = "Basic " + base64.b64encode(pair).decode("ascii")
+    login = get_netrc_auth(url) or get_auth_from_url(url)  # requests puts both before what MLflow gives it
+    if not any(login):
+        login = (creds.username or "", creds.password or "")
+    if all(login):
+        headers["Authorization"] = "Basic " + base64.b64encode(":".join(login).encode()).decode("ascii")
     elif creds.token:
         headers["Authorization"] = f"Bearer {creds.token}"
     if creds.aws_sigv4 or creds.auth:
