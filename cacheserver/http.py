@@ -139,7 +139,7 @@ class Http:
                 raise StatusError(answer.status, _message(answer), answer.headers.get("Retry-After", ""))
             yield answer
         finally:
-            if answer.length_remaining:
+            if answer.length_remaining or (answer.length_remaining is None and not answer.closed):
                 answer.close()  # what was not read would be the beginning of the next answer
             answer.release_conn()
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import gzip
+import itertools
 import os
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -264,3 +266,19 @@ def test_a_part_that_begins_nowhere(alice: Caller, liar: LyingOrigin) -> None:
 
     with pytest.raises(errors.OriginUnavailable):
         alice.fetch(served(liar, answer))
+
+
+def test_an_answer_that_is_not_read_spoils_no_connection(alice: Caller, liar: LyingOrigin) -> None:
+    """Of a server that ignores ranges and sends in chunks, only the head is wanted where it is asked for a tag."""
+    tags = itertools.count()
+
+    def answer(reply: Reply) -> None:
+        reply.head(Transfer_Encoding="chunked", ETag=f'"{next(tags)}"')
+        threading.Event().wait(0.05)  # so that the body comes after the head
+        reply.write(b"a\r\n0123456789\r\n0\r\n\r\n")
+
+    files = [file(str(number)) for number in range(10)]
+    uri = f"runs:/{liar.run(Lie(flat(*files), lambda path: answer))}"
+    alice.fetch(uri)
+    alice.fetch(uri, refresh=True)
+    assert next(tags) == 4 * len(files)  # to bring it; for its tag, to bring it again, and for that tag
