@@ -7,12 +7,14 @@ as long as it is away. Where it is refused at once, every caller looks anew.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 
 from artifactcache.errors import OriginUnavailable
 
 LOOK_SECONDS = 1.0
+DOUBT_SECONDS_MAX = 4.0  # how long callers wait for the first look: names that nobody resolves have no timeout of ours
 QUICK_SECONDS = 0.1  # a look that took no longer may be had again by everybody
 
 
@@ -38,7 +40,8 @@ class Breaker:
     def check(self) -> None:
         """Raises OriginUnavailable at once where the server is known to be away."""
         with self._changed:
-            self._changed.wait_for(lambda: self._state != "doubtful")
+            if not self._changed.wait_for(lambda: self._state != "doubtful", timeout=DOUBT_SECONDS_MAX):
+                self._state, self._look_seconds = "open", math.inf  # it is as good as one that fails
             if self._state == "closed":
                 return
             quick = self._look_seconds < QUICK_SECONDS

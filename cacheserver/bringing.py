@@ -7,6 +7,7 @@ there.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -29,6 +30,7 @@ from cacheserver.words import (
     Manifest,
     Progress,
     Record,
+    Resolved,
     Standing,
     folder,
     overlay,
@@ -81,6 +83,10 @@ class Vanished(Exception):
     """A file that was listed was gone when it was asked for."""
 
 
+class Superseded(Exception):
+    """While a version was brought, another one of the same name was made."""
+
+
 class _Errand(NamedTuple):
     """An artifact to bring, and how.
 
@@ -121,6 +127,7 @@ class Bringing:
         self._downloads = Downloads(store, origin, clock)
         self.evidence = Evidence(store, lambda at: freshness.is_recent(at, clock()))
         self._reservations = Reservations(store, limits)
+        self._resolving = threading.Lock()
 
     def close(self) -> None:
         """Brings nothing any more."""
@@ -129,7 +136,8 @@ class Bringing:
     def sync(self, artifact: Artifact, selection: Selection, ask: Ask, progress: Progress) -> Held:
         """Brings what the origin has and the store lacks, and records the tree. Returns what is held then.
 
-        Raises errors of ours, MissingBlobs where a blob that was counted on went meanwhile, and Vanished.
+        Raises errors of ours, MissingBlobs where a blob that was counted on went meanwhile, Vanished
+        and Superseded.
         """
         before = self._index.held(artifact.uri, selection.key)
         if before and ask is Ask.NOTHING:
@@ -137,32 +145,50 @@ class Bringing:
         since = self._downloads.mark() if ask is Ask.STRICTLY else 0
         patience = self._freshness.stale_after if before and ask is Ask.WHAT_IS_DUE else None
         errand = _Errand(artifact, selection, ask, since, patience, progress)
-        locations, standing = self._remembered(artifact, ask)
+        locations, standing, of = self._remembered(artifact, ask)
         parts = self._parts(errand, locations, standing)
         if not parts and artifact.kind is not Kind.BARE:
             # Nothing was remembered, or it leads nowhere by now: a run can be opened again, a model created anew.
             if ask is Ask.NOTHING:
                 raise OriginUnavailable(f"{artifact.uri} is not held.")
-            asked_at = self._clock()  # an answer is as old as its question
-            try:
-                resolved = self._origin.resolve(artifact, patience=patience)
-            except NotFound:
-                self._index.forget(artifact.base)
-                raise
-            known = self._versions.resolved(artifact.base)
-            if known and known.stamp and (known.stamp, known.root) != (resolved.stamp, resolved.root):
-                self._index.forget(artifact.base)  # with all paths of it: another version of the same name
-                before = None
-            locations = resolved.locations(artifact.path)
-            standing = Standing.FINISHED if resolved.settled else Standing.OPEN
+            of = self._resolved(artifact, patience)
+            before = self._index.held(artifact.uri, selection.key)
+            locations = of.locations(artifact.path)
+            standing = Standing.FINISHED if of.settled else Standing.OPEN
             parts = self._parts(errand, locations, standing)
-            if parts:
-                self._versions.record(resolved, asked_at)
         if not parts:
             if before:
                 self._index.forget(artifact.uri)
+            if of and not self._index.at_or_below(artifact.base):
+                self._index.forget(artifact.base)  # an answer that leads nowhere is worth nothing
             raise NotFound(f"{artifact.uri}: the origin has no file or folder there.")
-        return self._record(artifact, selection, parts, before)
+        held = self._record(artifact, selection, parts, before)
+        if of and not self._is_current(of):
+            self._index.forget(artifact.uri)
+            raise Superseded(artifact.uri)
+        return held
+
+    def _resolved(self, artifact: Artifact, patience: float | None) -> Resolved:
+        """What the origin says of a version now, which is remembered before anything of it is brought: whoever still
+        brings another version of the same name finds out when he records it."""
+        asked_at = self._clock()  # an answer is as old as its question
+        try:
+            resolved = self._origin.resolve(artifact, patience=patience)
+        except NotFound:
+            self._index.forget(artifact.base)
+            raise
+        with self._resolving:
+            known = self._versions.resolved(artifact.base)
+            if known and known.stamp and known.identity != resolved.identity:
+                if asked_at < self._versions.resolved_at(artifact.base) <= self._clock():
+                    raise Superseded(artifact.uri)  # somebody asked later, and was answered sooner
+                self._index.forget(artifact.base)  # with all paths of it
+            self._versions.record(resolved, asked_at)
+        return resolved
+
+    def _is_current(self, of: Resolved) -> bool:
+        known = self._versions.resolved(of.version)
+        return known is not None and known.identity == of.identity
 
     def _record(self, artifact: Artifact, selection: Selection, parts: list[Part], before: Held | None) -> Held:
         """Records the tree that the parts are together."""
@@ -195,19 +221,21 @@ class Bringing:
         assert held is not None
         return held
 
-    def _remembered(self, artifact: Artifact, ask: Ask) -> tuple[tuple[Location, ...], Standing]:
-        """Where the bytes are as far as that needs no question: of what the origin had finished when it was asked."""
+    def _remembered(self, artifact: Artifact, ask: Ask) -> tuple[tuple[Location, ...], Standing, Resolved | None]:
+        """Where the bytes are as far as that needs no question, and what says so: of what the origin had finished when
+        it was asked."""
         if artifact.kind is Kind.BARE:
-            return (location(artifact),), Standing.UNKNOWN
+            return (location(artifact),), Standing.UNKNOWN, None
         resolved = self._versions.resolved(artifact.base)
         if resolved is None or ask in (Ask.AGAIN, Ask.STRICTLY):
-            return (), Standing.FINISHED
+            return (), Standing.FINISHED, None
         if ask is Ask.NOTHING:
-            return resolved.locations(artifact.path), Standing.FINISHED if resolved.settled else Standing.OPEN
+            standing = Standing.FINISHED if resolved.settled else Standing.OPEN
+            return resolved.locations(artifact.path), standing, resolved
         asked_at = self._versions.resolved_at(artifact.base)
         if not resolved.settled or not self._freshness.is_recent(asked_at, self._clock()):
-            return (), Standing.FINISHED
-        return resolved.locations(artifact.path), Standing.FINISHED
+            return (), Standing.FINISHED, None
+        return resolved.locations(artifact.path), Standing.FINISHED, resolved
 
     def _parts(self, errand: _Errand, locations: tuple[Location, ...], standing: Standing) -> list[Part]:
         found: list[Part] = []

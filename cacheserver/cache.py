@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from artifactcache.errors import Corrupted, NoSpace, NotFound, OriginUnavailable
 from cacheserver import space
-from cacheserver.bringing import Ask, Bringing, Freshness, Vanished, location
+from cacheserver.bringing import Ask, Bringing, Freshness, Superseded, Vanished, location
 from cacheserver.flights import Flight, Flights
 from cacheserver.index import MissingBlobs
 from cacheserver.origin import MlflowOrigin
@@ -35,11 +35,13 @@ class Version:
         artifact: without alias, stage or `latest`.
         stale: whether the origin could not be asked, and this is its last answer.
         is_new: whether what is remembered of this version was another one of the same name.
+        stamp: when it was made; empty where the origin was not asked.
     """
 
     artifact: Artifact
     stale: bool = False
     is_new: bool = False
+    stamp: str = ""
 
 
 class Cache:
@@ -102,8 +104,13 @@ class Cache:
         if remembered is None or remembered[0] != artifact.selector or self._freshness.alias_ttl:
             with contextlib.suppress(NoSpace):  # an answer for bad times is not worth an error
                 self._versions.record_alias(asked.base, artifact.selector, self._clock())
-        resolved = self._versions.resolved(artifact.base)
-        return Version(artifact, is_new=resolved is not None and resolved.stamp != stamp)
+        version = Version(artifact, stamp=stamp)
+        return replace(version, is_new=self.is_another(version))
+
+    def is_another(self, version: Version) -> bool:
+        """Whether what is remembered of a version is another one of the same name."""
+        resolved = self._versions.resolved(version.artifact.base) if version.stamp else None
+        return resolved is not None and resolved.stamp != version.stamp
 
     def find(self, artifact: Artifact, selection: Selection, *, view: bool) -> Brought | None:
         """What is held, where it is complete, sound and needs no question to the origin.
@@ -187,8 +194,8 @@ class Cache:
         for _ in range(COMMIT_ATTEMPTS):
             try:
                 found = self._bringing.sync(artifact, selection, ask, progress)
-            except MissingBlobs:
-                continue  # a blob that was counted on went into quarantine meanwhile
+            except (MissingBlobs, Superseded):
+                continue  # a blob that was counted on went into quarantine meanwhile, or the version was made anew
             except Vanished as error:
                 gone = error
                 continue  # whoever writes there has removed a file since it was listed

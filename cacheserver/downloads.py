@@ -16,11 +16,15 @@ from artifactcache.errors import OriginUnavailable
 from cacheserver import names
 from cacheserver.faults import trouble
 from cacheserver.origin import MlflowOrigin
+from cacheserver.roots import scheme
 from cacheserver.staging import Sink, Staged
 from cacheserver.store import Store
 from cacheserver.words import Arrived, File, Location, Progress, Standing, join
 
-DOWNLOADS_MAX = 16  # files at a time, of all artifacts together
+DOWNLOADS_MAX = 16  # files at a time, of all artifacts together; as many more of artifact stores
+AT_HAND = frozenset(
+    {"", "file", "http", "https", "mlflow-artifacts"}
+)  # where the tracking server or this host has them
 WINDOW = 8  # files at a time of one artifact: no artifact keeps the others waiting for all of its files
 BATCH_FILES = 1000  # kept together: one sync for all
 BATCH_BYTES = 1 << 30
@@ -139,7 +143,9 @@ class Downloads:
         self._store = store
         self._origin = origin
         self._clock = clock
+        # Apart from each other: a store that hangs keeps no download from the tracking server or this host waiting.
         self._pool = ThreadPoolExecutor(max_workers=DOWNLOADS_MAX, thread_name_prefix="download")
+        self._store_pool = ThreadPoolExecutor(max_workers=DOWNLOADS_MAX, thread_name_prefix="store-download")
         self._lock = threading.Lock()
         self._claims: dict[str, _Claim] = {}
         self._numbers = itertools.count(1)
@@ -150,7 +156,8 @@ class Downloads:
 
     def close(self) -> None:
         """Starts no download any more."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._store_pool):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def bring(
         self,
@@ -254,8 +261,9 @@ class Downloads:
     ) -> Iterator[dict[str, Staged]]:
         """Downloads, and gives what is finished in batches that are worth a sync."""
         work = _Work(mine, lambda file: self._one(location, file, progress, named_by_client))
+        pool = self._pool if scheme(location.root) in AT_HAND else self._store_pool
         for _ in range(min(WINDOW, len(mine))):
-            self._pool.submit(self._run, work)
+            pool.submit(self._run, work, pool)
         try:
             while batch := work.batch():
                 yield batch
@@ -267,12 +275,12 @@ class Downloads:
             for staged in work.abandon().values():  # only after a failure is anything left
                 self._store.discard(staged.path)
 
-    def _run(self, work: _Work) -> None:
+    def _run(self, work: _Work, pool: ThreadPoolExecutor) -> None:
         """Downloads some files of an artifact, and then lets those of others have their turn."""
         for _ in range(FILES_PER_TURN):
             if not work.step():
                 return
-        self._pool.submit(self._run, work)
+        pool.submit(self._run, work, pool)
 
     def _one(self, location: Location, file: File, progress: Progress, named_by_client: bool) -> Staged:
         what, is_large = key(location, file), (file.size or 0) >= RESUMABLE_BYTES_MIN

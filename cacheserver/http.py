@@ -134,31 +134,36 @@ class Http:
                 target = answer.get_redirect_location()
                 if not target:
                     break
-                following = urljoin(url, target)
-                if not _same_host(url, following):
-                    raise ElsewhereError(f"it redirects to {urlsplit(following).hostname}, which is another host")
+                following = _elsewhere(url, target)
                 answer.close()
                 url, answer = following, self._ask(following, access, patience, headers)
             if answer.status not in (200, 206):
                 raise StatusError(answer.status, _message(answer), answer.headers.get("Retry-After", ""))
             yield answer
         finally:
-            if answer.length_remaining:
+            if answer.length_remaining or (answer.length_remaining is None and not answer.closed):
                 answer.close()  # what was not read would be the beginning of the next answer
             answer.release_conn()
 
     def _ask(
         self, url: str, access: Access, patience: float, headers: Mapping[str, str] | None
     ) -> urllib3.BaseHTTPResponse:
-        parts = urlsplit(url)
+        parts, pool = urlsplit(url), self._pool(url, access)
+        host = parts.netloc.rpartition("@")[2]
+        target = parts.path + (f"?{parts.query}" if parts.query else "")
+        sent = {"Accept-Encoding": "identity", **access.headers, **(headers or {})}
+        if pool.proxy and parts.scheme == "http":  # such a proxy is told by the request itself whom it is for
+            target = f"http://{host}{target}"
+            sent |= {"Host": host, **self._adapter.proxy_headers(pool.proxy.url)}
         # Until the answer begins: its body keeps nobody waiting.
-        with self._throttles[parts.netloc].question(patience):
-            return self._pool(url, access).urlopen(
+        with self._throttles[host].question(patience):
+            return pool.urlopen(
                 "GET",
-                parts.path + (f"?{parts.query}" if parts.query else ""),
-                headers={"Accept-Encoding": "identity", **access.headers, **(headers or {})},
+                target,
+                headers=sent,
                 preload_content=False,
                 redirect=False,
+                assert_same_host=False,  # it would take a proxy for the host
                 retries=False,
                 timeout=urllib3.Timeout(connect=patience, read=patience),
             )
@@ -175,6 +180,18 @@ class Http:
                 request, settings["verify"], settings["proxies"], settings["cert"]
             )
         return found
+
+
+def _elsewhere(url: str, target: str) -> str:
+    """Where a redirect leads. Raises ElsewhereError where that is another host, or none."""
+    try:
+        following = urljoin(url, target)
+        if _same_host(url, following):
+            return following
+        named = str(urlsplit(following).hostname)
+    except ValueError:
+        raise ElsewhereError("it redirects to what is no URL") from None
+    raise ElsewhereError(f"it redirects to {named}, which is another host")
 
 
 def _same_host(one: str, other: str) -> bool:

@@ -34,6 +34,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.tracking.request_auth.registry import fetch_auth
 from mlflow.tracking.request_header.registry import resolve_request_headers
 from mlflow.utils.credentials import get_default_host_creds
+from requests.utils import get_auth_from_url, get_netrc_auth
 
 from artifactcache.errors import CacheError, Corrupted, InvalidRequest, NotFound, OriginUnavailable
 from cacheserver import names, roots
@@ -44,7 +45,7 @@ from cacheserver.local import LOCAL_SCHEMES, LocalFiles
 from cacheserver.objects import ObjectFiles, Objects
 from cacheserver.proxied import ProxiedFiles
 from cacheserver.refusals import translated, without_credentials
-from cacheserver.repository import RepositoryFiles, Transfers
+from cacheserver.repository import Crews, RepositoryFiles, Transfers
 from cacheserver.staging import Sink
 from cacheserver.uris import Artifact, Kind
 from cacheserver.words import File, Listing, Location, Resolved, join
@@ -118,7 +119,7 @@ class MlflowOrigin:
             s3_artifact_repo._cached_get_s3_client.cache_clear,
         )
         self._transfers = Transfers(unreachable_after_seconds)
-        self._store_pool = ThreadPoolExecutor(max_workers=QUESTIONS_MAX, thread_name_prefix="store")
+        self._stores = Crews(QUESTIONS_MAX, "store")
         self._local_pool = ThreadPoolExecutor(max_workers=LOCAL_QUESTIONS_MAX, thread_name_prefix="local")
 
     @property
@@ -129,8 +130,9 @@ class MlflowOrigin:
     def close(self) -> None:
         """Asks nothing any more."""
         self._breaker.close()
-        for pool in (self._pool, self._store_pool, self._local_pool, self._identifiers):
+        for pool in (self._pool, self._local_pool, self._identifiers):
             pool.shutdown(wait=False, cancel_futures=True)
+        self._stores.close()
         self._objects.close()
         self._transfers.close()
 
@@ -271,8 +273,9 @@ class MlflowOrigin:
         if isinstance(repository, HttpArtifactRepository):
             self._breaker.check()
             return ProxiedFiles(repository.artifact_uri, self._http, self._accesses, patience or self._patience)
-        ask = partial(self._ask, of_answer=True, is_store=True, patience=patience)
-        others = RepositoryFiles(repository, roots.scheme(root) in _SIZED, ask, self._transfers)
+        store = f"{roots.scheme(root)}://{roots.server(root)}"
+        ask = partial(self._ask, of_answer=True, store=store, patience=patience)
+        others = RepositoryFiles(repository, roots.scheme(root) in _SIZED, ask, self._transfers, store)
         if type(repository) is s3_artifact_repo.S3ArtifactRepository:  # of a plugin's nothing is known
             return ObjectFiles(root, repository, self._objects, ask, others)
         return others
@@ -338,13 +341,11 @@ class MlflowOrigin:
         *,
         of_answer: bool = False,
         is_local: bool = False,
-        is_store: bool = False,
+        store: str = "",
         patience: float | None = None,
     ) -> T:
         """One answer of the origin, within its time, which begins when it is asked. Raises errors of ours only."""
         pool, patience = self._pool, min(patience or self._patience, self._patience)
-        if is_store:  # one that hangs must not keep questions to the tracking server waiting
-            pool = self._store_pool
         if is_local:
             pool, patience = self._local_pool, max(patience, LOCAL_PATIENCE_SECONDS)
         asked = threading.Event()
@@ -353,13 +354,13 @@ class MlflowOrigin:
             asked.set()
             return question()
 
-        future = pool.submit(ask)
+        future = self._stores.submit(store, ask) if store else pool.submit(ask)
         try:
             if asked.wait(patience):
                 return future.result(timeout=patience)
             future.cancel()
             raise OriginUnavailable(
-                f"{without_credentials(what)}: {pool._max_workers} other questions to the origin have kept this one"
+                f"{without_credentials(what)}: too many other questions to the origin have kept this one"
                 f" waiting for {patience:g} s, and this cannot be given without it. Try again in a moment."
             )
         except FutureTimeout:
@@ -374,9 +375,11 @@ class MlflowOrigin:
 def _access(url: str) -> Access:
     """What MLflow's own client would send beside a URL: credentials and certificates of the environment."""
     creds, headers = get_default_host_creds(url), dict(resolve_request_headers())
-    if creds.username and creds.password:
-        pair = f"{creds.username}:{creds.password}".encode()
-        headers["Authorization"] = "Basic " + base64.b64encode(pair).decode("ascii")
+    login = get_netrc_auth(url) or get_auth_from_url(url)  # requests puts both before what MLflow gives it
+    if not any(login):
+        login = (creds.username or "", creds.password or "")
+    if all(login):
+        headers["Authorization"] = "Basic " + base64.b64encode(":".join(login).encode()).decode("ascii")
     elif creds.token:
         headers["Authorization"] = f"Bearer {creds.token}"
     is_signed = bool(creds.aws_sigv4 or creds.auth)

@@ -28,6 +28,7 @@ from cacheserver.words import File, Listing, Location, join
 ENDPOINT = "/mlflow-artifacts/artifacts"
 LISTING_BYTES_MAX = 1 << 28  # of one folder: about two million entries
 ETAG_LENGTH_MAX = 256
+DIGITS_MAX = 20  # of the number of a byte
 ATTEMPTS_MAX = 4
 FIRST_PAUSE_SECONDS = 0.2
 _TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
@@ -170,7 +171,7 @@ def _begins(headers: Mapping[str, str]) -> int:
     """At which byte a part begins; -1 where that is not said."""
     unit, _, rest = headers.get("Content-Range", "").partition(" ")
     first = rest.partition("-")[0]
-    return int(first) if unit == "bytes" and first.isdecimal() else -1
+    return int(first) if unit == "bytes" and first.isdecimal() and len(first) <= DIGITS_MAX else -1
 
 
 def _is_transient(error: BaseException) -> bool:

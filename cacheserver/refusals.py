@@ -93,7 +93,7 @@ _SECRETS = (
         ),
         r"\1…",
     ),
-    (re.compile(r"\b(bearer|basic|digest|negotiate)\s+[\w.~+/=-]+", re.I), r"\1 …"),
+    (re.compile(r"\b(bearer|basic|digest|negotiate)\s+[^\s'\"]+", re.I), r"\1 …"),
 )
 
 

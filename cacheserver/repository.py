@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import Any
+from typing import Any, TypeVar
 
 from artifactcache.errors import Corrupted, InvalidRequest, OriginUnavailable
 from cacheserver import names
@@ -20,7 +21,65 @@ from cacheserver.removal import remove
 from cacheserver.staging import Sink
 from cacheserver.words import File, Listing, Location
 
-TRANSFERS_MAX = 16  # those that hang included: nobody can end a thread
+TRANSFERS_MAX = 16  # of one store, those that hang included: nobody can end a thread
+CREWS_MAX = 32  # stores that are asked at a time; more than that only where all of them hang at once
+
+T = TypeVar("T")
+
+
+class _Crew:
+    """Threads for one store, and how much they have to do."""
+
+    def __init__(self, size: int, name: str) -> None:
+        self.pool = ThreadPoolExecutor(max_workers=size, thread_name_prefix=name)
+        self.under_way = 0
+
+
+class Crews:
+    """Threads for work that may never end: each store has its own, so that one that hangs keeps no other waiting.
+
+    Args:
+        size: threads of one crew.
+        name: of the threads.
+    """
+
+    def __init__(self, size: int, name: str) -> None:
+        self._size = size
+        self._name = name
+        self._lock = threading.Lock()
+        self._crews: dict[str, _Crew] = {}
+
+    def close(self) -> None:
+        """Starts nothing any more."""
+        with self._lock:
+            crews = list(self._crews.values())
+        for crew in crews:  # without the lock: what is cancelled ends here
+            crew.pool.shutdown(wait=False, cancel_futures=True)
+
+    def submit(self, store: str, work: Callable[..., T], *args: object) -> Future[T]:
+        """Has the work done by the crew of a store. Raises OriginUnavailable where too many stores hang already."""
+        with self._lock:
+            crew = self._crews.pop(store, None) or self._new()
+            self._crews[store] = crew  # the last one: the first has not been needed for the longest time
+            crew.under_way += 1
+            future = crew.pool.submit(work, *args)
+        future.add_done_callback(lambda _: self._ended(crew))
+        return future
+
+    def _new(self) -> _Crew:
+        if len(self._crews) >= CREWS_MAX:
+            idle = next((store for store, crew in self._crews.items() if not crew.under_way), None)
+            if idle is None:
+                raise OriginUnavailable(
+                    f"{CREWS_MAX} artifact stores are being asked and have not answered yet, so no other is. Try again"
+                    " in a moment."
+                )
+            self._crews.pop(idle).pool.shutdown(wait=False)
+        return _Crew(self._size, self._name)
+
+    def _ended(self, crew: _Crew) -> None:
+        with self._lock:
+            crew.under_way -= 1
 
 
 class Transfers:
@@ -32,20 +91,21 @@ class Transfers:
 
     def __init__(self, patience: float) -> None:
         self._patience = patience
-        self._pool = ThreadPoolExecutor(max_workers=TRANSFERS_MAX, thread_name_prefix="transfer")
+        self._crews = Crews(TRANSFERS_MAX, "transfer")
         self._numbers = itertools.count(1)
 
     def close(self) -> None:
         """Starts no download any more."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._crews.close()
 
-    def run(self, what: str, beside: str, download: Callable[[str], None]) -> str:
-        """Has a file downloaded to a name beside another one. Returns that name, which the caller has to remove.
+    def run(self, store: str, what: str, beside: str, download: Callable[[str], None]) -> str:
+        """Has a file of a store downloaded to a name beside another one. Returns that name, which the caller has to
+        remove.
 
         Raises what the download raises, and OriginUnavailable where nothing comes any more.
         """
         path = f"{beside}.{next(self._numbers)}.part"
-        future = self._pool.submit(download, path)
+        future = self._crews.submit(store, download, path)
         try:
             seen = _written(path)
             while not _ended(future, self._patience):
@@ -70,13 +130,20 @@ class RepositoryFiles:
         repository: an ArtifactRepository of MLflow's.
         sized: whether a file without a listed size is empty; else nobody knows.
         ask: gets one answer within its time, by what it is about.
+        store: which store it is of, for `transfers`.
     """
 
     transport = "mlflow"
 
     def __init__(
-        self, repository: Any, sized: bool, ask: Callable[[str, Callable[[], Any]], Any], transfers: Transfers
+        self,
+        repository: Any,
+        sized: bool,
+        ask: Callable[[str, Callable[[], Any]], Any],
+        transfers: Transfers,
+        store: str = "",
     ) -> None:
+        self._store = store
         self._repository = repository
         self._sized = sized
         self._ask = ask
@@ -89,7 +156,9 @@ class RepositoryFiles:
     def fill(self, file: File, sink: Sink) -> None:
         """Downloads one file."""
         what = names.show(file.remote)
-        path = self._transfers.run(what, sink.path, lambda path: self._repository._download_file(file.remote, path))
+        path = self._transfers.run(
+            self._store, what, sink.path, lambda path: self._repository._download_file(file.remote, path)
+        )
         try:
             sink.take_over(path)
         except BaseException:

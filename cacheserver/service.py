@@ -153,6 +153,8 @@ class Service(cache_pb2_grpc.CacheServicer):
                 return None
             brought = flight.future.result()
             may_be_old = may_be_old and brought.held.standing is Standing.OPEN and not brought.stale
+            if ask is Ask.WHAT_IS_DUE and not brought.stale and self._cache.is_another(version):
+                ask, may_be_old = Ask.AGAIN, True  # it was made anew while somebody was bringing the old one
         assert brought is not None
         return replace(brought, stale=brought.stale or version.stale), started
 

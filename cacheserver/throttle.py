@@ -1,8 +1,9 @@
 """How many questions one server is asked at a time: as many as it answers side by side, and hardly more.
 
 Law of this file: the server's own answers decide. Where more questions only wait longer for theirs, there are fewer;
-where they do not, there are more. The estimate of how many wait is that of TCP Vegas (Brakmo and Peterson, 1995): of
-`limit` questions, limit * (1 - shortest / mean) are in the queue.
+where they do not, there are more. One that hangs says nothing of the others, and they go past it. The estimate of how
+many wait is that of TCP Vegas (Brakmo and Peterson, 1995): of `limit` questions, limit * (1 - shortest / mean) are in
+the queue.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ START = 1  # the first answers tell how long one takes that nobody waits in fron
 QUEUE_MIN = 0.6  # with fewer than so many waiting there, one more is asked at a time
 QUEUE_MAX = 1.2  # with more, one less
 WINDOW_MIN = 8  # answers that a decision is made on
+HANGS_AFTER = 0.25  # of its patience: a question that has no answer by then keeps nobody else from asking
 FORGET_WINDOWS = 64  # after so many the shortest time is measured anew: the server may have become slower for good
 
 
@@ -38,7 +40,7 @@ class Throttle:
         self._most = most
         self._ticks = ticks
         self._changed = threading.Condition()
-        self._asked = 0
+        self._asked: list[float] = []  # when each of those under way began
         self._limit = min(START, most)
         self._shortest = float("inf")
         self._total = 0.0
@@ -57,21 +59,28 @@ class Throttle:
 
         Raises TimeoutError where for `patience` seconds none of those before it was answered.
         """
+        step = HANGS_AFTER * patience
         with self._changed:
-            seen = -1
-            while not self._changed.wait_for(lambda: self._asked < self._limit, timeout=patience):
-                if seen == self._answered:
+            waited, seen = 0.0, self._answered
+            while not self._changed.wait_for(lambda: self._has_room(step), timeout=step):
+                waited, seen = 0.0 if seen != self._answered else waited + step, self._answered
+                if waited >= patience:
                     raise TimeoutError(f"none of the questions before it was answered within {patience:g} s")
-                seen = self._answered
-            self._asked += 1
-        began = self._ticks()
+            began = self._ticks()
+            self._asked.append(began)
         try:
             yield
             self._learn(self._ticks() - began)
         finally:
             with self._changed:
-                self._asked -= 1
+                self._asked.remove(began)
                 self._changed.notify()
+
+    def _has_room(self, hangs_after: float) -> bool:
+        """Whether one more may be asked: those that hang do not count, but for the most that there may be."""
+        now = self._ticks()
+        waiting = sum(now - began < hangs_after for began in self._asked)
+        return waiting < self._limit and len(self._asked) < self._most
 
     def _learn(self, seconds: float) -> None:
         with self._changed:
@@ -80,7 +89,7 @@ class Throttle:
             self._count += 1
             if self._count < max(WINDOW_MIN, 2 * self._limit):
                 return
-            mean, full = self._total / self._count, self._asked >= self._limit
+            mean, full = self._total / self._count, len(self._asked) >= self._limit
             self._total, self._count = 0.0, 0
             self._windows += 1
             if self._windows % FORGET_WINDOWS == 0:

@@ -198,6 +198,11 @@ class Resolved:
     settled: bool
     stamp: str = ""
 
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Differs between two versions of the same name."""
+        return self.stamp, self.root
+
     def locations(self, path: str) -> tuple[Location, ...]:
         """Where the bytes of a path of this version are; where two have the same file, the later one wins."""
         first, _, rest = path.partition("/")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import gzip
+import itertools
 import os
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -236,8 +238,80 @@ def test_names_are_quoted_once(alice: Caller, liar: LyingOrigin) -> None:
 
 
 def test_a_proxy_of_the_environment_is_used(start_daemon: StartDaemon, room: Path, caller_of: CallerOf) -> None:
-    """As MLflow's own client would: HTTP_PROXY, and not for what NO_PROXY names."""
+    """As MLflow's own client would: HTTP_PROXY, with its login, told by each request which server it is for."""
+    asked: set[tuple[str, str, str]] = set()
+
+    def note(reply: Reply) -> None:
+        asked.add((reply.target.partition("/api/")[0], reply.header("host"), reply.header("proxy-authorization")))
+        reply.sized(b"0123456789")
+
     with lying.lying_origin() as proxy:  # it answers whatever host the request is for
-        uri = f"runs:/{proxy.run(lying.HONEST)}"
-        daemon = start_daemon("http://mlflow.example:5000", env={"HTTP_PROXY": proxy.uri, "http_proxy": proxy.uri})
-        assert caller_of(daemon, room).fetch(uri).file_count == 3
+        uri = f"runs:/{proxy.run(Lie(flat(file('one')), lambda path: note))}"
+        way = proxy.uri.replace("//", "//ada:pass@")
+        daemon = start_daemon("http://mlflow.example:5000", env={"HTTP_PROXY": way, "http_proxy": way})
+        assert caller_of(daemon, room).fetch(uri).file_count == 1
+    login = "Basic " + base64.b64encode(b"ada:pass").decode()
+    assert asked == {("http://mlflow.example:5000", "mlflow.example:5000", login)}
+
+
+@pytest.mark.parametrize("where", ["the URL", "netrc"])
+def test_a_login_that_only_requests_knows(
+    start_daemon: StartDaemon, liar: LyingOrigin, room: Path, caller_of: CallerOf, where: str
+) -> None:
+    """MLflow's own client sends the one in the tracking URI, or in ~/.netrc: so must whoever downloads for it."""
+    seen: set[str] = set()
+
+    def answer(reply: Reply) -> None:
+        seen.add(reply.header("authorization"))
+        reply.sized(b"0123456789")
+
+    tracking_uri, env = liar.uri, {}
+    if where == "netrc":
+        (room / "netrc").write_text("machine 127.0.0.1 login ada password s3:cr@t")
+        env = {"NETRC": str(room / "netrc")}
+    else:
+        tracking_uri = liar.uri.replace("//", "//ada:s3%3Acr%40t@")
+    daemon = start_daemon(tracking_uri, env=env)
+    alice, uri = caller_of(daemon, room), f"runs:/{liar.run(Lie(flat(file('one')), lambda path: answer))}"
+    assert alice.fetch(uri).file_count == 1
+    assert seen == {"Basic " + base64.b64encode(b"ada:s3:cr@t").decode()}
+    with pytest.raises(errors.CacheError) as refused:
+        alice.fetch(served(liar, lying.fails(401)))
+    assert "cr" not in str(refused.value).replace("Corrupted", "") and "cr@t" not in daemon.read_log()
+
+
+@pytest.mark.parametrize("target", ["http://127.0.0.1:99999/", "http://[::1", "http://127.0.0.1:x/", "file:///etc/x"])
+def test_a_redirect_to_no_url(alice: Caller, liar: LyingOrigin, target: str) -> None:
+    """It is the server that is wrong, not the daemon."""
+    with pytest.raises(errors.OriginUnavailable, match="redirects"):
+        alice.fetch(served(liar, lambda reply: reply.head(302, Location=target, Content_Length=0)))
+
+
+def test_a_part_that_begins_nowhere(alice: Caller, liar: LyingOrigin) -> None:
+    """A number of thousands of digits is no place in a file."""
+    broken = Broken(os.urandom(SIZE), part_bytes=SIZE // 2)
+
+    def answer(reply: Reply) -> None:
+        if not reply.header("range"):
+            return broken(reply)
+        reply.head(206, Content_Length=5, ETag=broken.etag, Content_Range=f"bytes {'9' * 5000}-/*")
+        return reply.write(b"56789")
+
+    with pytest.raises(errors.OriginUnavailable):
+        alice.fetch(served(liar, answer))
+
+
+def test_an_answer_that_is_not_read_spoils_no_connection(alice: Caller, liar: LyingOrigin) -> None:
+    """Of a server that ignores ranges and sends in chunks, only the head is wanted where it is asked for a tag."""
+    tags = itertools.count()
+
+    def answer(reply: Reply) -> None:
+        reply.head(Transfer_Encoding="chunked", ETag=f'"{next(tags)}"')
+        threading.Event().wait(0.05)  # so that the body comes after the head
+        reply.write(b"a\r\n0123456789\r\n0\r\n\r\n")
+
+    files = [file(str(number)) for number in range(10)]
+    uri = f"runs:/{liar.run(Lie(flat(*files), lambda path: answer))}"
+    alice.fetch(uri)
+    alice.fetch(uri, refresh=True)
+    assert next(tags) == 4 * len(files)  # to bring it; for its tag, to bring it again, and for that tag

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,6 +153,25 @@ def test_a_store_that_hangs(alice: Caller, liar: LyingS3, half: bool) -> None:
     with pytest.raises(errors.OriginUnavailable):
         silent = Objects({}, lambda key: hang, listing=lambda reply: reply.hang())
         alice.fetch(f"{liar.bucket(silent)}/run", timeout=25.0)
+
+
+def test_another_store_that_says_nothing(alice: Caller, liar: LyingS3) -> None:
+    """Questions to it may hang for ever, in a client that has no timeout: others are asked and answer all the same."""
+    code = """
+        import artifactcache, concurrent.futures
+        def ended(uri):
+            try:
+                artifactcache.fetch(uri)
+            except artifactcache.OriginUnavailable:
+                return True
+        with concurrent.futures.ThreadPoolExecutor(len(uris)) as pool:
+            result = all(pool.map(ended, uris))
+    """
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
+        host = f"127.0.0.1:{silent.getsockname()[1]}"
+        assert alice.run(code, uris=[f"ftp://{host}/{number}" for number in range(20)])
+        found = alice.fetch(served(liar, object_of(b"0123456789")))
+    assert trees.read(found.path) == {"weights": b"0123456789"}
 
 
 def test_a_redirect_to_another_host_is_not_followed(alice: Caller, liar: LyingS3) -> None:

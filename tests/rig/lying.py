@@ -41,6 +41,11 @@ class Reply:
     def __init__(self, handler: _Handler) -> None:
         self._handler = handler
 
+    @property
+    def target(self) -> str:
+        """What the request line asks for: a path, or of a proxy a whole URL."""
+        return self._handler.path
+
     def header(self, name: str) -> str:
         """A header of the request; empty where there is none."""
         return self._handler.headers.get(name, "")

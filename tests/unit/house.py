@@ -73,6 +73,7 @@ class FakeOrigin:
         self.edit_listing: Callable[[list[File]], list[File]] = lambda files: files
         self.downloads: Counter[str] = Counter()
         self.listings: Counter[str] = Counter()
+        self.alias_count = 0
         self._lock = threading.Lock()
         self._numbers = itertools.count()
 
@@ -86,6 +87,7 @@ class FakeOrigin:
     def version_of(self, artifact: Artifact, *, patience: float | None = None) -> tuple[Artifact, str]:
         """What `aliases` says, and the stamp of what `versions` says."""
         self._answer()
+        self.alias_count += 1
         if artifact.base not in self.aliases:
             raise NotFound(artifact.base)
         version = artifact.at_version(self.aliases[artifact.base])

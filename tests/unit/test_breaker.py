@@ -73,6 +73,20 @@ def test_who_comes_while_it_is_looked_at_waits(server: Server) -> None:
     assert told == [True]
 
 
+def test_a_look_that_never_ends_holds_up_nobody_for_ever(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for the first look is told in time, who comes then is told at once, and both until it ends."""
+    monkeypatch.setattr(breaker, "DOUBT_SECONDS_MAX", 0.05)
+    server.go.clear()
+    server.breaker.failed()
+    told: list[bool] = []
+    caller = threading.Thread(target=lambda: told.extend(server.is_away() for _ in range(3)))
+    caller.start()
+    caller.join(PATIENCE_SECONDS / 2)
+    assert told == [True] * 3 and server.looks == 1
+    server.go.set()
+    until(lambda: not server.is_away(), "the breaker to close")
+
+
 def test_a_server_that_hangs_is_looked_at_by_nobody_but_one_thread(server: Server) -> None:
     """Callers are told at once that it is away, and let through soon after it is back."""
     server.up, server.seconds = False, 5.0

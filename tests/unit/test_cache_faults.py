@@ -31,6 +31,28 @@ def small(tmp_path: Path) -> Iterator[House]:
 # -- many at once -----------------------------------------------------------------------------------------------------
 
 
+def test_a_store_that_hangs_keeps_no_download_from_elsewhere_waiting(house: House) -> None:
+    """However many of its files are waited for: what the tracking server has itself comes all the same."""
+    stuck, near, go = [f"s3://bucket/{n}" for n in range(4)], "mlflow-artifacts:/near", threading.Event()
+    house.origin.files = {f"{uri}/{n}": b"x" for uri in stuck for n in range(downloads.WINDOW)} | {f"{near}/x": b"y"}
+    reached = threading.Semaphore(0)
+
+    def hold(uri: str) -> None:
+        if uri.startswith("s3:"):
+            reached.release()
+            assert go.wait(PATIENCE_SECONDS)
+
+    house.origin.before_download = hold
+    flights = [house.start(uri) for uri in stuck]
+    try:
+        for _ in range(downloads.DOWNLOADS_MAX):
+            assert reached.acquire(timeout=PATIENCE_SECONDS)
+        assert house.start(near).future.result(PATIENCE_SECONDS / 3).origin_bytes == 1
+    finally:
+        go.set()
+    assert all(flight.future.result(PATIENCE_SECONDS).origin_bytes == downloads.WINDOW for flight in flights)
+
+
 def test_any_number_of_callers_take_the_bytes_once(filled: House) -> None:
     """32 callers of one cold artifact: every byte once, the same tree for all."""
     ready = threading.Barrier(32)

@@ -106,18 +106,19 @@ def test_what_somebody_else_brings_is_compared(house: House) -> None:
     assert house.content(second.future.result(PATIENCE_SECONDS).held) == {"x": b"final", "other": b"other"}
 
 
-def test_who_joins_the_first_fetch_of_a_version_is_told_so(house: House) -> None:
-    """Nobody knows yet whether it still changes: its answer may be older than the call. Once that is known, who comes
-    while it is brought gets the answer after that."""
+def test_who_joins_the_first_fetch_of_a_version_is_told_so(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it is resolved nobody knows whether it still changes: its answer may be older than the call. Once that is
+    known, who comes while it is brought gets the answer after that."""
     root = house.origin.run("r", settled=False)
     house.origin.files = {f"{root}/x": b"x"}
-    here, go_on = threading.Event(), threading.Event()
+    here, go_on, resolve = threading.Event(), threading.Event(), house.origin.resolve
 
-    def hold(uri: str) -> None:
+    def hold(artifact: uris.Artifact, *, patience: float | None = None) -> Resolved:
         here.set()
         assert go_on.wait(PATIENCE_SECONDS)
+        return resolve(artifact, patience=patience)
 
-    house.origin.before_download = hold
+    monkeypatch.setattr(house.origin, "resolve", hold)
     ask = uris.parse("runs:/r"), Selection(), Ask.WHAT_IS_DUE
     first, started, may_be_old = house.cache.bring(*ask)
     assert started and not may_be_old and here.wait(PATIENCE_SECONDS)

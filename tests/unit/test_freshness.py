@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from cacheserver.local import LocalFiles
 from cacheserver.selection import Selection
 from cacheserver.staging import Sink
 from cacheserver.words import Brought, File, Location, Resolved
-from tests.unit.house import FRESHNESS, House
+from tests.unit.house import FRESHNESS, PATIENCE_SECONDS, House
 
 DUE = FRESHNESS.relist_after + 1
 
@@ -164,6 +166,42 @@ def test_a_model_that_was_made_anew(house: House) -> None:
     model(house, 1, "s3://bucket/old", "wednesday")
     house.now += DUE
     assert house.content(get(house, "models:/m/1").held) == {"x": b"old"}
+
+
+def remade(house: House, *, first: str, then: str) -> dict[str, bytes | None]:
+    """Brings one path of a model by its alias; while that lasts, the model is made anew and `then` is brought of it.
+    Returns what `first` is by the alias after that."""
+    model(house, 1, "s3://bucket/old", "monday")
+    house.origin.aliases["models:/m@champion"] = "1"
+    house.origin.files = {f"s3://bucket/{age}/{name}": age.encode() for age in ("old", "new") for name in ("a/x", "y")}
+    get(house, "models:/m@champion/y")
+    reached, go = threading.Event(), threading.Event()
+
+    def hold(uri: str) -> None:
+        if uri == "s3://bucket/old/a/x":
+            reached.set()
+            assert go.wait(PATIENCE_SECONDS)
+
+    house.origin.before_download = hold
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(get, house, first)
+        assert reached.wait(PATIENCE_SECONDS)
+        house.now += 5
+        model(house, 1, "s3://bucket/new", "tuesday")
+        try:
+            assert set(house.content(get(house, then).held).values()) == {b"new"}
+        finally:
+            go.set()
+        slow.result(PATIENCE_SECONDS)
+    house.now += 5
+    return house.content(get(house, first).held)
+
+
+@pytest.mark.parametrize("first", ["models:/m@champion/a", "models:/m/1/a", "models:/m@champion"])
+@pytest.mark.parametrize("then", ["models:/m@champion/y", "models:/m@champion"])
+def test_a_model_that_is_made_anew_while_it_is_brought(house: House, first: str, then: str) -> None:
+    """What was brought of the old one is not remembered as the new one's, by whatever path and whoever ends first."""
+    assert set(remade(house, first=first, then=then).values()) == {b"new"}
 
 
 def test_an_alias_may_be_trusted_for_a_while(house: House) -> None:

@@ -247,6 +247,7 @@ _BASIC = base64.b64encode(b"user:" + SECRET.encode()).decode()
         (f"sent {{'Authorization': 'Basic {_BASIC}', 'Host': 'h'}}", _BASIC, "Host"),
         (f"sent {{'Authorization': b'Basic {_BASIC}'}} here", _BASIC, "here"),
         (json.dumps({"authorization": f"bearer {SECRET}", "host": "h"}), SECRET, "host"),
+        (f"header value: 'Bearer {SECRET}:!;${SECRET}'", SECRET, "header value"),
         (f"authorization=Negotiate {SECRET}", SECRET, "authorization"),
         (f"bad header: Bearer {SECRET}", SECRET, "bad header"),
         ("AWS4-HMAC-SHA256 Credential=AKIAX/2026/us, SignedHeaders=host, Signature=feed", "feed", "SignedHeaders"),

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from artifactcache.errors import CacheError, OriginUnavailable
-from cacheserver.repository import TRANSFERS_MAX, RepositoryFiles, Transfers
+from cacheserver import repository
+from cacheserver.repository import TRANSFERS_MAX, Crews, RepositoryFiles, Transfers
 from cacheserver.staging import Sink
 from cacheserver.words import File
 from tests.rig.until import until
@@ -133,3 +134,24 @@ def test_what_is_no_file_of_its_own_is_refused(tmp_path: Path, transfers: Transf
         _fill(room, transfers, leave[kind])
     assert os.listdir(room) == ["1"]
     assert (tmp_path / "secret").read_bytes() == CONTENT
+
+
+def test_a_store_that_hangs_keeps_no_other_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can end its threads, so they are its own. Of stores there are not more than so many at a time, but those
+    that answered make room for others."""
+    monkeypatch.setattr(repository, "CREWS_MAX", 3)
+    crews, go = Crews(2, "test"), threading.Event()
+    try:
+        stuck = [crews.submit("ftp://silent", go.wait, 30) for _ in range(5)]
+        for number in range(10):
+            assert crews.submit(f"s3://{number}", lambda: "answered").result(30) == "answered"
+        stuck += [crews.submit(f"ftp://{number}", go.wait, 30) for number in range(2)]
+        with pytest.raises(OriginUnavailable, match="3 artifact stores"):
+            crews.submit("s3://11", lambda: "answered")
+        go.set()
+        assert all(one.result(30) for one in stuck)
+        until(lambda: all(not crew.under_way for crew in crews._crews.values()), "all to have ended")
+        assert crews.submit("s3://11", lambda: "answered").result(30) == "answered"
+    finally:
+        go.set()
+        crews.close()

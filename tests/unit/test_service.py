@@ -7,6 +7,7 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -20,10 +21,11 @@ from cacheserver import statuses
 from cacheserver.handoff import Handoff
 from cacheserver.service import Service, serve
 from cacheserver.sessions import Sessions
+from cacheserver.words import Resolved
 from tests.rig.until import until
 from tests.rig.wire import Handoff as Wire
 from tests.rig.wire import bearer, error_name, stub
-from tests.unit.house import FILES, ROOMY, ROOT, House
+from tests.unit.house import FILES, PATIENCE_SECONDS, ROOMY, ROOT, Gate, House
 
 Serve = Callable[..., Path]
 
@@ -162,6 +164,27 @@ def test_each_fetch_has_a_line_in_the_log(serving: Serve, caplog: pytest.LogCapt
             f"{who} version='{ROOT}' tree={tree} given=lease bytes={size} hit=no transport=file",
             f"{who} version='{ROOT}' tree={tree} given=view bytes={size} hit=yes transport=none",
         ]
+
+
+def test_nobody_joins_a_flight_of_a_model_that_was_made_anew(serving: Serve, filled: House) -> None:
+    """The old one is under way still; who asks by the alias, which has the new one by now, gets the new one."""
+    gate, alias = Gate(filled, "top"), "models:/m@champion"
+    filled.origin.versions["models:/m/1"] = Resolved("models:/m/1", ROOT, (), True, "monday")
+    filled.origin.aliases[alias] = "1"
+    filled.origin.files["s3://bucket/new/x"] = b"new"
+    folder = serving()
+    with Client(str(folder)) as client, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(client.warm, alias)
+        gate.wait()
+        filled.now += 1
+        filled.origin.versions["models:/m/1"] = Resolved("models:/m/1", "s3://bucket/new", (), True, "tuesday")
+        questions = filled.origin.alias_count
+        second = pool.submit(client.warm, alias)
+        until(lambda: filled.origin.alias_count > questions, "the second to ask for the alias")
+        gate.open()
+        assert second.result(PATIENCE_SECONDS)[0].size_bytes == len(b"new")
+        first.result(PATIENCE_SECONDS)
+        assert client.warm(alias)[0].size_bytes == len(b"new")
 
 
 def test_each_refused_fetch_has_a_line_in_the_log(serving: Serve, caplog: pytest.LogCaptureFixture) -> None:

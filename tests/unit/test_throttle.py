@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -70,3 +71,33 @@ def test_nobody_waits_for_ever_behind_a_server_that_hangs() -> None:
     told = pytest.raises(TimeoutError, match="none of the questions before it")
     with throttle.question(patience), told, throttle.question(patience):
         raise AssertionError("nobody asks beside the one that hangs")
+
+
+def test_a_question_that_hangs_keeps_no_other_waiting() -> None:
+    """Others go past it, one at a time as before; and there are never more than the most."""
+    now, patience = [0.0], 0.4
+    throttle = Throttle(3, lambda: now[0])
+    with throttle.question(patience):
+        now[0] += patience / 2
+        with throttle.question(patience):
+            now[0] += patience / 2
+            with throttle.question(patience), pytest.raises(TimeoutError), throttle.question(patience):
+                raise AssertionError("it is one more than the most")
+    assert throttle.limit == START
+
+
+def test_a_slow_server_is_not_asked_more_for_that() -> None:
+    """While answers come, those who wait go on waiting for their turn."""
+    throttle, patience, inside, most = Throttle(16, time.monotonic), 1.0, [0], [0]
+
+    def ask() -> None:
+        with throttle.question(patience):
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            threading.Event().wait(patience / 10)
+            inside[0] -= 1
+
+    with ThreadPoolExecutor(WINDOW_MIN - 1) as pool:
+        for one in [pool.submit(ask) for _ in range(WINDOW_MIN - 1)]:
+            one.result()
+    assert most[0] == 1
