@@ -263,6 +263,34 @@ result = [file.read(5).decode(), again, open(os.path.join(over, "weights"), "rb"
     _assert_sound(mlflow_user.caller)
 
 
+def test_a_model_that_is_waited_for(mlflow_user: MlflowUser, mlflow_proxied: MlflowServer) -> None:
+    """A process that asks for a run's logged model before it is there gets it as every other one does afterwards."""
+    code = """
+run = mlflow.MlflowClient().create_run(experiment).info.run_id
+result = []
+for number in range(3):
+    if number == 1:
+        with mlflow.start_run(run_id=run):
+            mlflow.pyfunc.log_model(name="late", python_model=lambda model_input: model_input, pip_requirements=["x"])
+    for path in ("late", "late/MLmodel"):
+        dst = f"{number}-{path}".replace("/", "-")
+        try:
+            found = mlflow.artifacts.download_artifacts(f"runs:/{run}/{path}", dst_path=dst)
+        except mlflow.MlflowException as error:
+            result.append(error.error_code)
+            continue
+        result.append([os.path.relpath(found, dst), sorted(os.listdir(os.path.join(dst, "late")))])
+"""
+    off, on = (
+        mlflow_user.run(
+            code.replace("dst =", f"dst = 'plugin{switch}' +"), env={"ARTIFACTCACHE": switch}, experiment=one
+        )
+        for switch, one in (("off", mlflow_proxied.experiment), ("", mlflow_proxied.experiment))
+    )
+    assert off[:2] == ["RESOURCE_DOES_NOT_EXIST"] * 2 and len(off[2][1]) > 2
+    assert on == off
+
+
 # -- another registry, and a container --------------------------------------------------------------------------------
 
 
@@ -304,11 +332,13 @@ def test_another_registry(
 
 
 def test_a_container_without_the_store(
-    mlflow_user: MlflowUser, daemon: Daemon, origin: CountingProxy, uri: str, files: trees.Files, all_users: Any
+    mlflow_user: MlflowUser, daemon: Daemon, origin: CountingProxy, mlflow_proxied: MlflowServer, all_users: Any
 ) -> None:
-    """Who has the sockets and cannot see the store is served, runs and models."""
+    """Who has the sockets and cannot see the store is served; what is looked into before, an MLmodel, too."""
     if not all_users:
         pytest.skip("needs root")
+    files = trees.unique() | {"part/MLmodel": b"flavors: {}\n"}
+    uri = f"runs:/{mlflow_proxied.run(files)}/part"
     hide = (
         "unshare",
         "--mount",
@@ -326,5 +356,7 @@ def test_a_container_without_the_store(
         before = origin.bytes
         path, said, seen = mlflow_user.run(code, uri=uri, dst=dst, root=str(daemon.root), wrap=(*hide, "sh"))
         assert (said, seen) == ([], [])
-        assert trees.read(Path(path)) == trees.below(files, "part")
+        found = trees.read(Path(path))
+        found.pop("registered_model_meta", None)
+        assert found == trees.below(files, "part")
     assert origin.bytes == before

@@ -135,16 +135,21 @@ class Daemon:
             return False
 
     def logged_model_at(self, uri: str) -> str | None:
-        """The logged model that a folder of a run is, as its MLmodel says; remembered for as long as the process."""
+        """The logged model that a folder of a run is, as its MLmodel says; remembered for as long as the process.
+
+        Not that there is none, before something was placed from there: it may be logged yet.
+        """
         if uri not in _logged_models:
             try:
                 said = _MODEL_ID.search(self._read(f"{uri}/MLmodel"))
                 _logged_models[uri] = f"models:/{said[1].decode()}" if said else None
-            except NotFound:
-                _logged_models[uri] = None
-            except OriginUnavailable:  # then what is held has none
+            except (NotFound, OriginUnavailable):  # what is held, where the tracking server is down, has none
                 return None
         return _logged_models[uri]
+
+    def is_no_logged_model(self, uri: str) -> None:
+        """Remember that a folder of a run has files of its own, and no MLmodel."""
+        _logged_models.setdefault(uri, None)
 
     def _read(self, uri: str) -> bytes:
         """The beginning of a file. A container that has the sockets need not have the store: then from a copy."""

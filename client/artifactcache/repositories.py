@@ -180,7 +180,9 @@ class _Runs(_Lazy):
         first, _, rest = whole.partition("/")
         model = daemon.logged_model_at(f"{run}/{first}") if whole else None
         if model is None:
-            return _place(daemon, f"{run}/{whole}".rstrip("/"), folder, path)
+            placed = _place(daemon, f"{run}/{whole}".rstrip("/"), folder, path)
+            daemon.is_no_logged_model(f"{run}/{first}")
+            return placed
         source = f"{model}/{rest}".rstrip("/")
         if not _knows_logged_models(self) or not daemon.are_the_same(f"{run}/{whole}", source):
             raise Unserved("files of the run and of a logged model of one name")
