@@ -138,8 +138,8 @@ def _talk(client: socket.socket, answer: Answer) -> None:
 
 
 def _answer(name: str, request: bytes, said: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-    """No view of anything: what is asked for as a view, an MLmodel, is not there."""
-    if name == "Fetch" and pb.FetchRequest.FromString(request).view and said not in (b"", NONSENSE):
+    """Hold nothing, and have no view of anything: what is asked for as a view, an MLmodel, is not there."""
+    if said not in (b"", NONSENSE) and (name == "Inspect" or pb.FetchRequest.FromString(request).view):
         context.abort(grpc.StatusCode.NOT_FOUND, "no such thing")
     yield said
 
