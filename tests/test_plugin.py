@@ -18,17 +18,9 @@ from tests.rig.caller import Caller
 from tests.rig.counting import CountingProxy
 from tests.rig.daemon import Daemon
 from tests.rig.mlflow_server import MlflowServer
-from tests.rig.plugin import MlflowUser, entry_points, reason_not_to_run
+from tests.rig.plugin import LISTEN, MlflowUser, entry_points, reason_not_to_run
 
 DOWNLOAD = "path = mlflow.artifacts.download_artifacts(uri, dst_path=dst)\n"
-# What the plugin says, and what the daemon has served to this process so far.
-LISTEN = """
-said = []
-class Listener(logging.Handler):
-    def emit(self, record):
-        said.append(record.getMessage())
-logging.getLogger("artifactcache").addHandler(Listener())
-"""
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
+from artifactcache import temporary
 from artifactcache.client import Client
 from artifactcache.errors import (
     CacheError,
@@ -22,6 +23,7 @@ from artifactcache.errors import (
     DeadlineExceeded,
     DestinationExists,
     InvalidRequest,
+    ModeUnavailable,
     NotFound,
     OriginUnavailable,
     PermissionDenied,
@@ -29,6 +31,7 @@ from artifactcache.errors import (
 from artifactcache.paths import SOCKET_DIR_VARIABLE
 
 ANSWER_SECONDS_MAX = 5.0  # of a daemon that works, for a call that reads nothing but memory
+REFUSAL_SECONDS_MAX = 1.0  # one that took longer is not waited for by every download
 PAUSE_SECONDS = 60.0  # before a daemon that did not answer in time is asked again
 ORIGIN_SECONDS_MAX = 2.0  # of a tracking server that is up, for its /health
 MLMODEL_BYTES_MAX = 1 << 20
@@ -86,11 +89,17 @@ class Daemon:
         if time.monotonic() < _paused_until.get(socket_dir, 0.0):
             raise Unserved("the daemon did not answer in time a moment ago")
         client = _clients.get(socket_dir) or _clients.setdefault(socket_dir, Client(socket_dir))
+        began = time.monotonic()
         try:
             its = client.whoami(timeout=ANSWER_SECONDS_MAX).tracking_uri
-        except DeadlineExceeded:
-            _paused_until[socket_dir] = time.monotonic() + PAUSE_SECONDS
-            raise DaemonUnavailable(f"the daemon has not answered within {ANSWER_SECONDS_MAX:g} s") from None
+        except CacheError as error:
+            if time.monotonic() - began > REFUSAL_SECONDS_MAX:
+                _paused_until[socket_dir] = time.monotonic() + PAUSE_SECONDS
+            if isinstance(error, DeadlineExceeded):
+                raise DaemonUnavailable(f"the daemon has not answered within {ANSWER_SECONDS_MAX:g} s") from None
+            if isinstance(error, InvalidRequest):  # nothing that MLflow asked for, but where the sockets are said to be
+                raise DaemonUnavailable(str(error)) from None
+            raise
         server = _server(its)
         if server is None or any(_server(uri) != server for uri in tracking_uris):
             raise Unserved(f"the daemon serves {its}")
@@ -126,17 +135,34 @@ class Daemon:
             return False
 
     def logged_model_at(self, uri: str) -> str | None:
-        """The logged model that a folder of a run is, as its MLmodel says; remembered for as long as the process."""
+        """The logged model that a folder of a run is, as its MLmodel says; remembered for as long as the process.
+
+        Not that there is none, before something was placed from there: it may be logged yet.
+        """
         if uri not in _logged_models:
             try:
-                with self._client.fetch(f"{uri}/MLmodel") as found, open(found, "rb") as file:
-                    said = _MODEL_ID.search(file.read(MLMODEL_BYTES_MAX))
+                said = _MODEL_ID.search(self._read(f"{uri}/MLmodel"))
                 _logged_models[uri] = f"models:/{said[1].decode()}" if said else None
-            except NotFound:
-                _logged_models[uri] = None
-            except OriginUnavailable:  # then what is held has none
+            except (NotFound, OriginUnavailable):  # what is held, where the tracking server is down, has none
                 return None
         return _logged_models[uri]
+
+    def is_no_logged_model(self, uri: str) -> None:
+        """Remember that a folder of a run has files of its own, and no MLmodel."""
+        _logged_models.setdefault(uri, None)
+
+    def _read(self, uri: str) -> bytes:
+        """The beginning of a file. A container that has the sockets need not have the store: then from a copy."""
+        try:
+            with self._client.fetch(uri) as found, open(found, "rb") as file:
+                return file.read(MLMODEL_BYTES_MAX)
+        except ModeUnavailable:
+            folder = temporary.make()
+        try:
+            with open(self._client.fetch(uri, os.path.join(folder, "file"), writable=True), "rb") as file:
+                return file.read(MLMODEL_BYTES_MAX)
+        finally:
+            temporary.remove(folder)
 
 
 def _server(uri: str) -> str | None:

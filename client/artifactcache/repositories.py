@@ -49,14 +49,16 @@ class _Repository:
     def download_artifacts(self, artifact_path: str, dst_path: str | None = None, **more: Any) -> str:
         """Download as MLflow does."""
         own: Any = super().download_artifacts  # type: ignore[misc]
-        if not is_on(os.environ) or not self._may_be_served(dst_path):
+        loaded = _loaded() if is_on(os.environ) and self._may_be_served(dst_path) else None
+        try:
+            folder = (os.path.abspath(dst_path) if dst_path else _temporary()) if loaded else None
+        except OSError:  # nowhere for temporary files, or no working directory: MLflow says so, or needs none
+            folder = None
+        if loaded is None or folder is None:
             self._prepare()
             path: str = own(artifact_path, dst_path, **more)
             return path
-        from artifactcache import temporary
-        from artifactcache.daemon_for_mlflow import attempt
-
-        folder = os.path.abspath(dst_path) if dst_path else _temporary()
+        temporary, attempt = loaded
         try:
             found = None
             if _is_plain(artifact_path, folder):
@@ -178,7 +180,9 @@ class _Runs(_Lazy):
         first, _, rest = whole.partition("/")
         model = daemon.logged_model_at(f"{run}/{first}") if whole else None
         if model is None:
-            return _place(daemon, f"{run}/{whole}".rstrip("/"), folder, path)
+            placed = _place(daemon, f"{run}/{whole}".rstrip("/"), folder, path)
+            daemon.is_no_logged_model(f"{run}/{first}")
+            return placed
         source = f"{model}/{rest}".rstrip("/")
         if not _knows_logged_models(self) or not daemon.are_the_same(f"{run}/{whole}", source):
             raise Unserved("files of the run and of a logged model of one name")
@@ -271,6 +275,20 @@ def _temporary() -> str:
     from artifactcache import temporary
 
     return temporary.make()
+
+
+@lru_cache(maxsize=1)
+def _loaded() -> tuple[Any, Any] | None:
+    """What does the work, loaded by the first download. None where it cannot be, which is said once."""
+    try:
+        from artifactcache import daemon_for_mlflow, temporary
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with this installation, MLflow works
+        import logging
+
+        words = "artifactcache cannot be loaded, so MLflow downloads by itself: %s: %s"
+        logging.getLogger("artifactcache").warning(words, type(error).__name__, error)
+        return None
+    return temporary, daemon_for_mlflow.attempt
 
 
 def _knows_logged_models(runs: Any) -> bool:

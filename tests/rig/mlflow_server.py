@@ -22,9 +22,12 @@ START_SECONDS_MAX = 120.0
 
 
 class MlflowServer:
-    """One server process. Artifacts are written into the folder that it serves, so that any name can be tried."""
+    """One server process. Artifacts are written into the folder that it serves, so that any name can be tried.
 
-    def __init__(self, folder: Path, *, proxied: bool, workers: int = 1) -> None:
+    With an `artifact_root` runs have their artifacts there, and clients go there by themselves.
+    """
+
+    def __init__(self, folder: Path, *, proxied: bool, workers: int = 1, artifact_root: str | None = None) -> None:
         self.proxied = proxied
         self.artifacts = folder / "artifacts"
         self.artifacts.mkdir(parents=True)
@@ -34,7 +37,7 @@ class MlflowServer:
         kind = (
             ("--serve-artifacts", "--artifacts-destination", self.artifacts.as_uri())
             if proxied
-            else ("--no-serve-artifacts", "--default-artifact-root", self.artifacts.as_uri())
+            else ("--no-serve-artifacts", "--default-artifact-root", artifact_root or self.artifacts.as_uri())
         )
         command = (
             sys.executable,

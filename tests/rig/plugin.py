@@ -13,12 +13,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import tomllib
 
 from tests.rig.caller import Caller, Job
-from tests.rig.counting import CountingProxy
 from tests.rig.interpreter import CHECKOUT
 
 GROUP = "mlflow.artifact_repository"
@@ -105,6 +104,15 @@ import mlflow, tempfile, logging
 logging.getLogger("mlflow").setLevel(logging.CRITICAL)
 """
 
+# What the plugin says.
+LISTEN = """
+said = []
+class Listener(logging.Handler):
+    def emit(self, record):
+        said.append(record.getMessage())
+logging.getLogger("artifactcache").addHandler(Listener())
+"""
+
 # Runs calls one by one, each in an empty folder of its own, and says what came of each.
 OUTCOMES = """
 import pathlib, re, shutil
@@ -152,9 +160,16 @@ for name, expression in calls.items():
 """
 
 
+class Counted(Protocol):
+    """What knows how much an origin has sent so far."""
+
+    @property
+    def bytes(self) -> int: ...
+
+
 @contextmanager
 def outcomes(
-    user: MlflowUser, origin: CountingProxy, calls: dict[str, str], scope: dict[str, Any], **env: str
+    user: MlflowUser, origin: Counted, calls: dict[str, str], scope: dict[str, Any], **env: str
 ) -> Iterator[dict[str, tuple[Any, int]]]:
     """What comes of each call, and how many artifact bytes the origin sent for it."""
     found: dict[str, tuple[Any, int]] = {}
