@@ -29,6 +29,8 @@ import mlflow
 import requests
 from mlflow.store.artifact import s3_artifact_repo
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.azure_blob_artifact_repo import AzureBlobArtifactRepository
+from mlflow.store.artifact.gcs_artifact_repo import GCSArtifactRepository
 from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.tracking import MlflowClient
 from mlflow.tracking.request_auth.registry import fetch_auth
@@ -37,13 +39,16 @@ from mlflow.utils.credentials import get_default_host_creds
 
 from artifactcache.errors import CacheError, Corrupted, InvalidRequest, NotFound, OriginUnavailable
 from cacheserver import names, roots
+from cacheserver.azure import AzureBuckets
 from cacheserver.breaker import Breaker
+from cacheserver.gcs import GcsBuckets
 from cacheserver.http import Access, ElsewhereError, Http, StatusError
 from cacheserver.local import LOCAL_SCHEMES, LocalFiles
-from cacheserver.objects import ObjectFiles, Objects
+from cacheserver.objects import ObjectFiles, Parts
 from cacheserver.proxied import ProxiedFiles
 from cacheserver.refusals import translated, without_credentials
 from cacheserver.repository import RepositoryFiles, Transfers
+from cacheserver.s3 import S3Buckets
 from cacheserver.staging import Sink
 from cacheserver.uris import Artifact, Kind
 from cacheserver.words import File, Listing, Location, Resolved, join
@@ -111,10 +116,13 @@ class MlflowOrigin:
         self._http, self._looker = Http(ticks), Http(ticks)
         self._breaker = Breaker(self.name, self._answers, ticks)
         self._identifiers = ThreadPoolExecutor(max_workers=IDENTIFIERS_MAX, thread_name_prefix="identify")
-        self._objects = Objects(
-            unreachable_after_seconds,
-            s3_artifact_repo._cached_get_s3_client.cache_clear,
-        )
+        self._parts = Parts()
+        forget, forget_s3 = self._repositories.cache_clear, s3_artifact_repo._cached_get_s3_client.cache_clear
+        self._buckets = {  # for MLflow's own classes only: of a plugin's nothing is known
+            s3_artifact_repo.S3ArtifactRepository: S3Buckets(unreachable_after_seconds, forget_s3),
+            GCSArtifactRepository: GcsBuckets(unreachable_after_seconds, forget),
+            AzureBlobArtifactRepository: AzureBuckets(unreachable_after_seconds, forget),
+        }
         self._transfers = Transfers(unreachable_after_seconds)
         self._store_pool = ThreadPoolExecutor(max_workers=QUESTIONS_MAX, thread_name_prefix="store")
         self._local_pool = ThreadPoolExecutor(max_workers=LOCAL_QUESTIONS_MAX, thread_name_prefix="local")
@@ -129,7 +137,7 @@ class MlflowOrigin:
         self._breaker.close()
         for pool in (self._pool, self._store_pool, self._local_pool, self._identifiers):
             pool.shutdown(wait=False, cancel_futures=True)
-        self._objects.close()
+        self._parts.close()
         self._transfers.close()
 
     def guards(self, artifact: Artifact) -> bool:
@@ -271,8 +279,8 @@ class MlflowOrigin:
             return ProxiedFiles(repository.artifact_uri, self._http, _access, patience or self._patience)
         ask = partial(self._ask, of_answer=True, is_store=True, patience=patience)
         others = RepositoryFiles(repository, roots.scheme(root) in _SIZED, ask, self._transfers)
-        if type(repository) is s3_artifact_repo.S3ArtifactRepository:  # of a plugin's nothing is known
-            return ObjectFiles(root, repository, self._objects, ask, others)
+        if buckets := self._buckets.get(type(repository)):
+            return ObjectFiles(root, partial(self._repositories, root), buckets, self._parts, ask, others)
         return others
 
     def _repository(self, root: str, *, named_by_client: bool = False) -> Any:
