@@ -81,7 +81,8 @@ _UNAVAILABLE = frozenset(
 )
 _EXTRAS = {"boto3": "s3", "botocore": "s3", "google": "gcs", "azure": "azure"}
 
-_USER = re.compile(r"(://)[^/\s]*@")  # up to the last "@" of the authority: a password may hold one
+# Up to the last "@" of the authority: a password may hold one. Azure's URIs have a container there.
+_USER = re.compile(r"(://)(?!(?:(?<=wasbs://)|(?<=abfss://))[\w$-]+@[^/\s@]*(?:[/\s]|$))[^/\s]*@")
 _QUERY = re.compile(r"(https?://[^\s?]+)\?\S+", re.I)  # signatures of presigned URLs
 _SECRETS = (
     (_USER, r"\1"),

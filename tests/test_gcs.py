@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
 from artifactcache import errors
 from tests.conftest import CallerOf, StartDaemon
@@ -368,14 +369,14 @@ def test_an_emulator_that_is_not_like_the_service_is_left_to_mlflow(
     from google.auth.credentials import AnonymousCredentials
     from google.cloud import storage
 
-    port, folder = free_port(), room / "emulator"
+    folder, uri = room / "emulator", f"http://127.0.0.1:{(port := free_port())}"
     folder.mkdir()
-    command = (sys.executable, "-m", "gcp_storage_emulator", "start", "--port", str(port), "--in-memory")
+    start = ("start", "--host", "127.0.0.1", "--port", str(port), "--in-memory")
     with (folder / "log").open("wb") as out:
+        command = (sys.executable, "-m", "gcp_storage_emulator", *start)
         process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True, cwd=folder)
     try:
-        until(lambda: b"ready" in (folder / "log").read_bytes() or process.poll(), lambda: "the emulator", 60.0)
-        uri = f"http://127.0.0.1:{port}"
+        until(lambda: _answers(uri), lambda: f"the emulator\n{(folder / 'log').read_text()}", 60.0)
         client = storage.Client(
             project="tests", credentials=AnonymousCredentials(), client_options={"api_endpoint": uri}
         )
@@ -389,3 +390,10 @@ def test_an_emulator_that_is_not_like_the_service_is_left_to_mlflow(
         assert alice.fetch("gs://models/resnet", refresh=True).transport == "mlflow"
     finally:
         stop_group(process)
+
+
+def _answers(uri: str) -> bool:
+    try:
+        return requests.get(uri, timeout=5).ok
+    except requests.ConnectionError:
+        return False

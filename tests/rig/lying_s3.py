@@ -46,7 +46,7 @@ def object_of(
         if wanted and wanted != tag and heeds_conditions:
             return refuses(412, "PreconditionFailed", "At least one of the pre-conditions did not hold")(reply)
         begin, end, headers = 0, len(content), dict(more)
-        if found := re.fullmatch(r"bytes=(\d+)-(\d*)", reply.header("range")):
+        if found := re.fullmatch(r"bytes=(\d+)-(\d*)", reply.header("range") or reply.header("x-ms-range")):
             begin, end = int(found[1]), min(int(found[2]) + 1 if found[2] else end, end)
             headers["Content_Range"] = f"bytes {begin}-{end - 1}/{len(content)}"
         size = end - begin
