@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
@@ -82,6 +81,7 @@ class AzureBuckets(Buckets):
         from obstore.store import AzureStore
 
         keys = Keys(client, at)
+        keys.ready()
         store = AzureStore(
             at.container,
             config={
@@ -95,7 +95,7 @@ class AzureBuckets(Buckets):
             retry_config=retry_config(self._patience, retries_max),
             credential_provider=keys.credential,  # without one, obstore looks for credentials of its own
         )
-        return Bucket(at, store, keys.credential, keys.secrets)
+        return Bucket(at, store, keys.ready, keys.secrets)
 
 
 class Keys:
@@ -107,25 +107,11 @@ class Keys:
         self._renewing = threading.Lock()  # one asks for a new token, the others get it
         self._last = ""
 
-    def credential(self) -> AzureCredential:
-        """The one for a request. Raises what azure.identity raises."""
-        made: dict[str, Callable[[], AzureCredential]] = {
-            "key": lambda: {"access_key": self._client.credential.account_key, "expires_at": LONG_AGO},
-            "signature": lambda: {"sas_token": _pairs(_signature(self._client)), "expires_at": LONG_AGO},
-            "token": lambda: {"token": self._token(), "expires_at": LONG_AGO},
-            "": lambda: {"token": "", "expires_at": LONG_AGO},
-        }
-        return made[self._at.credential]()
-
-    def secrets(self) -> tuple[str, ...]:
-        """What must not be in a message."""
-        if self._at.credential == "key":
-            return (self._client.credential.account_key,)
-        signed = [value for name, value in _pairs(_signature(self._client)) if name == "sig"]
-        return (self._last, *signed, *(quote(value, safe="") for value in signed))
-
-    def _token(self) -> str:
-        """As the client's own policy for requests gets it, keeps it and renews it."""
+    def ready(self) -> None:
+        """Gets a token where one is due, by the client's own policy for requests, which keeps and renews it. Raises what
+        azure.identity raises."""
+        if self._at.credential != "token":
+            return
         from azure.core.pipeline import PipelineContext, PipelineRequest
         from azure.core.rest import HttpRequest
 
@@ -133,7 +119,22 @@ class Keys:
         with self._renewing:
             self._client._credential_policy.on_request(PipelineRequest(request, PipelineContext(None)))
         self._last = request.headers["Authorization"].removeprefix(_BEARER)
-        return self._last
+
+    def credential(self) -> AzureCredential:
+        """The one for a request."""
+        match self._at.credential:
+            case "key":
+                return {"access_key": self._client.credential.account_key, "expires_at": LONG_AGO}
+            case "signature":
+                return {"sas_token": _pairs(_signature(self._client)), "expires_at": LONG_AGO}
+        return {"token": self._last, "expires_at": LONG_AGO}
+
+    def secrets(self) -> tuple[str, ...]:
+        """What must not be in a message."""
+        if self._at.credential == "key":
+            return (self._client.credential.account_key,)
+        signed = [value for name, value in _pairs(_signature(self._client)) if name == "sig"]
+        return (self._last, *signed, *(quote(value, safe="") for value in signed))
 
 
 def place(client: Any, container: str) -> Place:

@@ -87,7 +87,7 @@ class GcsBuckets(Buckets):
             raise Unfit(f"its requests have headers that obstore does not send: {', '.join(sorted(more))}")
 
         def credential() -> GCSCredential:
-            return {"token": tokens.token() if tokens else "", "expires_at": LONG_AGO}
+            return {"token": tokens.last if tokens else "", "expires_at": LONG_AGO}
 
         store = GCSStore(
             at.bucket,
@@ -96,11 +96,11 @@ class GcsBuckets(Buckets):
             retry_config=retry_config(self._patience, retries_max),
             credential_provider=credential,  # without one, obstore looks for credentials of its own
         )
-        return Bucket(at, store, tokens.token, tokens.seen) if tokens else Bucket(at, store)
+        return Bucket(at, store, tokens.renewed, lambda: (tokens.last,)) if tokens else Bucket(at, store)
 
 
 class Tokens:
-    """The tokens of a client's own credentials, which google.auth renews."""
+    """The tokens of a client's own credentials, which google.auth renews; `last` is the one that was given last."""
 
     def __init__(self, client: Any, endpoint: str, patience: float) -> None:
         from google.auth.transport.requests import Request
@@ -109,25 +109,17 @@ class Tokens:
         self._request: Callable[..., Any] = partial(Request(), timeout=patience)
         self._url = f"{endpoint}/"
         self._renewing = threading.Lock()  # one asks for a new one, the others get it
-        self._last = ""
-
-    def token(self) -> str:
-        """One for a request. Raises what google.auth raises."""
-        self.renewed()
-        return self._last
+        self.last = ""
 
     def renewed(self) -> frozenset[str]:
-        """Renews it where that is due. Returns the names of the headers that the credentials give to a request."""
+        """Renews it where that is due. Returns the names of the headers that the credentials give to a request. Raises
+        what google.auth raises."""
         headers: dict[str, str] = {}
         with self._renewing:
             self._credentials.before_request(self._request, "GET", self._url, headers)
-        names = {name.lower(): value for name, value in headers.items()}
-        self._last = names.get("authorization", "").removeprefix(_BEARER)
-        return frozenset(names)
-
-    def seen(self) -> tuple[str, ...]:
-        """The one that was given last."""
-        return (self._last,)
+        found = {name.lower(): value for name, value in headers.items()}
+        self.last = found.get("authorization", "").removeprefix(_BEARER)
+        return frozenset(found)
 
 
 def place(bucket: Any) -> Place:

@@ -90,15 +90,17 @@ _SECRETS = (
     (re.compile(r"\?[\w.%~-]+=[^\s'\")>]*"), ""),  # urllib3 tells a URL without its host
     (
         re.compile(
-            r"""([\w-]{0,40}(?:authorization|token|passw(?:or)?d|secret|signature|credential|api[-_]?key|access[-_]?key)
+            r"""([\w-]{0,40}(?:authorization|token|passw(?:or)?d|secret|signature|credential|api[-_]?key|access[-_]?key
+                |account[-_]?key)
                 [\w-]{0,40}["']?\s*[:=]\s*)
-                (?:(?:bearer|basic|digest|negotiate)\s+)?
+                (?:(?:bearer|basic|digest|negotiate|sharedkey(?:lite)?)\s+)?
                 (?:b?"[^"]*"?|b?'[^']*'?|[^\s,;&'"}]+)""",
             re.I | re.X,
         ),
         r"\1…",
     ),
     (re.compile(r"\b(bearer|basic|digest|negotiate)\s+[\w.~+/=-]+", re.I), r"\1 …"),
+    (re.compile(r"\b(sig=)[^\s&;'\"<>]+", re.I), r"\1…"),  # Azure's shared access signatures
 )
 
 

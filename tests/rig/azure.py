@@ -194,7 +194,7 @@ def reason_not_to_start() -> str | None:
     """Why there cannot be an Azurite here; None where there can."""
     if azurite_program() and shutil.which("node"):
         return None
-    return "Azurite is not installed: npm install --prefix .venv-azurite azurite"
+    return "Azurite is not installed: npm install --prefix .venv-azurite azurite@3.37.0"
 
 
 class AzuriteContainer:

@@ -15,12 +15,12 @@ from azure.core.credentials import AccessToken, AzureSasCredential
 from azure.storage.blob import BlobServiceClient
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
-from google.oauth2.credentials import Credentials
+from google.oauth2 import credentials as oauth2
 from mlflow.store.artifact.azure_blob_artifact_repo import AzureBlobArtifactRepository
 
 from cacheserver import azure, gcs
 from cacheserver.azure import AzureBuckets
-from cacheserver.buckets import Unfit
+from cacheserver.buckets import LONG_AGO, Unfit
 from cacheserver.objects import ObjectFiles, Parts
 from cacheserver.repository import RepositoryFiles, Transfers
 from cacheserver.staging import Sink
@@ -28,6 +28,7 @@ from cacheserver.words import Location
 from tests.rig.azure import LyingAzure, lying_azure
 from tests.rig.lying_s3 import make_certificate
 
+google_credentials: Any = oauth2.Credentials
 KEY = "a2V5"
 ACCOUNT_URL = "https://acc.blob.core.windows.net"
 
@@ -42,7 +43,7 @@ def _nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def google(user_project: str | None = None, **client: Any) -> Any:
     """A bucket of Google's own client. Nobody is asked."""
-    client.setdefault("credentials", Credentials("token"))
+    client.setdefault("credentials", google_credentials("token"))
     return storage.Client(project="tests", **client).bucket("b1", user_project=user_project)
 
 
@@ -61,7 +62,7 @@ GOOGLE = "https://storage.googleapis.com"
         (
             partial(
                 google,
-                credentials=Credentials("token", universe_domain="cloud.example"),
+                credentials=google_credentials("token", universe_domain="cloud.example"),
                 client_options={"universe_domain": "cloud.example"},
             ),
             {},
@@ -109,7 +110,7 @@ def azure_client(url: str = ACCOUNT_URL, credential: Any = KEY, **more: Any) -> 
 def connected(text: str) -> Any:
     """The same, of a connection string."""
     client = BlobServiceClient.from_connection_string(text)
-    client._config.transport.open()  # type: ignore[attr-defined]
+    client._config.transport.open()
     return client
 
 
@@ -223,6 +224,6 @@ def test_what_of_a_signature_is_secret() -> None:
     keys = azure.Keys(client, azure.place(client, "c"))
     assert keys.credential() == {
         "sas_token": [("sv", "2024-11-04"), ("sp", "rl"), ("sig", "a+b/=")],
-        "expires_at": azure.LONG_AGO,
+        "expires_at": LONG_AGO,
     }
     assert {"a+b/=", "a%2Bb%2F%3D"} <= set(keys.secrets())
