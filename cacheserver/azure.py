@@ -13,8 +13,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
+import tenacity
+
 from cacheserver.buckets import (
+    FIRST_PAUSE_SECONDS,
     LONG_AGO,
+    PAUSE_SECONDS_MAX,
+    RETRIES_MAX,
     Bucket,
     Buckets,
     Listed,
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
 _UNFIT = ("AZURE_ENCRYPTION_KEY",)  # obstore would heed it, MLflow's client not
 _FOLDER = "hdi_isfolder"  # metadata of a blob that stands for a folder: hierarchical accounts and Hadoop make such
 _BEARER = "Bearer "
+_BUSY = frozenset({429, 500, 503})
 
 logging.getLogger("azure").setLevel(logging.WARNING)  # each request of theirs is ten lines of information
 
@@ -61,20 +67,25 @@ class AzureBuckets(Buckets):
         """By the azure.storage.blob.BlobServiceClient that MLflow has made."""
         container = name.partition("@")[0]
         client = repository.client
-        pages = (
-            client.get_container_client(container)
-            .list_blobs(
-                name_starts_with=prefix or None,
-                include=["metadata"],
-                results_per_page=most,
-                connection_timeout=self._patience,
-                read_timeout=self._patience,
-                retry_total=0,  # before its second attempt it waits for 15 s
-            )
-            .by_page(after or None)
-        )
-        found = [_listed(blob) for blob in next(pages, ())]
+        page = tenacity.Retrying(  # Azure's client would wait for 15 s before its second attempt
+            retry=tenacity.retry_if_exception(_may_pass),
+            wait=tenacity.wait_random_exponential(multiplier=FIRST_PAUSE_SECONDS, max=PAUSE_SECONDS_MAX),
+            stop=tenacity.stop_after_attempt(RETRIES_MAX + 1) | tenacity.stop_before_delay(self._patience),
+            reraise=True,
+        )(self._asked, client.get_container_client(container), prefix, after, most)
         self._learn(name, lambda: place(client, container), partial(self._opened, client))
+        return page
+
+    def _asked(self, container: Any, prefix: str, after: str, most: int | None) -> Page:
+        pages = container.list_blobs(
+            name_starts_with=prefix or None,
+            include=["metadata"],
+            results_per_page=most,
+            connection_timeout=self._patience,
+            read_timeout=self._patience,
+            retry_total=0,
+        ).by_page(after or None)
+        found = [_blob(blob) for blob in next(pages, ())]
         return Page(found, pages.continuation_token or None)
 
     def _opened(self, client: Any, at: Place, retries_max: int) -> Bucket:
@@ -108,8 +119,8 @@ class Keys:
         self._last = ""
 
     def ready(self) -> None:
-        """Gets a token where one is due, by the client's own policy for requests, which keeps and renews it. Raises what
-        azure.identity raises."""
+        """Gets a token where one is due, by the client's own policy for requests, which keeps and renews it. Raises
+        what azure.identity raises."""
         if self._at.credential != "token":
             return
         from azure.core.pipeline import PipelineContext, PipelineRequest
@@ -182,7 +193,12 @@ def _pairs(signature: str) -> list[tuple[str, str]]:
     return [(unquote(name), unquote(value)) for name, _, value in parts]
 
 
-def _listed(blob: Any) -> Listed:
+def _may_pass(error: BaseException) -> bool:
+    """Whether what went wrong may go right a moment later."""
+    return getattr(error, "status_code", None) in _BUSY
+
+
+def _blob(blob: Any) -> Listed:
     """A blob as Azure's client lists it. One that is stored with an encoding is decoded where it is downloaded."""
     if (blob.metadata or {}).get(_FOLDER, "").lower() == "true":
         return Listed(blob.name or "", blob.size, "", is_folder=True)

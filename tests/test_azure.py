@@ -255,6 +255,12 @@ def test_an_endpoint_that_asks_for_patience(alice: Caller, container: LyingConta
     assert trees.read(found.path) == {"weights": b"0123456789"}
     with pytest.raises(errors.OriginUnavailable, match=f"{status}.*{code}.*server is busy"):
         alice.fetch(container.lie("busy/weights", busy))
+    container.listing = by_turns(busy, busy, lists("<Blobs></Blobs><NextMarker />"))
+    with pytest.raises(errors.NotFound):
+        alice.fetch(f"{container.uri}/nothing")
+    container.listing = busy
+    with pytest.raises(errors.OriginUnavailable, match="server is busy"):
+        alice.fetch(f"{container.uri}/nothing/more")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -25,7 +26,7 @@ from cacheserver.objects import ObjectFiles, Parts
 from cacheserver.repository import RepositoryFiles, Transfers
 from cacheserver.staging import Sink
 from cacheserver.words import Location
-from tests.rig.azure import LyingAzure, lying_azure
+from tests.rig.azure import LyingAzure, connection, lying_azure
 from tests.rig.lying_s3 import make_certificate
 
 google_credentials: Any = oauth2.Credentials
@@ -178,6 +179,20 @@ def test_what_of_azure_is_left_to_mlflow(
         monkeypatch.setenv(name, value)
     with pytest.raises(Unfit, match=why):
         azure.place(client(), "c")
+
+
+def test_without_obstore_it_is_left_to_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one package that only this room needs; what there is, MLflow's client says all the same."""
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    with lying_azure() as server:
+        container = server.container()
+        container.put("run", {"a": b"first"})
+        client = BlobServiceClient.from_connection_string(*connection(server.uri).values())
+        repository = AzureBlobArtifactRepository(f"{container.uri}/run", client=client)
+        buckets, name = AzureBuckets(5.0, lambda: None), container.uri.removeprefix("wasbs://")
+        assert [found.key for found in buckets.page(repository, name, "run/", "", None).found] == ["run/a"]
+    left = buckets.known(name)
+    assert left and left.store is None
 
 
 @pytest.fixture
