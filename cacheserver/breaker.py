@@ -44,7 +44,7 @@ class Breaker:
             quick = self._look_seconds < QUICK_SECONDS
         if not (quick and self._look_alone()):
             raise OriginUnavailable(
-                f"{self._name} does not answer, and this is not held. It is looked at every"
+                f"{self._name} does not answer, and this cannot be given without it. It is looked at every"
                 f" {LOOK_SECONDS:g} s: try again when it is back."
             )
         self._become("closed")

@@ -77,6 +77,10 @@ class Part:
     arrived: tuple[str, ...] = ()
 
 
+class Vanished(Exception):
+    """A file that was listed was gone when it was asked for."""
+
+
 class _Errand(NamedTuple):
     """An artifact to bring, and how.
 
@@ -125,7 +129,7 @@ class Bringing:
     def sync(self, artifact: Artifact, selection: Selection, ask: Ask, progress: Progress) -> Held:
         """Brings what the origin has and the store lacks, and records the tree. Returns what is held then.
 
-        Raises errors of ours, and MissingBlobs where a blob that was counted on went meanwhile.
+        Raises errors of ours, MissingBlobs where a blob that was counted on went meanwhile, and Vanished.
         """
         before = self._index.held(artifact.uri, selection.key)
         if before and ask is Ask.NOTHING:
@@ -240,7 +244,10 @@ class Bringing:
         _check_paths(location.uri, [file.path for file in wanted])
         known = self.evidence.known(location, standing, trusting=errand.ask is Ask.WHAT_IS_DUE)
         doubtful = [f for f in wanted if wants_etag(known.get(f.path), f, standing, strict=strict)]
-        told = self._origin.identified(location, doubtful, named_by_client=named_by_client)
+        try:
+            told = self._origin.identified(location, doubtful, named_by_client=named_by_client)
+        except NotFound as error:
+            raise Vanished(str(error)) from None
         wanted = [told.get(file.path, file) for file in wanted]
 
         def held() -> dict[bytes, Arrived]:
@@ -258,16 +265,20 @@ class Bringing:
             progress.files_total += len(missing)
             progress.bytes_total += needed
             progress.transports.add(listing.transport)
-            with self._reservations.reserve(location.uri, needed, progress):
-                have |= self._downloads.bring(
-                    location,
-                    missing,
-                    progress,
-                    named_by_client=named_by_client,
-                    standing=standing,
-                    since=errand.since,
-                    known=held,
-                )
+            written = self._store.partials.bytes_of(key(location, file) for file in missing)
+            with self._reservations.reserve(location.uri, needed, progress, written=written):
+                try:
+                    have |= self._downloads.bring(
+                        location,
+                        missing,
+                        progress,
+                        named_by_client=named_by_client,
+                        standing=standing,
+                        since=errand.since,
+                        known=held,
+                    )
+                except NotFound as error:
+                    raise Vanished(str(error)) from None
         manifest = Manifest.of(
             folder(f.path) if f.is_folder else Entry(f.path, have[f.path].digest, have[f.path].size) for f in wanted
         )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from artifactcache.errors import Corrupted, NoSpace, NotFound, OriginUnavailable
 from cacheserver import space
-from cacheserver.bringing import Ask, Bringing, Freshness, location
+from cacheserver.bringing import Ask, Bringing, Freshness, Vanished, location
 from cacheserver.flights import Flight, Flights
 from cacheserver.index import MissingBlobs
 from cacheserver.origin import MlflowOrigin
@@ -183,16 +183,22 @@ class Cache:
                 raise error from None
 
     def _attempts(self, artifact: Artifact, selection: Selection, ask: Ask, progress: Progress) -> Brought:
+        gone = None
         for _ in range(COMMIT_ATTEMPTS):
             try:
                 found = self._bringing.sync(artifact, selection, ask, progress)
             except MissingBlobs:
                 continue  # a blob that was counted on went into quarantine meanwhile
+            except Vanished as error:
+                gone = error
+                continue  # whoever writes there has removed a file since it was listed
             if self._sound(found):
                 self._store.view_is_sound(found.tree)  # one that is not is built again when it is handed out
                 self._used(found)
                 taken = progress.bytes_done - progress.bytes_found  # of all attempts
                 return Brought(found, taken, transport="+".join(sorted(progress.transports)) if taken else "")
+        if gone:
+            raise NotFound(str(gone))
         raise Corrupted(f"{artifact.uri}: its bytes do not stay what they are. Look at the store's disk.")
 
     # -- the mechanics ----------------------------------------------------------------------------------------------

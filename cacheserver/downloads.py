@@ -284,10 +284,7 @@ class Downloads:
             with Sink(path, file.size, shown, etag=etag, note=note) as sink:
                 self._origin.fill(location, file, sink, named_by_client=named_by_client)
                 staged = sink.finish()
-            if file.etag not in (
-                "",
-                staged.etag,
-            ):  # rewritten meanwhile, or another one each time
+            if file.etag not in ("", staged.etag):  # rewritten meanwhile, or another one each time
                 told = self._origin.identified(location, [file], named_by_client=named_by_client)
                 if file.path in told and told[file.path].etag != staged.etag:
                     staged = staged._replace(etag="")

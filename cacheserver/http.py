@@ -34,11 +34,13 @@ class Access(NamedTuple):
         headers: credentials and whatever else a header plugin wants.
         verify: whether the server's certificate is checked; a path checks it against the certificates there.
         client_cert: path of our own certificate, or None.
+        is_signed: whether it is of use for this one request only.
     """
 
     headers: Mapping[str, str]
     verify: bool | str
     client_cert: str | None
+    is_signed: bool = False
 
 
 class StatusError(OSError):

@@ -27,10 +27,8 @@ os.environ.update(
 
 import mlflow
 import requests
-from mlflow.store.artifact import s3_artifact_repo
+from mlflow.store.artifact import azure_blob_artifact_repo, gcs_artifact_repo, s3_artifact_repo
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow.store.artifact.azure_blob_artifact_repo import AzureBlobArtifactRepository
-from mlflow.store.artifact.gcs_artifact_repo import GCSArtifactRepository
 from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.tracking import MlflowClient
 from mlflow.tracking.request_auth.registry import fetch_auth
@@ -42,6 +40,7 @@ from cacheserver import names, roots
 from cacheserver.azure import AzureBuckets
 from cacheserver.breaker import Breaker
 from cacheserver.gcs import GcsBuckets
+from cacheserver.headers import Accesses
 from cacheserver.http import Access, ElsewhereError, Http, StatusError
 from cacheserver.local import LOCAL_SCHEMES, LocalFiles
 from cacheserver.objects import ObjectFiles, Parts
@@ -114,16 +113,16 @@ class MlflowOrigin:
         self._repositories = lru_cache(maxsize=64)(partial(get_artifact_repository, tracking_uri=self._tracking_uri))
         self._pool = ThreadPoolExecutor(max_workers=QUESTIONS_MAX, thread_name_prefix="origin")
         self._http, self._looker = Http(ticks), Http(ticks)
+        self._accesses = Accesses(_access, ticks)
         self._breaker = Breaker(self.name, self._answers, ticks)
         self._identifiers = ThreadPoolExecutor(max_workers=IDENTIFIERS_MAX, thread_name_prefix="identify")
-        self._parts = Parts()
+        self._parts, self._transfers = Parts(), Transfers(unreachable_after_seconds)
         forget, forget_s3 = self._repositories.cache_clear, s3_artifact_repo._cached_get_s3_client.cache_clear
         self._buckets = {  # for MLflow's own classes only: of a plugin's nothing is known
             s3_artifact_repo.S3ArtifactRepository: S3Buckets(unreachable_after_seconds, forget_s3),
-            GCSArtifactRepository: GcsBuckets(unreachable_after_seconds, forget),
-            AzureBlobArtifactRepository: AzureBuckets(unreachable_after_seconds, forget),
+            gcs_artifact_repo.GCSArtifactRepository: GcsBuckets(unreachable_after_seconds, forget),
+            azure_blob_artifact_repo.AzureBlobArtifactRepository: AzureBuckets(unreachable_after_seconds, forget),
         }
-        self._transfers = Transfers(unreachable_after_seconds)
         self._store_pool = ThreadPoolExecutor(max_workers=QUESTIONS_MAX, thread_name_prefix="store")
         self._local_pool = ThreadPoolExecutor(max_workers=LOCAL_QUESTIONS_MAX, thread_name_prefix="local")
 
@@ -276,7 +275,7 @@ class MlflowOrigin:
         repository = self._repository(root, named_by_client=named_by_client)
         if isinstance(repository, HttpArtifactRepository):
             self._breaker.check()
-            return ProxiedFiles(repository.artifact_uri, self._http, _access, patience or self._patience)
+            return ProxiedFiles(repository.artifact_uri, self._http, self._accesses, patience or self._patience)
         ask = partial(self._ask, of_answer=True, is_store=True, patience=patience)
         others = RepositoryFiles(repository, roots.scheme(root) in _SIZED, ask, self._transfers)
         if buckets := self._buckets.get(type(repository)):
@@ -366,11 +365,12 @@ class MlflowOrigin:
             future.cancel()
             raise OriginUnavailable(
                 f"{without_credentials(what)}: {pool._max_workers} other questions to the origin have kept this one"
-                f" waiting for {patience:g} s, and this is not held. Try again in a moment."
+                f" waiting for {patience:g} s, and this cannot be given without it. Try again in a moment."
             )
         except FutureTimeout:
             raise OriginUnavailable(
-                f"{without_credentials(what)}: the origin has not answered within {patience:g} s, and this is not held."
+                f"{without_credentials(what)}: the origin has not answered within {patience:g} s, and this"
+                " cannot be given without it."
             ) from None
         except Exception as error:  # noqa: BLE001 - MLflow and its clients raise anything
             raise translated(error, what, of_answer=of_answer) from None
@@ -384,10 +384,11 @@ def _access(url: str) -> Access:
         headers["Authorization"] = "Basic " + base64.b64encode(pair).decode("ascii")
     elif creds.token:
         headers["Authorization"] = f"Bearer {creds.token}"
-    if creds.aws_sigv4 or creds.auth:
+    is_signed = bool(creds.aws_sigv4 or creds.auth)
+    if is_signed:
         request = requests.Request("GET", url, headers=headers, auth=_signer(creds)).prepare()
         headers = dict(request.headers)
-    return Access(headers, creds.verify, creds.client_cert_path)
+    return Access(headers, creds.verify, creds.client_cert_path, is_signed)
 
 
 def _signer(creds: Any) -> Any:

@@ -6,10 +6,12 @@ of the host: what a crash of the host leaves of bytes that nobody had synced is 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cacheserver.removal import remove
@@ -75,6 +77,16 @@ class Partials:
             return False
         with self._lock:
             return self._waiting.setdefault(key, (path, etag))[0] == path
+
+    def bytes_of(self, keys: Iterable[str]) -> int:
+        """How much of some files waits here."""
+        with self._lock:
+            paths = [self._waiting[key][0] for key in keys if key in self._waiting] if self._waiting else []
+        found = 0
+        for path in paths:
+            with contextlib.suppress(OSError):
+                found += os.lstat(path).st_size
+        return found
 
     def take(self, key: str) -> tuple[str, str] | None:
         """The path of the beginning of a file, and its entity tag, for this caller alone. None where there is none."""

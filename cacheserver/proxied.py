@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from urllib.parse import quote
 
@@ -19,7 +19,8 @@ import urllib3.exceptions
 from artifactcache.errors import Corrupted
 from cacheserver import names
 from cacheserver.hashing import READ_BYTES
-from cacheserver.http import Access, Http, StatusError
+from cacheserver.headers import Accesses
+from cacheserver.http import Http, StatusError
 from cacheserver.listings import Entry, walk
 from cacheserver.staging import Sink
 from cacheserver.words import File, Listing, Location, join
@@ -37,7 +38,7 @@ class ProxiedFiles:
 
     Args:
         url: the root's `http:` form.
-        access: what the request of a URL needs; asked for each one, for credentials may expire.
+        accesses: what requests need beside their URL.
         patience: seconds without progress after which the origin counts as unreachable.
 
     Raises whatever `http` raises, after what may pass has been tried again.
@@ -45,11 +46,11 @@ class ProxiedFiles:
 
     transport = "http"
 
-    def __init__(self, url: str, http: Http, access: Callable[[str], Access], patience: float) -> None:
+    def __init__(self, url: str, http: Http, accesses: Accesses, patience: float) -> None:
         self._base, _, root = url.partition(ENDPOINT)
         self._root = root.strip("/")
         self._http = http
-        self._access = access
+        self._accesses = accesses
         self._patience = patience
 
     def listing(self, location: Location) -> Listing:
@@ -124,8 +125,19 @@ class ProxiedFiles:
             raise Corrupted(f"The origin lists a folder with more than {LISTING_BYTES_MAX} bytes.")
         return text
 
-    def _get(self, url: str, headers: Mapping[str, str] | None = None) -> AbstractContextManager[Any]:
-        return self._http.get(url, self._access(url), self._patience, headers)
+    @contextmanager
+    def _get(self, url: str, headers: Mapping[str, str] | None = None) -> Iterator[Any]:
+        """One answer. Credentials that are refused are asked for again: others may have taken their place."""
+        access = self._accesses.of(url)
+        with ExitStack() as stack:
+            try:
+                answer = stack.enter_context(self._http.get(url, access, self._patience, headers))
+            except StatusError as error:
+                newer = self._accesses.anew(url) if error.code == 401 else access
+                if newer == access:
+                    raise
+                answer = stack.enter_context(self._http.get(url, newer, self._patience, headers))
+            yield answer
 
     def _patiently(self, work: Callable[[], Any]) -> Any:
         """Does the work, again and again where what went wrong may pass, until it has taken too long."""

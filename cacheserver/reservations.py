@@ -19,9 +19,10 @@ from cacheserver.words import Progress
 
 @dataclass(frozen=True, eq=False)
 class Promise:
-    """Space promised to a download."""
+    """Space promised to a download, of which some is on the disk already."""
 
     needed: int
+    written: int
     progress: Progress
     done_before: int
     kept_before: int
@@ -32,7 +33,7 @@ class Promise:
 
     def unwritten(self) -> int:
         """Bytes that are not on the disk yet, but for files that are half written."""
-        return max(0, self.needed - (self.progress.bytes_done - self.done_before))
+        return max(0, self.needed - self.written - (self.progress.bytes_done - self.done_before))
 
 
 class Reservations:
@@ -45,21 +46,23 @@ class Reservations:
         self._promises: list[Promise] = []
 
     @contextmanager
-    def reserve(self, what: str, needed: int, progress: Progress) -> Iterator[None]:
+    def reserve(self, what: str, needed: int, progress: Progress, *, written: int = 0) -> Iterator[None]:
         """Promises space to a download, for as long as this lasts.
 
         Args:
             what: names the download in messages.
             needed: bytes.
+            written: how many of them an earlier attempt has left on the disk.
             progress: of the download; what it has done before does not count.
 
         Raises NoSpace.
         """
-        promise = Promise(needed, progress, progress.bytes_done, progress.bytes_kept)
+        promise = Promise(needed, written, progress, progress.bytes_done, progress.bytes_kept)
         with self._lock:
             disk = self._store.space()
             if why := space.shortage(
                 needed,
+                written=written,
                 stored=self._store.index.totals()["blob_bytes"],
                 coming=sum(p.coming() for p in self._promises),
                 unwritten=sum(p.unwritten() for p in self._promises),

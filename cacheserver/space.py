@@ -44,11 +44,12 @@ class Limits:
 
 
 def shortage(
-    needed: int, *, stored: int, coming: int, unwritten: int, total: int, free: int, limits: Limits
+    needed: int, *, written: int = 0, stored: int, coming: int, unwritten: int, total: int, free: int, limits: Limits
 ) -> str | None:
     """Why `needed` more bytes do not fit, in words; None where they do.
 
     Args:
+        written: how many of them are on the disk already: beginnings of files that were broken off.
         stored: bytes of all blobs.
         coming: bytes of downloads under way that are no blobs yet.
         unwritten: bytes of downloads under way that are not on the disk yet.
@@ -61,10 +62,11 @@ def shortage(
             f"{show(needed)} more do not fit: the store's capacity is {show(capacity)}, {show(stored)} are held and"
             f" {show(coming)} on their way. {show(over)} are missing; raise [store] capacity."
         )
-    under = min_free - (free - unwritten - needed)
+    rest = needed - written
+    under = min_free - (free - unwritten - rest)
     if under > 0:
         return (
-            f"{show(needed)} more do not fit: {show(free)} of the store's disk are free, {show(unwritten)} of them are"
+            f"{show(rest)} more do not fit: {show(free)} of the store's disk are free, {show(unwritten)} of them are"
             f" promised, and {show(min_free)} stay free. {show(under)} are missing; free some space on that disk."
         )
     return None

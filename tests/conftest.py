@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from tests.rig import mlflow_server, mounts, users
+from tests.rig import linking, mlflow_server, mounts, users
 from tests.rig.base import make_base, remove_base
 from tests.rig.caller import Caller
 from tests.rig.counting import CountingProxy
@@ -114,6 +114,20 @@ def model(mlflow_proxied: MlflowServer) -> Any:
     info = mlflow_proxied.log_model("doubler")
     mlflow_proxied.client.set_registered_model_alias("doubler", "champion", "1")
     return info
+
+
+@pytest.fixture(scope="module")
+def uri(mlflow_proxied: MlflowServer) -> str:
+    """A run of the files that a `Session` has a lease of."""
+    return f"runs:/{mlflow_proxied.run(linking.FILES)}"
+
+
+@pytest.fixture
+def session(daemon: Daemon, uri: str) -> Iterator[linking.Session]:
+    """One session with its lease, that asks by hand."""
+    session = linking.Session(daemon, uri)
+    yield session
+    session.handoff.close()
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.entities import LoggedModelOutput
 
 from artifactcache import errors
 from tests.conftest import CallerOf, StartDaemon
@@ -68,6 +69,25 @@ def test_a_model(alice: Caller, mlflow_proxied: MlflowServer, model: Any, dst: P
     """Every way to name a model gives exactly the files that MLflow logged, without the file that MLflow adds."""
     handed = alice.fetch(uri.format(model_id=model.model_id, run_id=model.run_id), dst)
     assert trees.read(handed.path) == trees.read(mlflow_proxied.model_folder(model.model_id))
+
+
+def test_logged_models_of_one_name(alice: Caller, mlflow_proxied: MlflowServer, tmp_path: Path) -> None:
+    """Of several that a run logged by one name, the newest one that is still there, as MLflow has it; many of them, one
+    deleted and one of another run are no trouble."""
+    import mlflow
+
+    server = mlflow_proxied
+    run_id, other = server.run({"model/of the run": b"run's"}), server.run({})
+    contents = [{"MLmodel": f"{number}".encode()} for number in range(12)]
+    models = [server.add_logged_model(run_id, "model", files) for files in contents]
+    server.client.delete_logged_model(models[-1])
+    foreign = server.add_logged_model(other, "model", {"MLmodel": b"foreign"})
+    server.client.log_outputs(run_id, [LoggedModelOutput(foreign, 0)])
+    found = trees.read(alice.fetch(f"runs:/{run_id}/model").path)
+    assert found == {"MLmodel": b"10", "of the run": b"run's"}
+    mlflow.set_tracking_uri(server.uri)
+    theirs = trees.read(Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/model", dst_path=tmp_path)))
+    assert theirs.pop("registered_model_meta") and found == theirs
 
 
 def test_aliases_resolve_to_a_version(alice: Caller, model: Any) -> None:

@@ -19,26 +19,11 @@ from artifactcache.v1 import cache_pb2 as pb
 from tests.rig import mute_fs, trees
 from tests.rig.daemon import Daemon
 from tests.rig.linking import FILES, Session
-from tests.rig.mlflow_server import MlflowServer
 from tests.rig.until import until
 from tests.rig.users import User
 from tests.rig.wire import bearer, manifest_lines, stub
 
 FOLDERS = ("sub", "sub/deep")
-
-
-@pytest.fixture(scope="module")
-def uri(mlflow_proxied: MlflowServer) -> str:
-    """The artifact of this module."""
-    return f"runs:/{mlflow_proxied.run(FILES)}"
-
-
-@pytest.fixture
-def session(daemon: Daemon, uri: str) -> Iterator[Session]:
-    """One session with its lease."""
-    session = Session(daemon, uri)
-    yield session
-    session.handoff.close()
 
 
 @pytest.fixture

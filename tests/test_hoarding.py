@@ -6,7 +6,7 @@ import contextlib
 import os
 import select
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -24,20 +24,6 @@ from tests.rig.lying import HONEST, Lie, LyingOrigin, file, flat, hangs
 from tests.rig.mlflow_server import MlflowServer
 from tests.rig.until import until
 from tests.rig.wire import Handoff, bearer, error_name, leased, manifest_lines, stub
-
-
-@pytest.fixture(scope="module")
-def uri(mlflow_proxied: MlflowServer) -> str:
-    """The artifact of this module."""
-    return f"runs:/{mlflow_proxied.run(FILES)}"
-
-
-@pytest.fixture
-def session(daemon: Daemon, uri: str) -> Iterator[Session]:
-    """One session with its lease."""
-    session = Session(daemon, uri)
-    yield session
-    session.handoff.close()
 
 
 def test_connections_that_say_nothing(daemon: Daemon, uri: str) -> None:

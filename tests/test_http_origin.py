@@ -182,6 +182,39 @@ def test_credentials_go_where_they_are_meant_to_and_no_redirect_takes_them_elsew
     assert "s3cret" not in daemon.read_log()
 
 
+def test_credentials_that_are_replaced_while_they_are_in_use(
+    start_daemon: StartDaemon, liar: LyingOrigin, room: Path, caller_of: CallerOf
+) -> None:
+    """Those that are refused are read anew: passwords that change in the middle of a download cost no error."""
+    (room / ".mlflow").mkdir(mode=0o755)
+    valid: list[str] = []
+
+    def change(password: str) -> None:
+        text = f"[mlflow]\nmlflow_tracking_username = ada\nmlflow_tracking_password = {password}\n"
+        (room / ".mlflow" / "credentials").write_text(text)
+        valid[:] = ["Basic " + base64.b64encode(f"ada:{password}".encode()).decode()]
+
+    def answer(path: str) -> lying.Answer:
+        def reply_to(reply: Reply) -> None:
+            if path == "3" and len(refused) == 0:
+                change("other")
+            if [reply.header("authorization")] == valid:
+                return reply.sized(b"0123456789")
+            refused.append(path)
+            return reply.json({"message": "wrong password"}, 401)
+
+        return reply_to
+
+    refused: list[str] = []
+    change("first")
+    alice = caller_of(start_daemon(liar.uri, env={"HOME": str(room)}), room)
+    assert alice.fetch(f"runs:/{liar.run(Lie(flat(*(file(str(n)) for n in range(9))), answer))}").file_count == 9
+    assert "3" in refused
+    valid[:] = ["nobody's"]
+    with pytest.raises(errors.Unauthenticated):
+        alice.fetch(f"runs:/{liar.run(Lie(flat(file('x')), answer))}")
+
+
 NAMES = ["a b", "a%20b", "a#b", "a?b=c&d", "ä/ö", "+", "a;b", "%", "sub/%2e%2e"]
 
 

@@ -52,6 +52,7 @@ ORDER = (
     "local",
     "throttle",
     "http",
+    "headers",
     "proxied",
     "repository",
     "refusals",

@@ -5,21 +5,25 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pytest
 
 from artifactcache import errors
-from tests.conftest import StartDaemon
+from cacheserver.origin import QUESTIONS_MAX
+from tests.conftest import CallerOf, StartDaemon
 from tests.rig import trees
 from tests.rig.caller import Caller
 from tests.rig.counting import CountingProxy
 from tests.rig.daemon import Daemon
+from tests.rig.lying_s3 import Objects, lying_s3, object_of
 from tests.rig.mlflow_server import MlflowServer
 from tests.rig.until import until
 
 UNREACHABLE_AFTER = 3.0
 # A call that would wait for MLflow's own retries, 247 s, ends with DeadlineExceeded instead of what is expected.
 CALL_SECONDS_MAX = 20.0
+STUCK = QUESTIONS_MAX + 8
 FILES: trees.Files = {"model/weights": b"weights", "model/config": b"config", "notes": b"notes"}
 
 
@@ -119,3 +123,27 @@ def test_one_question_that_hangs_is_not_a_dead_server(
             alice.fetch(f"runs:/{'0' * 32}", timeout=CALL_SECONDS_MAX)
     for other in others:
         assert trees.read(alice.fetch(f"runs:/{other}").path) == FILES
+
+
+def test_a_store_that_hangs_keeps_nobody_else_waiting(
+    start_daemon: StartDaemon, caller_of: CallerOf, room: Path, mlflow_proxied: MlflowServer
+) -> None:
+    """However many ask for what lies there: the tracking server, and what it hands out, is there for the others."""
+    run_id = mlflow_proxied.run(FILES)
+    with lying_s3() as liar:
+        silent = liar.bucket(Objects({}, lambda key: object_of(b""), listing=lambda reply: reply.hang()))
+        alice = caller_of(start_daemon(mlflow_proxied.uri, unreachable_after=UNREACHABLE_AFTER, env=liar.env), room)
+        code = f"""
+            import artifactcache, threading
+            def fetch(number):
+                try:
+                    artifactcache.fetch(f"{silent}/{{number}}")
+                except artifactcache.OriginUnavailable:
+                    pass
+            threads = [threading.Thread(target=fetch, args=(n,)) for n in range({STUCK})]
+            for thread in threads: thread.start()
+            for thread in threads: thread.join()
+            """
+        with alice.start(code):
+            until(lambda: liar.listing_count >= QUESTIONS_MAX, "as many as can be asked at a time to be asked")
+            assert trees.read(alice.fetch(f"runs:/{run_id}", timeout=CALL_SECONDS_MAX).path) == FILES

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +17,10 @@ from tests.rig import trees
 from tests.rig.caller import Caller
 from tests.rig.counting import CountingProxy
 from tests.rig.daemon import Daemon
+from tests.rig.lying import Reply
+from tests.rig.lying_s3 import Objects, lying_s3, object_of
 from tests.rig.mlflow_server import MlflowServer
+from tests.rig.mounts import Filesystem
 from tests.rig.until import until
 
 SIZE = 48 << 20
@@ -123,3 +129,49 @@ def test_a_beginning_that_cannot_be_trusted(
     handed = alice.fetch(uri, "dst")
     assert trees.read(handed.path) == FILES and handed.origin_bytes >= SIZE
     assert daemon.staging() == []
+
+
+def test_what_is_on_the_disk_already_needs_no_room(
+    start_daemon: StartDaemon,
+    caller_of: CallerOf,
+    small_disk: Filesystem,
+    room: Path,
+    proxy: CountingProxy,
+    mlflow_proxied: MlflowServer,
+) -> None:
+    """On a disk that has room for the file once, and for its rest only when its beginning is there."""
+    uri = f"runs:/{mlflow_proxied.run(FILES)}"
+    daemon = start_daemon(proxy.uri, unreachable_after=20.0, root=small_disk.root / "store", min_free="0")
+    alice = caller_of(daemon, room)
+    broken_off(alice, daemon, proxy, uri, Daemon.kill)
+    assert shutil.disk_usage(small_disk.root).free < SIZE
+    handed = alice.fetch(uri)
+    assert trees.read(handed.path) == FILES and handed.origin_bytes < SIZE - STALLED_AT + SLACK
+
+
+def test_an_object_of_an_s3_store(start_daemon: StartDaemon, caller_of: CallerOf, room: Path) -> None:
+    """It comes in parts, and goes on with the part after those that were written."""
+    weights, flowing, asked = FILES["weights"], threading.Event(), list[int]()
+
+    def answer(reply: Reply) -> None:
+        begin = int(re.sub(r"bytes=(\d*)-.*|", r"\1", reply.header("range")) or 0)
+        asked.append(begin)
+        if begin >= STALLED_AT:
+            flowing.wait(60)
+        object_of(weights)(reply)
+
+    with lying_s3() as liar:
+        uri = f"{liar.bucket(Objects({'run/weights': SIZE}, lambda key: answer))}/run"
+        daemon = start_daemon("http://127.0.0.1:9", unreachable_after=20.0, env=liar.env)
+        alice = caller_of(daemon, room)
+        with alice.start("import artifactcache\nartifactcache.fetch(uri)", uri=uri):
+            staging = daemon.root / "staging"
+            until(lambda: sum(p.stat().st_size for p in staging.iterdir()) >= STALLED_AT, "the parts that come")
+            daemon.kill()
+        asked.clear()
+        flowing.set()
+        daemon.start()
+        handed = alice.fetch(uri, "dst")
+        assert trees.read(handed.path) == {"weights": weights}
+        assert handed.origin_bytes == SIZE - STALLED_AT and min(asked) == STALLED_AT
+        assert daemon.staging() == []

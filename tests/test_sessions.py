@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -15,25 +15,9 @@ from artifactcache.v1 import cache_pb2_grpc as pb_grpc
 from tests.conftest import CallerOf
 from tests.rig.caller import Caller
 from tests.rig.daemon import Daemon
-from tests.rig.linking import FILES, Session
-from tests.rig.mlflow_server import MlflowServer
+from tests.rig.linking import Session
 from tests.rig.until import until
 from tests.rig.wire import Handoff, bearer, error_name, manifest_lines, stub
-
-
-@pytest.fixture(scope="module")
-def uri(mlflow_proxied: MlflowServer) -> str:
-    """The artifact of this module."""
-    return f"runs:/{mlflow_proxied.run(FILES)}"
-
-
-@pytest.fixture
-def session(daemon: Daemon, uri: str) -> Iterator[Session]:
-    """One session with its lease."""
-    session = Session(daemon, uri)
-    yield session
-    session.handoff.close()
-
 
 PACKETS = {
     "one byte": b"\0",

@@ -17,6 +17,7 @@ from tests.bench.cases import Ground, one_server
 from tests.bench.figures import Figure, milliseconds, seconds
 from tests.rig.counting import CountingProxy
 from tests.rig.mlflow_server import MlflowServer
+from tests.rig.until import until
 
 ROUNDS = 3
 SMALL_FILES, SMALL_BYTES = 2000, 4096
@@ -108,12 +109,16 @@ def dead_server(ground: Ground) -> Iterator[Figure]:
 
 def _until_unavailable(client: artifactcache.Client, proxy: CountingProxy, run_id: str) -> float:
     """How long the very first call takes that meets a server that hangs, and holds nothing."""
-    client.fetch("models:/dead@champion", refresh=True).release()  # the breaker has closed again
+
+    def is_back() -> bool:
+        with client.fetch("models:/dead@champion") as fetched:
+            return not fetched.stale
 
     def ask() -> None:
         with contextlib.suppress(artifactcache.OriginUnavailable):
             client.fetch(f"runs:/{run_id}")
 
+    until(is_back, "the daemon to see that the server is back")
     with proxy.hanging():
         return seconds(ask)
 

@@ -109,6 +109,16 @@ class MlflowServer:
                 doubler, name="model", pip_requirements=["scikit-learn"], registered_model_name=name
             )
 
+    def add_logged_model(self, run_id: str, name: str, files: Files) -> str:
+        """Log a model of a run, of these files; returns its ID."""
+        from mlflow.entities import LoggedModelOutput
+
+        model = self.client.create_logged_model(self.experiment, name, source_run_id=run_id)
+        plant(self.model_folder(model.model_id), files)
+        self.client.finalize_logged_model(model.model_id, "READY")
+        self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+        return str(model.model_id)
+
     def model_folder(self, model_id: str) -> Path:
         """Where a logged model's files lie on the server's disk."""
         return self._local(self.client.get_logged_model(model_id).artifact_location)

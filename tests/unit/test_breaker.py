@@ -93,3 +93,30 @@ def test_a_server_that_refuses_is_asked_by_every_caller(server: Server, monkeypa
     assert server.is_away() and server.is_away()
     server.up = True
     assert not server.is_away()
+
+
+def test_a_look_that_begins_to_hang_holds_up_one_caller(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server refused, and then hangs: who looks finds out, and all others are told that it is away meanwhile."""
+    monkeypatch.setattr(breaker, "LOOK_SECONDS", 3600.0)
+    server.up = False
+    server.breaker.failed()
+    assert server.is_away()
+    server.go.clear()
+    looks = server.looks
+    caller = threading.Thread(target=server.is_away)
+    caller.start()
+    until(lambda: server.looks > looks, "the caller to look")
+    assert all(server.is_away() for _ in range(10)) and server.looks == looks + 1
+    server.go.set()
+    caller.join(PATIENCE_SECONDS)
+
+
+def test_without_a_thread_to_look_everybody_asks(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that can have no more threads must not take its server for doubtful for ever."""
+
+    def none(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none)
+    server.breaker.failed()
+    assert not server.is_away() and server.looks == 0

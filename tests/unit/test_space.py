@@ -76,6 +76,8 @@ def test_what_stays_free_holds_to_the_byte() -> None:
     assert fits(100, rule, free=200) and not fits(101, rule, free=200)
     assert fits(100, rule, free=300, unwritten=100) and not fits(101, rule, free=300, unwritten=100)
     assert fits(200, rule, free=300, coming=100)
+    why = shortage(150, written=50, stored=0, coming=0, unwritten=0, total=1000, free=200, limits=rule)
+    assert why is None, "what an earlier attempt has left is on the disk already"
 
 
 def test_the_words_say_how_much_is_missing_and_what_to_change() -> None:

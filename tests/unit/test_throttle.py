@@ -62,3 +62,11 @@ def test_who_asks_one_by_one_learns_nothing_of_more() -> None:
         with throttle.question(30):
             now[0] += 1.0
     assert throttle.limit <= START + 1
+
+
+def test_nobody_waits_for_ever_behind_a_server_that_hangs() -> None:
+    """Whoever has waited for so long, while none of those before was answered, is told."""
+    throttle, patience = Throttle(1, lambda: 0.0), 0.2
+    told = pytest.raises(TimeoutError, match="none of the questions before it")
+    with throttle.question(patience), told, throttle.question(patience):
+        raise AssertionError("nobody asks beside the one that hangs")

@@ -1,0 +1,45 @@
+"""What requests to a host need beside their URL, remembered for a moment.
+
+Law of this file: credentials may be replaced at any time. What is remembered is at most a second old, what was refused
+is asked for again, and a signature is for one request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from cacheserver.http import Access
+
+SECONDS = 1.0  # to ask MLflow costs as much as to download a small file
+
+
+class Accesses:
+    """For any thread.
+
+    Args:
+        find: what MLflow's own client would send beside a URL.
+        ticks: seconds of a clock that never jumps.
+    """
+
+    def __init__(self, find: Callable[[str], Access], ticks: Callable[[], float]) -> None:
+        self._find = find
+        self._ticks = ticks
+        self._known: dict[str, tuple[float, Access]] = {}
+
+    def of(self, url: str) -> Access:
+        """What a request of this URL needs."""
+        at, found = self._known.get(_host(url), (0.0, None))
+        return found if found and 0 <= self._ticks() - at < SECONDS else self.anew(url)
+
+    def anew(self, url: str) -> Access:
+        """The same, as it is now."""
+        at, found = self._ticks(), self._find(url)
+        if not found.is_signed:
+            self._known[_host(url)] = (at, found)
+        return found
+
+
+def _host(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"

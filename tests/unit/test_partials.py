@@ -1,0 +1,90 @@
+"""Downloads that were broken off: what is noted of them, and which of them may go on."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from artifactcache.errors import Corrupted
+from cacheserver.partials import NOTE, Partials
+from cacheserver.staging import Sink
+
+KEY = "s3://bucket/large"
+
+
+def test_what_was_noted_goes_on_once(tmp_path: Path) -> None:
+    """For one caller, by its key, also where it was complete and waited to be kept with others."""
+    partials, path = Partials(str(tmp_path)), tmp_path / "1"
+    path.write_bytes(b"begin")
+    path.chmod(0o444)
+    partials.note(str(path), KEY, '"tag"')
+    assert partials.set_aside(str(path)) and partials.keeps(str(path)) and partials.keeps(str(path) + NOTE)
+    assert partials.take("s3://bucket/other") is None
+    assert partials.take(KEY) == (str(path), '"tag"') and partials.take(KEY) is None
+    assert path.stat().st_mode & 0o777 == 0o600, "its owner can write it"
+    with Sink(str(path), 8, KEY, etag='"tag"') as sink:
+        sink.write(b"end")
+        assert sink.finish().row.size == 8 and sink.resumed == 5
+
+
+def test_bytes_that_begin_anew_are_no_longer_what_was_noted(tmp_path: Path) -> None:
+    """Whatever breaks off then would go on as something that it is not."""
+    partials, path = Partials(str(tmp_path)), str(tmp_path / "1")
+    with Sink(path, None, KEY, note=partial(partials.note, path, KEY)) as sink:
+        sink.begin('"tag"')
+        sink.write(b"some")
+        assert os.path.exists(path + NOTE)
+        sink.restart()
+        assert not os.path.exists(path + NOTE) and not partials.set_aside(path)
+        sink.begin('"tag"')
+        sink.begin("")
+        assert not partials.set_aside(path), "nor are bytes without a tag"
+        sink.begin('"tag"')
+        Path(tmp_path / "by name").write_bytes(b"another client's")
+        sink.take_over(str(tmp_path / "by name"))
+        assert not partials.set_aside(path) and not sink.etag
+
+
+@pytest.mark.parametrize("what", ["gone", "a link", "two names"])
+def test_what_is_no_plain_file_does_not_go_on(tmp_path: Path, what: str) -> None:
+    """Neither it nor its note stays where somebody asks for it; and it is not an error."""
+    partials, path, secret = Partials(str(tmp_path)), tmp_path / "1", tmp_path / "secret"
+    secret.write_bytes(b"secret")
+    path.write_bytes(b"begin")
+    partials.note(str(path), KEY, '"tag"')
+    assert partials.set_aside(str(path))
+    path.unlink()
+    if what == "a link":
+        path.symlink_to(secret)
+    if what == "two names":
+        path.hardlink_to(secret)
+        assert not Partials(str(tmp_path)).set_aside(str(path))
+        return
+    assert partials.take(KEY) is None and not path.is_symlink() and secret.read_bytes() == b"secret"
+
+
+def test_a_sink_that_cannot_be_read_again_lets_its_descriptor_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk that fails while the beginning is hashed costs no descriptor."""
+    (tmp_path / "1").write_bytes(b"begin")
+
+    def fail(*args: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    before = sorted(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        Sink(str(tmp_path / "1"), 8, KEY, etag='"tag"')
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_more_bytes_than_listed_are_refused_as_they_come(tmp_path: Path) -> None:
+    """Not after the disk is full of them."""
+    with Sink(str(tmp_path / "1"), 4, KEY) as sink:
+        with pytest.raises(Corrupted, match="sends more"):
+            sink.write(b"12345")
+        assert (tmp_path / "1").stat().st_size == 0
