@@ -136,8 +136,7 @@ class Bringing:
     def sync(self, artifact: Artifact, selection: Selection, ask: Ask, progress: Progress) -> Held:
         """Brings what the origin has and the store lacks, and records the tree. Returns what is held then.
 
-        Raises errors of ours, MissingBlobs where a blob that was counted on went meanwhile, Vanished
-        and Superseded.
+        Raises errors of ours, MissingBlobs where a blob that was counted on went meanwhile, Vanished and Superseded.
         """
         before = self._index.held(artifact.uri, selection.key)
         if before and ask is Ask.NOTHING:

@@ -22,9 +22,7 @@ from cacheserver.store import Store
 from cacheserver.words import Arrived, File, Location, Progress, Standing, join
 
 DOWNLOADS_MAX = 16  # files at a time, of all artifacts together; as many more of artifact stores
-AT_HAND = frozenset(
-    {"", "file", "http", "https", "mlflow-artifacts"}
-)  # where the tracking server or this host has them
+AT_HAND = frozenset({"", "file", "http", "https", "mlflow-artifacts"})  # the tracking server or this host has them
 WINDOW = 8  # files at a time of one artifact: no artifact keeps the others waiting for all of its files
 BATCH_FILES = 1000  # kept together: one sync for all
 BATCH_BYTES = 1 << 30

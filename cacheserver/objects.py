@@ -1,4 +1,4 @@
-"""S3 objects, downloaded with obstore, a client in Rust that needs a sixth of the work that boto3 needs for each.
+"""Objects of S3, GCS and Azure, downloaded with obstore: it needs a sixth of the work that boto3 needs for each.
 
 Law of this file: what there is, MLflow's own client is asked, and whatever obstore cannot do as that client would is
 left to it; what is downloaded is the very object that was listed, or another one from its beginning, never parts of
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from artifactcache.errors import Corrupted, NotFound, Unauthenticated
 from cacheserver import names
-from cacheserver.buckets import Bucket, Buckets, Changed, entity_tag, list_page, sayable, told
+from cacheserver.buckets import Bucket, Buckets, Changed, Listed, ObjectError, Page, Unfit, sayable, told
 from cacheserver.hashing import READ_BYTES
 from cacheserver.listings import ENTRIES_MAX, Entry, flat, one_file
 from cacheserver.refusals import translated
@@ -24,22 +24,16 @@ from cacheserver.staging import Sink
 from cacheserver.words import File, Listing, Location, join
 
 PART_BYTES = 4 << 20
-PARTS_MAX = 5  # in memory, of all objects together
+PARTS_MAX = 5  # in memory, of all objects of all stores together
 WINDOW = 4  # of one object
 WHOLE_BYTES_MAX = 2 * PART_BYTES  # larger ones are asked for in parts
-PAGES_MAX = ENTRIES_MAX // 100  # of one listing: a page has 1,000 names, or fewer
+PAGES_MAX = ENTRIES_MAX // 100  # of one listing: a page has 1,000 names or more, seldom fewer
 
 
-class Objects:
-    """What all downloads of S3 objects share: clients, and room for parts.
+class Parts:
+    """What all downloads share: room for parts, and who fetches them."""
 
-    Args:
-        patience: seconds without progress after which an endpoint counts as unreachable.
-        forget: makes MLflow forget the clients that it keeps.
-    """
-
-    def __init__(self, patience: float, forget: Callable[[], None]) -> None:
-        self.buckets = Buckets(patience, forget)
+    def __init__(self) -> None:
         self.room = threading.Semaphore(PARTS_MAX)
         self.pool = ThreadPoolExecutor(max_workers=PARTS_MAX, thread_name_prefix="part")
 
@@ -52,8 +46,9 @@ class ObjectFiles:
     """The files below one root.
 
     Args:
-        root: `s3://<bucket>/<prefix>`, taken literally.
-        repository: MLflow's own for it.
+        root: `<scheme>://<bucket>/<prefix>`, taken literally.
+        repository: gives MLflow's own for it.
+        buckets: how buckets of this kind are asked.
         ask: gets one answer within its time, by what it is about.
         otherwise: what lists and downloads where obstore cannot.
     """
@@ -61,16 +56,18 @@ class ObjectFiles:
     def __init__(
         self,
         root: str,
-        repository: Any,
-        objects: Objects,
+        repository: Callable[[], Any],
+        buckets: Buckets,
+        parts: Parts,
         ask: Callable[[str, Callable[[], Any]], Any],
         otherwise: RepositoryFiles,
     ) -> None:
-        self.transport = "s3"
+        self.transport = buckets.transport
         self._name, _, prefix = root.partition("://")[2].partition("/")
         self._prefix = prefix.rstrip("/")
         self._repository = repository
-        self._objects = objects
+        self._buckets = buckets
+        self._parts = parts
         self._ask = ask
         self._otherwise = otherwise
 
@@ -79,21 +76,25 @@ class ObjectFiles:
         try:
             return self._listing(location)
         except Unauthenticated:  # what was good when it was read may have been replaced since
-            self._objects.buckets.renew(None)
+            self._buckets.renew(None)
             return self._listing(location)
 
     def fill(self, file: File, sink: Sink) -> None:
         """Downloads one file."""
         bucket, key = self._bucket(file.remote), self._key(file.remote)
-        if bucket.store is None or not sayable(key):
+        if bucket.store is None or file.size is None or not sayable(key):
             self._otherwise.fill(file, sink)
             return
         try:
             self._bring(bucket, key, file, sink)
+        except Unfit as why:  # known by an answer only
+            self._buckets.leave(self._name, why)
+            sink.restart()
+            self._otherwise.fill(file, sink)
         except Exception as error:
             if not isinstance(translated(error, key), Unauthenticated):
                 raise
-            self._objects.buckets.renew(bucket)
+            self._buckets.renew(bucket)
             sink.restart()
             self._bring(self._bucket(file.remote), key, file, sink)
 
@@ -105,7 +106,7 @@ class ObjectFiles:
             itself = self._itself(location)
             if itself is None:
                 raise NotFound(f"{location.uri}: the origin has no file or folder there.")
-            found = one_file(location, itself)
+            found = None if itself.is_folder else one_file(location, itself)
         found = found or Listing([], "")
         if self._bucket(location.path).store is None:
             self.transport = self._otherwise.transport
@@ -116,48 +117,37 @@ class ObjectFiles:
     def _below(self, location: Location) -> Iterator[Entry]:
         """All objects in a folder and below it."""
         key = self._key(location.path)
-        question = {"Prefix": f"{key}/" if key else ""}
+        after = ""
         for _ in range(PAGES_MAX):
-            page = self._page(location.uri, question)
-            for found in page.get("Contents", ()):
+            page = self._page(location.uri, f"{key}/" if key else "", after)
+            for found in page.found:
                 yield self._entry(location.uri, found)
-            if not page.get("IsTruncated"):
+            if page.following is None:
                 return
-            token = page.get("NextContinuationToken")
-            if not token or token == question.get("ContinuationToken"):
+            if page.following in ("", after):
                 raise Corrupted(f"{location.uri}: the origin lists more than it lets itself be asked for.")
-            question["ContinuationToken"] = token
+            after = page.following
         raise Corrupted(f"{location.uri}: the origin lists it in more than {PAGES_MAX} pages.")
 
     def _itself(self, location: Location) -> Entry | None:
         """The object at a location; of all whose keys begin like its own, it is the first."""
         key = self._key(location.path)
-        found = self._page(location.uri, {"Prefix": key, "MaxKeys": 1}).get("Contents", ())
-        return self._entry(location.uri, found[0]) if found and found[0].get("Key") == key else None
+        found = self._page(location.uri, key, most=1).found
+        return self._entry(location.uri, found[0]) if found and found[0].key == key else None
 
-    def _page(self, what: str, question: dict[str, Any]) -> Mapping[str, Any]:
-        """One page of a listing, by MLflow's own client, from whom it is learnt how the bucket is asked."""
-
-        def answer() -> Mapping[str, Any]:
-            client = self._objects.buckets.client(self._repository._get_s3_client)
-            owner = getattr(self._repository, "_bucket_owner_params", {})
-            page, sent = list_page(client, {"Bucket": self._name, **question, **owner})
-            self._objects.buckets.learn(self._name, client, sent)
-            return page
-
-        page: Mapping[str, Any] = self._ask(what, answer)
+    def _page(self, what: str, prefix: str, after: str = "", most: int | None = None) -> Page:
+        """One page of a listing, by which it is learnt how the bucket is asked."""
+        page: Page = self._ask(what, lambda: self._buckets.page(self._repository(), self._name, prefix, after, most))
         return page
 
-    def _entry(self, what: str, found: dict[str, Any]) -> Entry:
+    def _entry(self, what: str, found: Listed) -> Entry:
         """An object as a path below the root; a name with a slash at its end says that there is a folder."""
-        key, size = str(found.get("Key", "")), int(found.get("Size", -1))
         inside = f"{self._prefix}/" if self._prefix else ""
-        is_folder = key.endswith("/")
-        if not key.startswith(inside) or size < 0 or (is_folder and size):
-            raise Corrupted(f"{what}: the origin lists {names.show(key)} with {size} bytes, which cannot be.")
-        path = key[len(inside) :]
-        etag = entity_tag(found.get("ETag")) if sayable(key) else ""
-        return Entry(path[:-1] if is_folder else path, is_folder, size, etag)
+        is_folder, size = found.is_folder or found.key.endswith("/"), found.size
+        if not found.key.startswith(inside) or (size is not None and size < 0) or (is_folder and size):
+            raise Corrupted(f"{what}: the origin lists {names.show(found.key)} with {size} bytes, which cannot be.")
+        path = found.key[len(inside) :].removesuffix("/") if is_folder else found.key[len(inside) :]
+        return Entry(path, is_folder, size, found.tag if sayable(found.key) else "")
 
     # -- bytes ------------------------------------------------------------------------------------------------------
 
@@ -189,7 +179,7 @@ class ObjectFiles:
     def _whole(self, bucket: Bucket, key: str, sink: Sink, tag: str) -> None:
         """Downloads an object, or the rest of it, by one request."""
         answer = self._get(bucket, key, sink.size, None, tag)
-        sink.begin(entity_tag(answer.meta["e_tag"]))
+        sink.begin(self._buckets.tag(answer.meta))
         begin, end = answer.range
         if end - begin <= READ_BYTES:
             sink.write(_bytes(answer, bucket))
@@ -213,12 +203,12 @@ class ObjectFiles:
                 sink.write(chunk)
         sink.begin(tag)
         parts: deque[Future[tuple[list[bytes], str]]] = deque()
-        begin, room = sink.size, self._objects.room
+        begin, room = sink.size, self._parts.room
         try:
             while sink.size < size:
                 while begin < size and len(parts) < WINDOW and room.acquire(blocking=not parts):
                     length = min(PART_BYTES, size - begin)
-                    parts.append(self._objects.pool.submit(self._part, bucket, key, begin, length, tag))
+                    parts.append(self._parts.pool.submit(self._part, bucket, key, begin, length, tag))
                     begin += length
                 for chunk in parts[0].result()[0]:
                     sink.write(chunk)
@@ -235,23 +225,27 @@ class ObjectFiles:
             raise Changed
         # In pieces that stay in the processor's cache from the write to the second hash: a third of the time of one.
         with told(bucket.secrets):
-            return list(answer.stream(min_chunk_size=READ_BYTES)), entity_tag(answer.meta["e_tag"])
+            return list(answer.stream(min_chunk_size=READ_BYTES)), self._buckets.tag(answer.meta)
 
     def _get(self, bucket: Bucket, key: str, begin: int, length: int | None, tag: str) -> Any:
         """One request; its answer is of the object that was meant. Raises Changed where there is another."""
         import obstore
 
-        options: dict[str, Any] = {"if_match": tag} if tag else {}
+        options = self._buckets.condition(tag) if tag else {}
         if length is not None:
             options["range"] = (begin, begin + length)
         elif begin:
             options["range"] = {"offset": begin}
-        assert bucket.at is not None and bucket.store is not None
-        if bucket.at.is_signed:
-            bucket.keys()  # where new ones have to be got, it is this thread that waits, and not obstore's few
-        with told(bucket.secrets):
-            answer = obstore.get(bucket.store, key, options=options)  # type: ignore[arg-type]
-        if tag and entity_tag(answer.meta["e_tag"]) != tag:
+        assert bucket.store is not None
+        bucket.ready()
+        try:
+            with told(bucket.secrets):
+                answer = obstore.get(bucket.store, key, options=options)  # type: ignore[arg-type]
+        except ObjectError as error:
+            if tag and error.is_missing:  # perhaps another one is there
+                raise Changed from None
+            raise
+        if tag and self._buckets.tag(answer.meta) != tag:
             raise Changed
         return answer
 
@@ -262,8 +256,8 @@ class ObjectFiles:
 
     def _bucket(self, path: str) -> Bucket:
         """How the bucket is asked; where that is forgotten, something of it is listed."""
-        while not (found := self._objects.buckets.known(self._name)):
-            self._page(f"s3://{self._name}", {"Prefix": self._key(path), "MaxKeys": 1})
+        while not (found := self._buckets.known(self._name)):
+            self._page(f"{self._buckets.scheme}://{self._name}", self._key(path), most=1)
         return found
 
 

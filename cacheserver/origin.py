@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import base64
 import os
-import threading
 import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
 from functools import lru_cache, partial
 from typing import Any, TypeVar
 
@@ -27,7 +25,7 @@ os.environ.update(
 
 import mlflow
 import requests
-from mlflow.store.artifact import s3_artifact_repo
+from mlflow.store.artifact import azure_blob_artifact_repo, gcs_artifact_repo, s3_artifact_repo
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.tracking import MlflowClient
@@ -38,14 +36,18 @@ from requests.utils import get_auth_from_url, get_netrc_auth
 
 from artifactcache.errors import CacheError, Corrupted, InvalidRequest, NotFound, OriginUnavailable
 from cacheserver import names, roots
+from cacheserver.azure import AzureBuckets
 from cacheserver.breaker import Breaker
+from cacheserver.gcs import GcsBuckets
 from cacheserver.headers import Accesses
 from cacheserver.http import Access, ElsewhereError, Http, StatusError
 from cacheserver.local import LOCAL_SCHEMES, LocalFiles
-from cacheserver.objects import ObjectFiles, Objects
+from cacheserver.objects import ObjectFiles, Parts
 from cacheserver.proxied import ProxiedFiles
+from cacheserver.questions import Questions
 from cacheserver.refusals import translated, without_credentials
-from cacheserver.repository import Crews, RepositoryFiles, Transfers
+from cacheserver.repository import RepositoryFiles, Transfers
+from cacheserver.s3 import S3Buckets
 from cacheserver.staging import Sink
 from cacheserver.uris import Artifact, Kind
 from cacheserver.words import File, Listing, Location, Resolved, join
@@ -53,13 +55,10 @@ from cacheserver.words import File, Listing, Location, Resolved, join
 # Stages are deprecated; as long as MLflow has them, users have URIs with them.
 warnings.filterwarnings("ignore", category=FutureWarning, message=".*get_latest_versions.*")
 
-QUESTIONS_MAX = 16  # questions to the origin at a time
-LOCAL_QUESTIONS_MAX = 4  # listings of folders of this host, which may take long and keep no other question waiting
 IDENTIFIERS_MAX = 8  # entity tags, or logged models of a run, asked for at a time
 LOOK_SECONDS_MAX = 2.0  # how long a look at a server that has not answered may take
 RETRIES = 2
 DOWNLOAD_ATTEMPTS = 2
-LOCAL_PATIENCE_SECONDS = 600.0  # a large folder on a busy disk is not an origin that does not answer
 
 T = TypeVar("T")
 
@@ -109,18 +108,18 @@ class MlflowOrigin:
         self._world_only = world_only
         self._local_roots = tuple(os.path.realpath(folder) for folder in local_roots)
         self._repositories = lru_cache(maxsize=64)(partial(get_artifact_repository, tracking_uri=self._tracking_uri))
-        self._pool = ThreadPoolExecutor(max_workers=QUESTIONS_MAX, thread_name_prefix="origin")
+        self._questions = Questions(unreachable_after_seconds)
         self._http, self._looker = Http(ticks), Http(ticks)
         self._accesses = Accesses(_access, ticks)
         self._breaker = Breaker(self.name, self._answers, ticks)
         self._identifiers = ThreadPoolExecutor(max_workers=IDENTIFIERS_MAX, thread_name_prefix="identify")
-        self._objects = Objects(
-            unreachable_after_seconds,
-            s3_artifact_repo._cached_get_s3_client.cache_clear,
-        )
-        self._transfers = Transfers(unreachable_after_seconds)
-        self._stores = Crews(QUESTIONS_MAX, "store")
-        self._local_pool = ThreadPoolExecutor(max_workers=LOCAL_QUESTIONS_MAX, thread_name_prefix="local")
+        self._parts, self._transfers = Parts(), Transfers(unreachable_after_seconds)
+        forget, forget_s3 = self._repositories.cache_clear, s3_artifact_repo._cached_get_s3_client.cache_clear
+        self._buckets = {  # for MLflow's own classes only: of a plugin's nothing is known
+            s3_artifact_repo.S3ArtifactRepository: S3Buckets(unreachable_after_seconds, forget_s3),
+            gcs_artifact_repo.GCSArtifactRepository: GcsBuckets(unreachable_after_seconds, forget),
+            azure_blob_artifact_repo.AzureBlobArtifactRepository: AzureBuckets(unreachable_after_seconds, forget),
+        }
 
     @property
     def name(self) -> str:
@@ -130,11 +129,9 @@ class MlflowOrigin:
     def close(self) -> None:
         """Asks nothing any more."""
         self._breaker.close()
-        for pool in (self._pool, self._local_pool, self._identifiers):
-            pool.shutdown(wait=False, cancel_futures=True)
-        self._stores.close()
-        self._objects.close()
-        self._transfers.close()
+        self._identifiers.shutdown(wait=False, cancel_futures=True)
+        for each in (self._questions, self._parts, self._transfers):
+            each.close()
 
     def guards(self, artifact: Artifact) -> bool:
         """Whether the artifact has to be looked at each time: a file of this host, named by a client of many users."""
@@ -226,7 +223,7 @@ class MlflowOrigin:
         files = self._files(location.root, named_by_client, patience)
         try:
             if isinstance(files, LocalFiles):
-                found = self._ask(location.uri, lambda: files.listing(location), is_local=True)
+                found = self._questions.ask(location.uri, lambda: files.listing(location), is_local=True)
             else:
                 found = files.listing(location)
             return found._replace(transport=files.transport)
@@ -274,10 +271,10 @@ class MlflowOrigin:
             self._breaker.check()
             return ProxiedFiles(repository.artifact_uri, self._http, self._accesses, patience or self._patience)
         store = f"{roots.scheme(root)}://{roots.server(root)}"
-        ask = partial(self._ask, of_answer=True, store=store, patience=patience)
+        ask = partial(self._questions.ask, of_answer=True, store=store, patience=patience)
         others = RepositoryFiles(repository, roots.scheme(root) in _SIZED, ask, self._transfers, store)
-        if type(repository) is s3_artifact_repo.S3ArtifactRepository:  # of a plugin's nothing is known
-            return ObjectFiles(root, repository, self._objects, ask, others)
+        if buckets := self._buckets.get(type(repository)):
+            return ObjectFiles(root, partial(self._repositories, root), buckets, self._parts, ask, others)
         return others
 
     def _repository(self, root: str, *, named_by_client: bool = False) -> Any:
@@ -311,7 +308,7 @@ class MlflowOrigin:
         """One answer of the tracking server. Raises errors of ours only."""
         self._breaker.check()
         try:
-            return self._ask(what, question, of_answer=True, patience=patience)
+            return self._questions.ask(what, question, of_answer=True, patience=patience)
         except CacheError as error:
             raise self._noted(error) from None
 
@@ -333,43 +330,6 @@ class MlflowOrigin:
             return True
         except Exception:  # noqa: BLE001 - what stands in the way stands in the way of every question
             return False
-
-    def _ask(
-        self,
-        what: str,
-        question: Callable[[], T],
-        *,
-        of_answer: bool = False,
-        is_local: bool = False,
-        store: str = "",
-        patience: float | None = None,
-    ) -> T:
-        """One answer of the origin, within its time, which begins when it is asked. Raises errors of ours only."""
-        pool, patience = self._pool, min(patience or self._patience, self._patience)
-        if is_local:
-            pool, patience = self._local_pool, max(patience, LOCAL_PATIENCE_SECONDS)
-        asked = threading.Event()
-
-        def ask() -> T:
-            asked.set()
-            return question()
-
-        future = self._stores.submit(store, ask) if store else pool.submit(ask)
-        try:
-            if asked.wait(patience):
-                return future.result(timeout=patience)
-            future.cancel()
-            raise OriginUnavailable(
-                f"{without_credentials(what)}: too many other questions to the origin have kept this one"
-                f" waiting for {patience:g} s, and this cannot be given without it. Try again in a moment."
-            )
-        except FutureTimeout:
-            raise OriginUnavailable(
-                f"{without_credentials(what)}: the origin has not answered within {patience:g} s, and this"
-                " cannot be given without it."
-            ) from None
-        except Exception as error:  # noqa: BLE001 - MLflow and its clients raise anything
-            raise translated(error, what, of_answer=of_answer) from None
 
 
 def _access(url: str) -> Access:

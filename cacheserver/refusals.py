@@ -34,6 +34,7 @@ _BY_CODE: dict[str, type[CacheError]] = {
     "CUSTOMER_UNAUTHORIZED": Unauthenticated,
     "INVALID_PARAMETER_VALUE": InvalidRequest,
     "BAD_REQUEST": InvalidRequest,
+    "AuthenticationFailed": Unauthenticated,  # Azure, with 403
 }
 _BY_STATUS: dict[int, type[CacheError]] = {
     400: InvalidRequest,
@@ -41,7 +42,7 @@ _BY_STATUS: dict[int, type[CacheError]] = {
     403: PermissionDenied,
     404: NotFound,
 }
-_BY_S3_CODE: dict[str, type[CacheError]] = {
+_BY_OBJECT_CODE: dict[str, type[CacheError]] = {
     "AccessDenied": PermissionDenied,
     "NoSuchBucket": NotFound,
     "NoSuchKey": NotFound,
@@ -52,6 +53,7 @@ _BY_S3_CODE: dict[str, type[CacheError]] = {
     "SignatureDoesNotMatch": Unauthenticated,
     "ExpiredToken": Unauthenticated,
     "InvalidToken": Unauthenticated,
+    "AuthenticationFailed": Unauthenticated,  # Azure
 }
 _BY_CLASS: dict[str, type[CacheError]] = {
     "FileNotFoundError": NotFound,
@@ -60,6 +62,8 @@ _BY_CLASS: dict[str, type[CacheError]] = {
     "NoCredentialsError": Unauthenticated,  # botocore
     "PartialCredentialsError": Unauthenticated,
     "DefaultCredentialsError": Unauthenticated,  # google.auth
+    "RefreshError": Unauthenticated,
+    "ClientAuthenticationError": Unauthenticated,  # azure.core
     "ImportError": InvalidRequest,
 }
 # What else these classes and their children say is that the origin, or the way to it, does not work now. MLflow's own
@@ -75,9 +79,10 @@ _UNAVAILABLE = frozenset(
         *("SSHException", "error_temp", "error_perm", "error_reply", "error_proto"),  # paramiko, ftplib
     }
 )
-_EXTRAS = {"boto3": "s3", "botocore": "s3"}
+_EXTRAS = {"boto3": "s3", "botocore": "s3", "google": "gcs", "azure": "azure"}
 
-_USER = re.compile(r"(://)[^/\s]*@")  # up to the last "@" of the authority: a password may hold one
+# Up to the last "@" of the authority: a password may hold one. Azure's URIs have a container there.
+_USER = re.compile(r"(://)(?!(?:(?<=wasbs://)|(?<=abfss://))[\w$-]+@[^/\s@]*(?:[/\s]|$))[^/\s]*@")
 _QUERY = re.compile(r"(https?://[^\s?]+)\?\S+", re.I)  # signatures of presigned URLs
 _SECRETS = (
     (_USER, r"\1"),
@@ -85,15 +90,17 @@ _SECRETS = (
     (re.compile(r"\?[\w.%~-]+=[^\s'\")>]*"), ""),  # urllib3 tells a URL without its host
     (
         re.compile(
-            r"""([\w-]{0,40}(?:authorization|token|passw(?:or)?d|secret|signature|credential|api[-_]?key|access[-_]?key)
+            r"""([\w-]{0,40}(?:authorization|token|passw(?:or)?d|secret|signature|credential|api[-_]?key|access[-_]?key
+                |account[-_]?key)
                 [\w-]{0,40}["']?\s*[:=]\s*)
-                (?:(?:bearer|basic|digest|negotiate)\s+)?
+                (?:(?:bearer|basic|digest|negotiate|sharedkey(?:lite)?)\s+)?
                 (?:b?"[^"]*"?|b?'[^']*'?|[^\s,;&'"}]+)""",
             re.I | re.X,
         ),
         r"\1…",
     ),
     (re.compile(r"\b(bearer|basic|digest|negotiate)\s+[^\s'\"]+", re.I), r"\1 …"),
+    (re.compile(r"\b(sig=)[^\s&;'\"<>]+", re.I), r"\1…"),  # Azure's shared access signatures
 )
 
 
@@ -115,7 +122,7 @@ def translated(error: BaseException, what: str, *, of_answer: bool = False) -> C
     text = without_secrets(str(error))[:MESSAGE_LENGTH_MAX]
     for cause in causes:
         if kind := _kind(cause):
-            return kind(f"{what}: {_missing(cause) if isinstance(cause, ImportError) else text or _name(error)}")
+            return kind(f"{what}: {_missing(causes) if isinstance(cause, ImportError) else text or _name(error)}")
     if any(_class_names(cause) & _UNAVAILABLE for cause in causes):
         return OriginUnavailable(f"{what}: {text or _name(error)}")
     if of_answer:
@@ -150,21 +157,29 @@ def _kind(error: BaseException) -> type[CacheError] | None:
     """The class that an error's own code, status or name stands for."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
-        return _BY_S3_CODE.get(str(response.get("Error", {}).get("Code")))
+        if kind := _BY_OBJECT_CODE.get(str(response.get("Error", {}).get("Code"))):
+            return kind
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        return None if status == 400 else _BY_STATUS.get(status)  # what 400 means, only its code says
+    code = getattr(error, "error_code", "")
+    if kind := _BY_CODE.get(str(getattr(code, "value", code))):
+        return kind
     for status in (getattr(response, "status_code", None), getattr(error, "code", None)):
         if isinstance(status, int) and status in _BY_STATUS:
             return _BY_STATUS[status]
-    by_code = _BY_CODE.get(str(getattr(error, "error_code", "")))
-    return by_code or next((_BY_CLASS[c] for c in _lineage(error) if c in _BY_CLASS), None)
+    return next((_BY_CLASS[c] for c in _lineage(error) if c in _BY_CLASS), None)
 
 
-def _missing(error: ImportError) -> str:
-    module = (error.name or str(error)).partition(".")[0]
-    extra = _EXTRAS.get(module)
-    install = f"pip install 'cacheserver[{extra}]'" if extra else f"the package that has {error.name or module}"
+def _missing(causes: list[BaseException]) -> str:
+    """What to install. MLflow has words of its own for some modules; which one it is, is said by what it caught."""
+    missing = [cause for cause in causes if isinstance(cause, ImportError)]
+    error = next((cause for cause in missing if cause.name), missing[0])
+    name = error.name or str(error)
+    extra = _EXTRAS.get(name.partition(".")[0])
+    install = f"pip install 'cacheserver[{extra}]'" if extra else f"the package that has {name}"
     return (
-        f"the daemon lacks the Python module {error.name or module}, which such artifacts need. Install it where the"
-        f" daemon runs ({install}), and start the daemon again."
+        f"the daemon lacks the Python module {name}, which such artifacts need. Install it where the daemon runs"
+        f" ({install}), and start the daemon again."
     )
 
 

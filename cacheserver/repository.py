@@ -8,78 +8,20 @@ from __future__ import annotations
 
 import itertools
 import os
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import Any, TypeVar
+from typing import Any
 
 from artifactcache.errors import Corrupted, InvalidRequest, OriginUnavailable
 from cacheserver import names
+from cacheserver.crews import Crews
 from cacheserver.listings import Entry, walk
 from cacheserver.removal import remove
 from cacheserver.staging import Sink
 from cacheserver.words import File, Listing, Location
 
 TRANSFERS_MAX = 16  # of one store, those that hang included: nobody can end a thread
-CREWS_MAX = 32  # stores that are asked at a time; more than that only where all of them hang at once
-
-T = TypeVar("T")
-
-
-class _Crew:
-    """Threads for one store, and how much they have to do."""
-
-    def __init__(self, size: int, name: str) -> None:
-        self.pool = ThreadPoolExecutor(max_workers=size, thread_name_prefix=name)
-        self.under_way = 0
-
-
-class Crews:
-    """Threads for work that may never end: each store has its own, so that one that hangs keeps no other waiting.
-
-    Args:
-        size: threads of one crew.
-        name: of the threads.
-    """
-
-    def __init__(self, size: int, name: str) -> None:
-        self._size = size
-        self._name = name
-        self._lock = threading.Lock()
-        self._crews: dict[str, _Crew] = {}
-
-    def close(self) -> None:
-        """Starts nothing any more."""
-        with self._lock:
-            crews = list(self._crews.values())
-        for crew in crews:  # without the lock: what is cancelled ends here
-            crew.pool.shutdown(wait=False, cancel_futures=True)
-
-    def submit(self, store: str, work: Callable[..., T], *args: object) -> Future[T]:
-        """Has the work done by the crew of a store. Raises OriginUnavailable where too many stores hang already."""
-        with self._lock:
-            crew = self._crews.pop(store, None) or self._new()
-            self._crews[store] = crew  # the last one: the first has not been needed for the longest time
-            crew.under_way += 1
-            future = crew.pool.submit(work, *args)
-        future.add_done_callback(lambda _: self._ended(crew))
-        return future
-
-    def _new(self) -> _Crew:
-        if len(self._crews) >= CREWS_MAX:
-            idle = next((store for store, crew in self._crews.items() if not crew.under_way), None)
-            if idle is None:
-                raise OriginUnavailable(
-                    f"{CREWS_MAX} artifact stores are being asked and have not answered yet, so no other is. Try again"
-                    " in a moment."
-                )
-            self._crews.pop(idle).pool.shutdown(wait=False)
-        return _Crew(self._size, self._name)
-
-    def _ended(self, crew: _Crew) -> None:
-        with self._lock:
-            crew.under_way -= 1
 
 
 class Transfers:

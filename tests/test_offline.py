@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from artifactcache import errors
-from cacheserver.origin import QUESTIONS_MAX
+from cacheserver.questions import QUESTIONS_MAX
 from tests.conftest import CallerOf, StartDaemon
 from tests.rig import trees
 from tests.rig.caller import Caller

@@ -46,8 +46,8 @@ class Fetched(os.PathLike[str]):
     writable: bool
     """True where the files are the caller's own, so that writing to them changes nobody else's."""
     transport: str
-    """What brought the bytes that this call took from the origin: "file", "http", "s3" or "mlflow"; several,
-    joined by "+", where a run and its logged models are in different stores; empty for a hit."""
+    """What brought the bytes that this call took from the origin: "file", "http", "s3", "gcs", "azure" or "mlflow";
+    several, joined by "+", where a run and its logged models are in different stores; empty for a hit."""
     # A list, because `list.pop` hands the one entry to exactly one of several threads.
     _leases: list[Callable[[], None]] = field(default_factory=list, repr=False)
 

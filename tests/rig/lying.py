@@ -209,6 +209,10 @@ class LyingOrigin:
             return self.lies[run_id].download(inside)(reply) if run_id in self.lies else _missing(reply)
         return _missing(reply)
 
+    def posted(self, reply: Reply, path: str, body: bytes) -> None:
+        """One POST request."""
+        reply.json({})
+
     def _list(self, reply: Reply, path: str) -> None:
         self.listing_count += 1
         run_id, _, inside = path.strip("/").partition("/")
@@ -261,8 +265,8 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("content-length", 0)))
-        Reply(self).json({})
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.server.origin.posted(Reply(self), urlsplit(self.path).path, body)
 
 
 @contextlib.contextmanager

@@ -28,20 +28,29 @@ class Objects:
 
 
 def object_of(
-    content: bytes, tag: str = '"v1"', *, sent_bytes_max: int | None = None, heeds_conditions: bool = True
+    content: bytes,
+    tag: str = '"v1"',
+    *,
+    sent_bytes_max: int | None = None,
+    heeds_conditions: bool = True,
+    **more: object,
 ) -> Answer:
-    """An object as S3 answers for it, with ranges and If-Match; it hangs up after `sent_bytes_max`."""
+    """An object as S3 answers for it, with ranges and If-Match; it hangs up after `sent_bytes_max`.
+
+    Args:
+        more: headers, with `_` for `-`.
+    """
 
     def answer(reply: Reply) -> None:
         wanted = reply.header("if-match")
         if wanted and wanted != tag and heeds_conditions:
             return refuses(412, "PreconditionFailed", "At least one of the pre-conditions did not hold")(reply)
-        begin, end, headers = 0, len(content), {}
-        if found := re.fullmatch(r"bytes=(\d+)-(\d*)", reply.header("range")):
+        begin, end, headers = 0, len(content), dict(more)
+        if found := re.fullmatch(r"bytes=(\d+)-(\d*)", reply.header("range") or reply.header("x-ms-range")):
             begin, end = int(found[1]), min(int(found[2]) + 1 if found[2] else end, end)
             headers["Content_Range"] = f"bytes {begin}-{end - 1}/{len(content)}"
         size = end - begin
-        reply.head(206 if headers else 200, Content_Length=size, ETag=tag, Last_Modified=LAST_MODIFIED, **headers)
+        reply.head(206 if found else 200, Content_Length=size, ETag=tag, Last_Modified=LAST_MODIFIED, **headers)
         reply.write(content[begin : end if sent_bytes_max is None else min(end, begin + sent_bytes_max)])
         if sent_bytes_max is not None and size > sent_bytes_max:
             reply.hang_up()

@@ -14,8 +14,9 @@ from botocore.config import Config
 from obstore.exceptions import GenericError, PermissionDeniedError, PreconditionError
 
 from artifactcache.errors import OriginUnavailable, PermissionDenied, Unauthenticated
-from cacheserver.buckets import Changed, Place, Unfit, entity_tag, list_page, place, sayable, told
+from cacheserver.buckets import Changed, Unfit, entity_tag, sayable, told
 from cacheserver.refusals import translated
+from cacheserver.s3 import Place, list_page, place
 
 
 class Listed:

@@ -221,7 +221,13 @@ def test_errors_of_ours_and_full_disks_stay_what_they_are() -> None:
 
 @pytest.mark.parametrize(
     ("module", "advice"),
-    [("boto3", "pip install 'cacheserver[s3]'"), ("no_such.module", "no_such"), ("google.no_such", "google.no_such")],
+    [
+        ("boto3", "pip install 'cacheserver[s3]'"),
+        ("google.cloud.storage", "pip install 'cacheserver[gcs]'"),
+        ("azure.storage.blob", "pip install 'cacheserver[azure]'"),
+        ("no_such.module", "no_such"),
+        ("google.no_such", "google.no_such"),
+    ],
 )
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, module: str, advice: str) -> None:
     """InvalidRequest, with what to install where the daemon runs."""
@@ -229,6 +235,17 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, module: str
     found = translated(caught(lambda: __import__(module)), "s3://bucket/x")
     assert type(found) is InvalidRequest
     assert advice in str(found) and "where the daemon runs" in str(found) and "s3://bucket/x" in str(found)
+
+
+def test_a_missing_package_for_which_mlflow_has_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says which, but not as a name; the error that it has caught does."""
+    from mlflow.store.artifact.azure_blob_artifact_repo import AzureBlobArtifactRepository
+
+    monkeypatch.setitem(sys.modules, "azure.identity", None)
+    uri = "wasbs://box@acc.blob.core.windows.net/x"
+    found = translated(caught(lambda: AzureBlobArtifactRepository(uri)), uri)
+    assert type(found) is InvalidRequest and str(found).startswith(f"{uri}: the daemon lacks the Python module azure.")
+    assert "pip install 'cacheserver[azure]'" in str(found)
 
 
 _BASIC = base64.b64encode(b"user:" + SECRET.encode()).decode()
@@ -256,6 +273,9 @@ _BASIC = base64.b64encode(b"user:" + SECRET.encode()).decode()
         (f"x-amz-security-token: {SECRET}; more", SECRET, "more"),
         (f"aws_secret_access_key = {SECRET}", SECRET, "aws_secret"),
         (f"api-key: {SECRET}", SECRET, "api-key"),
+        (f"AccountName=acc;AccountKey={SECRET}", SECRET, "acc;"),
+        (f"Authorization: SharedKey acc:{SECRET}", SECRET, "Authorization"),
+        ("SharedAccessSignature=sv=1&sp=rl&sig=abc%2B123 is wrong", "abc%2B123", "is wrong"),
         (f"MLFLOW_TRACKING_PASSWORD={SECRET} is wrong", SECRET, "is wrong"),
     ],
 )
@@ -285,6 +305,8 @@ def test_the_subject_of_a_message_has_no_credentials_either() -> None:
     """A tracking server may name a root with a password in it."""
     assert "pw" not in str(translated(OSError("x"), "ftp://u:pw@host/models"))
     assert without_credentials("https://u:p@h/x?sig=1") == "https://h/x"
+    assert without_credentials("wasbs://box@acc.blob.core.windows.net/x") == "wasbs://box@acc.blob.core.windows.net/x"
+    assert without_credentials("wasbs://u:p@acc/x wasbs://u@p@acc/x") == "wasbs://acc/x wasbs://acc/x"
 
 
 @pytest.mark.parametrize("text", ["x" * 5_000_000, "a-" * 2_000_000, "token " * 500_000, "://" * 1_000_000])

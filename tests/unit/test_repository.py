@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from artifactcache.errors import CacheError, OriginUnavailable
-from cacheserver import repository
-from cacheserver.repository import TRANSFERS_MAX, Crews, RepositoryFiles, Transfers
+from cacheserver import crews as crews_room
+from cacheserver.crews import Crews
+from cacheserver.repository import TRANSFERS_MAX, RepositoryFiles, Transfers
 from cacheserver.staging import Sink
 from cacheserver.words import File
 from tests.rig.until import until
@@ -139,7 +140,7 @@ def test_what_is_no_file_of_its_own_is_refused(tmp_path: Path, transfers: Transf
 def test_a_store_that_hangs_keeps_no_other_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody can end its threads, so they are its own. Of stores there are not more than so many at a time, but those
     that answered make room for others."""
-    monkeypatch.setattr(repository, "CREWS_MAX", 3)
+    monkeypatch.setattr(crews_room, "CREWS_MAX", 3)
     crews, go = Crews(2, "test"), threading.Event()
     try:
         stuck = [crews.submit("ftp://silent", go.wait, 30) for _ in range(5)]

@@ -1,0 +1,88 @@
+"""Questions to the origin, each of which comes to an end for whoever asks.
+
+Law of this file: nobody can end a thread that waits for an answer. So who asks does not wait with it, and who does not
+answer keeps no thread waiting but those that are for its own answers.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import TypeVar
+
+from artifactcache.errors import OriginUnavailable
+from cacheserver.crews import Crews
+from cacheserver.refusals import translated, without_credentials
+
+QUESTIONS_MAX = 16  # at a time, to the tracking server; as many to each artifact store
+LOCAL_QUESTIONS_MAX = 4  # listings of folders of this host, which may take long and keep no other question waiting
+LOCAL_PATIENCE_SECONDS = 600.0  # a large folder on a busy disk is not an origin that does not answer
+
+T = TypeVar("T")
+
+
+class Questions:
+    """Threads for questions.
+
+    Args:
+        patience: seconds that an answer may take.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._pool = ThreadPoolExecutor(max_workers=QUESTIONS_MAX, thread_name_prefix="origin")
+        self._local_pool = ThreadPoolExecutor(max_workers=LOCAL_QUESTIONS_MAX, thread_name_prefix="local")
+        self._stores = Crews(QUESTIONS_MAX, "store")
+
+    def close(self) -> None:
+        """Asks nothing any more."""
+        for pool in (self._pool, self._local_pool):
+            pool.shutdown(wait=False, cancel_futures=True)
+        self._stores.close()
+
+    def ask(
+        self,
+        what: str,
+        question: Callable[[], T],
+        *,
+        of_answer: bool = False,
+        is_local: bool = False,
+        store: str = "",
+        patience: float | None = None,
+    ) -> T:
+        """One answer, within its time, which begins when it is asked. Raises errors of ours only.
+
+        Args:
+            what: it is about, for messages.
+            of_answer: whether an error that nobody knows was one of the origin's answer.
+            is_local: whether it is about a folder of this host.
+            store: which artifact store is asked; empty for the tracking server.
+            patience: seconds that the answer may take, where that is not the usual.
+        """
+        pool, patience = self._pool, min(patience or self._patience, self._patience)
+        if is_local:
+            pool, patience = self._local_pool, max(patience, LOCAL_PATIENCE_SECONDS)
+        asked = threading.Event()
+
+        def ask() -> T:
+            asked.set()
+            return question()
+
+        future = self._stores.submit(store, ask) if store else pool.submit(ask)
+        try:
+            if asked.wait(patience):
+                return future.result(timeout=patience)
+            future.cancel()
+            raise OriginUnavailable(
+                f"{without_credentials(what)}: too many other questions to the origin have kept this one"
+                f" waiting for {patience:g} s, and this cannot be given without it. Try again in a moment."
+            )
+        except FutureTimeout:
+            raise OriginUnavailable(
+                f"{without_credentials(what)}: the origin has not answered within {patience:g} s, and this"
+                " cannot be given without it."
+            ) from None
+        except Exception as error:  # noqa: BLE001 - MLflow and its clients raise anything
+            raise translated(error, what, of_answer=of_answer) from None
