@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import CallerOf, StartDaemon
 from tests.rig import trees
 from tests.rig.caller import identity
 from tests.rig.mlflow_server import MlflowServer
@@ -147,8 +148,9 @@ import json, os, sys, tempfile
 tempfile.tempdir = sys.argv[1]
 import mlflow
 came = []
-for uri in sys.argv[2:]:
-    came.append(sorted(os.listdir(mlflow.artifacts.download_artifacts(uri, dst_path="d"))))
+for number, uri in enumerate(sys.argv[2:]):
+    dst = f"d{number}" + os.environ.get("ARTIFACTCACHE", "")
+    came.append(sorted(os.listdir(mlflow.artifacts.download_artifacts(uri, dst_path=dst))))
     try:
         came.append(mlflow.artifacts.download_artifacts(uri))
     except Exception as error:
@@ -171,3 +173,17 @@ def test_nowhere_for_temporary_files(mlflow_user: MlflowUser, uris: list[str], r
     on, said = _run(mlflow_user, NOWHERE, str(folder), *uris)
     assert on == off
     assert "Traceback" not in said
+
+
+def test_models_that_need_no_temporary_files(
+    start_daemon: StartDaemon, mlflow_file: MlflowServer, room: Path, caller_of: CallerOf, distribution: Path
+) -> None:
+    """Where MLflow gives out a folder of this host itself, it does so without a place for temporary files, too."""
+    run = mlflow_file.run(trees.unique())
+    mlflow_file.add_version(f"local-{run}", run, "part")
+    user = MlflowUser(caller_of(start_daemon(mlflow_file.uri), room), distribution, mlflow_file.uri)
+    (room / "temporary").write_text("a file")
+    uris = [f"models:/local-{run}/1", f"{mlflow_file.artifact_uri(run)}/part"]
+    off, _ = _run(user, NOWHERE, str(room / "temporary"), *uris, ARTIFACTCACHE="off")
+    on, _ = _run(user, NOWHERE, str(room / "temporary"), *uris)
+    assert on == off and on[1] == str(mlflow_file.folder(run) / "part")
