@@ -23,7 +23,7 @@ from cacheserver.store import Store
 from cacheserver.uris import MOVING, Artifact
 from cacheserver.words import Brought, Held, Manifest, Progress
 
-FLIGHTS_MAX = 64  # artifacts being brought at a time; more wait their turn
+FLIGHTS_MAX = 512  # artifacts being brought at a time; more than one user's calls can ask for
 COMMIT_ATTEMPTS = 3
 
 

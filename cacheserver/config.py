@@ -108,7 +108,8 @@ def _amount(value: Any) -> Amount:
 def _uri(value: Any) -> str:
     text = _text(value)
     try:
-        has_scheme = bool(urlsplit(text).scheme)
+        parts = urlsplit(text)
+        has_scheme = bool(parts.scheme) and parts.port != 0  # a password with "/" in it makes another port of it
     except ValueError:
         has_scheme = False
     if not has_scheme and not text.startswith("/"):

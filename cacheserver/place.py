@@ -6,6 +6,7 @@ Law of this file: the environment is an argument.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from artifactcache.paths import user_socket_dir
 from cacheserver.config import Config, ConfigError
@@ -34,6 +35,12 @@ def place(config: Config, environ: dict[str, str], uid: int) -> Place:
             "There is no tracking server to cache for: set MLFLOW_TRACKING_URI, or [origin] tracking_uri in the"
             " configuration."
         )
+    try:
+        urlsplit(tracking_uri).port  # noqa: B018 - looking at it is the check
+    except ValueError:  # not shown: what cannot be taken apart may have a password anywhere
+        raise ConfigError(
+            "The tracking URI is no URL. If a password in it has a /, ? or # in it, write %2F, %3F or %23."
+        ) from None
     # systemd gives units of the system a folder below /run, units of a user one below the user's own.
     under_system = bool(runtime) and not (own and runtime.startswith(own.rstrip("/") + "/"))
     return Place(

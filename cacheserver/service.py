@@ -49,6 +49,7 @@ PROGRESS_SECONDS = 0.1
 CONNECTIONS_MAX = 4096
 # A client closes a connection without calls long before: it comes to an end here only where a client does not.
 CONNECTION_IDLE_SECONDS = 600
+PING_SECONDS_MIN = 5  # between pings of one connection; the client library sends one after 10 s
 HANDSHAKE_SECONDS = 10  # who says nothing would only hold a place
 
 Context = grpc.ServicerContext
@@ -283,6 +284,7 @@ def serve(service: Service, address: str, connections_max: int = CONNECTIONS_MAX
             ("grpc.max_allowed_incoming_connections", min(connections_max, CONNECTIONS_MAX)),
             ("grpc.max_connection_idle_ms", round(CONNECTION_IDLE_SECONDS * 1000)),
             ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
+            ("grpc.http2.min_ping_interval_without_data_ms", PING_SECONDS_MIN * 1000),
         ),
         maximum_concurrent_rpcs=REQUESTS_MAX,
     )

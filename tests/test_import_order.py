@@ -203,7 +203,7 @@ def test_the_client_imports_nothing_of_the_daemon() -> None:
 
 def test_only_the_plugin_imports_the_plugin() -> None:
     """And it imports MLflow inside its functions only: who has no MLflow never meets it."""
-    plugin = {"plugin", "repositories", "daemon_for_mlflow", "temporary"}
+    plugin = {"plugin", "switch", "repositories", "daemon_for_mlflow", "temporary"}
     for path in CLIENT.glob("*.py"):
         if path.stem not in plugin:
             assert not {f"artifactcache.{name}" for name in plugin} & set(_imports(path)), path

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from artifactcache import errors
 from tests.rig import trees
 from tests.rig.caller import Caller
+from tests.rig.counting import CountingProxy
 from tests.rig.daemon import Daemon
 from tests.rig.mlflow_server import MlflowServer
 from tests.rig.trees import SMALL
@@ -158,3 +161,29 @@ def test_nothing_is_printed(alice: Caller, uri: str) -> None:
     process = alice.popen(command, stderr=-1)
     assert process.communicate(timeout=60) == (b"", b"")
     assert process.returncode == 0
+
+
+def test_a_daemon_that_is_stopped(
+    alice: Caller, daemon: Daemon, origin: CountingProxy, mlflow_proxied: MlflowServer
+) -> None:
+    """It closes nothing and says nothing: whoever waits for it is told all the same, by the answer to a ping that is
+    missing."""
+    code = """
+        import artifactcache
+        from artifactcache import session
+        times = ("keepalive_time_ms", "keepalive_timeout_ms", "http2.ping_timeout_ms", "min_reconnect_backoff_ms")
+        quick = {f"grpc.{name}": 1000 for name in times}
+        assert quick.keys() <= dict(session._CHANNEL_OPTIONS).keys()
+        session._CHANNEL_OPTIONS = tuple((dict(session._CHANNEL_OPTIONS) | quick).items())
+        say(artifactcache.Client().ping().pid)
+        artifactcache.fetch(uri)
+        """
+    with origin.holding(), alice.start(code, uri=f"runs:/{mlflow_proxied.run(trees.unique())}") as job:
+        assert job.hear() == daemon.pid
+        origin.wait_for_download()
+        os.kill(daemon.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(errors.DaemonUnavailable):
+                job.result()
+        finally:
+            os.kill(daemon.pid, signal.SIGCONT)

@@ -8,14 +8,10 @@ the first download.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-SWITCH = "ARTIFACTCACHE"
-_OFF = frozenset({"off", "0", "false", "no"})
-# `mlflow server` sets these for its workers and for the jobs that they start.
-_SERVER_VARIABLES = ("_MLFLOW_SERVER_ARTIFACT_ROOT", "_MLFLOW_SERVER_FILE_STORE")
+from artifactcache.switch import is_on
 
 # Entry point -> MLflow's own module and class. Not here: dbfs, which the daemon does not serve, and plain paths, which
 # are files of the caller's own that may change at any time.
@@ -37,12 +33,6 @@ _BUILT_IN = {
     "hdfs": ("hdfs_artifact_repo", "HdfsArtifactRepository"),
     "viewfs": ("hdfs_artifact_repo", "HdfsArtifactRepository"),
 }
-
-
-def is_on(environ: Mapping[str, str]) -> bool:
-    """Tell whether downloads of a process with this environment are to be served: not in a tracking server."""
-    switched_off = environ.get(SWITCH, "").strip().lower() in _OFF
-    return not switched_off and not any(name in environ for name in _SERVER_VARIABLES)
 
 
 def __getattr__(name: str) -> Any:

@@ -18,7 +18,7 @@ from importlib import import_module
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from artifactcache.plugin import is_on
+from artifactcache.switch import is_on
 
 if TYPE_CHECKING:
     from artifactcache.daemon_for_mlflow import Daemon

@@ -30,6 +30,10 @@ RECONNECT_BACKOFF_MS = 100  # the least that grpc accepts; a daemon that comes b
 # of that on standard error; it may take twice as long.
 IDLE_SECONDS = 120
 READY_SECONDS_MAX = 2.0  # between a restarted daemon's handoff.sock and its cache.sock
+CONNECT_SECONDS_MAX = 5
+# A daemon that is stopped, or hangs as a whole, answers no ping: a call that waits for it ends after these two.
+PING_AFTER_SECONDS = 10
+PONG_SECONDS_MAX = 10
 RELEASE_SECONDS_MAX = 5.0  # a lease that cannot be given back by then ends with the session
 
 _CHANNEL_OPTIONS = (
@@ -38,7 +42,12 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.initial_reconnect_backoff_ms", RECONNECT_BACKOFF_MS),
     ("grpc.max_reconnect_backoff_ms", RECONNECT_BACKOFF_MS),
+    ("grpc.min_reconnect_backoff_ms", CONNECT_SECONDS_MAX * 1000),  # how long connecting may take, whatever its name
     ("grpc.client_idle_timeout_ms", IDLE_SECONDS * 1000),
+    ("grpc.keepalive_time_ms", PING_AFTER_SECONDS * 1000),
+    ("grpc.keepalive_timeout_ms", PONG_SECONDS_MAX * 1000),
+    ("grpc.http2.ping_timeout_ms", PONG_SECONDS_MAX * 1000),  # what newer grpc heeds, whose default is a minute
+    ("grpc.http2.max_pings_without_data", 0),  # as many as it takes: nothing is said while the origin is waited for
     # The caller's own thread reads the stream. It saves two changes of thread a call, and a thread at a fork.
     # The value of grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, whose import costs 10 ms.
     ("SingleThreadedUnaryStream", 1),
