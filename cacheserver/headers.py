@@ -1,7 +1,7 @@
 """What requests to a host need beside their URL, remembered for a moment.
 
-Law of this file: credentials may be replaced at any time. What is remembered is at most a second old, what was refused
-is asked for again, and a signature is for one request.
+Law of this file: credentials may be replaced at any time. What is remembered is a few seconds old at most, what was
+refused is asked for again, and a signature is for one request.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from cacheserver.http import Access
 
-SECONDS = 1.0  # to ask MLflow costs as much as to download a small file
+SECONDS = 5.0  # to ask MLflow costs as much as to download several small files
 
 
 class Accesses:
@@ -29,8 +29,14 @@ class Accesses:
 
     def of(self, url: str) -> Access:
         """What a request of this URL needs."""
-        at, found = self._known.get(_host(url), (0.0, None))
-        return found if found and 0 <= self._ticks() - at < SECONDS else self.anew(url)
+        host = _host(url)
+        at, found = self._known.get(host, (0.0, None))
+        if found is None:
+            return self.anew(url)
+        if self._ticks() - at >= SECONDS:
+            self._known[host] = (self._ticks(), found)  # the others go on with this until it is here
+            return self.anew(url)
+        return found
 
     def anew(self, url: str) -> Access:
         """The same, as it is now."""

@@ -29,11 +29,13 @@ _NO_CLONE = frozenset(
 
 
 class Staged(NamedTuple):
-    """A finished file in staging/, what a row will say of it, and the origin's entity tag of these bytes."""
+    """A finished file in staging/, what a row will say of it, and the origin's entity tag of these bytes. `is_noted`:
+    there may be a note beside it."""
 
     path: str
     row: BlobRow
     etag: str = ""
+    is_noted: bool = False
 
 
 class Sink:
@@ -144,7 +146,7 @@ class Sink:
         os.fchmod(self._fd, 0o444)
         seen = os.fstat(self._fd)
         row = BlobRow(self._blake.hexdigest(), self.size, self._xxh3.hexdigest(), seen.st_ino, seen.st_mtime_ns)
-        return Staged(self.path, row, self.etag)
+        return Staged(self.path, row, self.etag, self._note is not None)
 
     def _hash_again(self) -> None:
         self.size, self._blake, self._xxh3 = 0, blake3(), xxh3_128()

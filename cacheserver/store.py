@@ -104,6 +104,7 @@ class Store:
     def keep(self, staged: dict[str, Staged], standing: Standing, now: float) -> None:
         """Takes finished files, by the origin's URI of each, into the store. Raises NoSpace."""
         ones = {one.row.digest: one for one in staged.values() if one.row.size}
+        placed = set[str]()
         try:
             self._disk.sync(list(ones.values()))
             with self._blobs_lock:
@@ -111,6 +112,7 @@ class Store:
                 wrong = {row.digest for row in self._disk.suspects(known.values())}
                 new = [one for digest, one in ones.items() if digest not in known or digest in wrong]
                 rows = self._disk.place(new)
+                placed = {one.path for one in new if not one.is_noted}
                 arrived = {u: Arrived(s.row.digest, s.row.size, s.etag) for u, s in staged.items() if s.row.size}
                 self.index.record_arrivals(rows, arrived, standing, now)
             if wrong:
@@ -119,15 +121,10 @@ class Store:
             raise trouble(error, "a download could not be kept") from None
         finally:
             for one in staged.values():
-                self._disk.discard(one.path)
+                if one.path not in placed:
+                    self._disk.discard(one.path)
 
-    def commit(
-        self,
-        manifest: Manifest,
-        artifacts: Iterable[Record],
-        arrived: Iterable[str],
-        now: float,
-    ) -> None:
+    def commit(self, manifest: Manifest, artifacts: Iterable[Record], arrived: Iterable[str], now: float) -> None:
         """Records a tree whose blobs are kept, and what it is the tree of. Raises NoSpace, MissingBlobs."""
         try:
             self._disk.write_manifest(manifest)
