@@ -178,16 +178,18 @@ class Bringing:
             raise
         with self._resolving:
             known = self._versions.resolved(artifact.base)
-            if known and known.stamp and known.identity != resolved.identity:
-                if asked_at < self._versions.resolved_at(artifact.base) <= self._clock():
+            if known and asked_at < self._versions.resolved_at(artifact.base) <= self._clock():
+                if known.identity != resolved.identity:
                     raise Superseded(artifact.uri)  # somebody asked later, and was answered sooner
+                return known
+            if known and known.stamp and known.identity != resolved.identity:
                 self._index.forget(artifact.base)  # with all paths of it
             self._versions.record(resolved, asked_at)
         return resolved
 
     def _is_current(self, of: Resolved) -> bool:
         known = self._versions.resolved(of.version)
-        return known is not None and known.identity == of.identity
+        return known is None or known.identity == of.identity
 
     def _record(self, artifact: Artifact, selection: Selection, parts: list[Part], before: Held | None) -> Held:
         """Records the tree that the parts are together."""
@@ -217,7 +219,8 @@ class Bringing:
         itself = Record(artifact.uri, selection.key, file_name, standing, True, checked_at, etags)
         self._store.commit(whole, [itself, *behind], arrived, now)
         held = self._index.held(artifact.uri, selection.key)
-        assert held is not None
+        if held is None:  # another version of the same name has taken its place already
+            raise Superseded(artifact.uri)
         return held
 
     def _remembered(self, artifact: Artifact, ask: Ask) -> tuple[tuple[Location, ...], Standing, Resolved | None]:

@@ -99,7 +99,8 @@ class Cache:
             return Version(asked.at_version(remembered[0]), stale=True)
         except NotFound:
             if self._versions.alias(asked.base):
-                self._versions.forget_alias(asked.base)
+                with contextlib.suppress(NoSpace):
+                    self._versions.forget_alias(asked.base)
             raise
         if remembered is None or remembered[0] != artifact.selector or self._freshness.alias_ttl:
             with contextlib.suppress(NoSpace):  # an answer for bad times is not worth an error
@@ -190,14 +191,17 @@ class Cache:
                 raise error from None
 
     def _attempts(self, artifact: Artifact, selection: Selection, ask: Ask, progress: Progress) -> Brought:
-        gone = None
+        gone: NotFound | OriginUnavailable | None = None
         for _ in range(COMMIT_ATTEMPTS):
             try:
                 found = self._bringing.sync(artifact, selection, ask, progress)
-            except (MissingBlobs, Superseded):
-                continue  # a blob that was counted on went into quarantine meanwhile, or the version was made anew
+            except MissingBlobs:
+                continue  # a blob that was counted on went into quarantine meanwhile
+            except Superseded:
+                gone = OriginUnavailable(f"{artifact.uri} is made anew again and again. Try again when that has ended.")
+                continue
             except Vanished as error:
-                gone = error
+                gone = NotFound(str(error))
                 continue  # whoever writes there has removed a file since it was listed
             if self._sound(found):
                 self._store.view_is_sound(found.tree)  # one that is not is built again when it is handed out
@@ -205,7 +209,7 @@ class Cache:
                 taken = progress.bytes_done - progress.bytes_found  # of all attempts
                 return Brought(found, taken, transport="+".join(sorted(progress.transports)) if taken else "")
         if gone:
-            raise NotFound(str(gone))
+            raise gone
         raise Corrupted(f"{artifact.uri}: its bytes do not stay what they are. Look at the store's disk.")
 
     # -- the mechanics ----------------------------------------------------------------------------------------------

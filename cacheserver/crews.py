@@ -38,10 +38,12 @@ class Crews:
         self._name = name
         self._lock = threading.Lock()
         self._crews: dict[str, _Crew] = {}
+        self._closed = False
 
     def close(self) -> None:
         """Starts nothing any more."""
         with self._lock:
+            self._closed = True
             crews = list(self._crews.values())
         for crew in crews:  # without the lock: what is cancelled ends here
             crew.pool.shutdown(wait=False, cancel_futures=True)
@@ -49,10 +51,16 @@ class Crews:
     def submit(self, store: str, work: Callable[..., T], *args: object) -> Future[T]:
         """Has the work done by the crew of a store. Raises OriginUnavailable where too many stores hang already."""
         with self._lock:
+            if self._closed:
+                raise OriginUnavailable("The daemon is being stopped.")
             crew = self._crews.pop(store, None) or self._new()
             self._crews[store] = crew  # the last one: the first has not been needed for the longest time
             crew.under_way += 1
+        try:  # without the lock, too: a pool that is being shut down has one of its own, and waits for this one
             future = crew.pool.submit(work, *args)
+        except BaseException:
+            self._ended(crew)
+            raise
         future.add_done_callback(lambda _: self._ended(crew))
         return future
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 from artifactcache.errors import OriginUnavailable
 from cacheserver import names
+from cacheserver.crews import Crews
 from cacheserver.faults import trouble
 from cacheserver.origin import MlflowOrigin
-from cacheserver.roots import scheme
+from cacheserver.roots import scheme, server
 from cacheserver.staging import Sink, Staged
 from cacheserver.store import Store
 from cacheserver.words import Arrived, File, Location, Progress, Standing, join
@@ -32,6 +33,8 @@ FILES_PER_TURN = 50  # then a worker turns to another artifact; a future for eac
 RESUMABLE_BYTES_MIN = 16 << 20  # smaller ones begin anew: to write down what they are would cost more
 
 CLAIM_ATTEMPTS = 2
+
+Submit = Callable[..., "Future[None]"]
 
 
 class _Work:
@@ -68,6 +71,12 @@ class _Work:
                 self._bytes += staged.row.size
             self._changed.notify()
         return error is None
+
+    def fail(self, error: BaseException) -> None:
+        """Nobody is left to download the rest."""
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify()
 
     def batch(self) -> dict[str, Staged]:
         """Waits for files that are worth keeping together; none once all are given. Raises what a download raised."""
@@ -143,7 +152,7 @@ class Downloads:
         self._clock = clock
         # Apart from each other: a store that hangs keeps no download from the tracking server or this host waiting.
         self._pool = ThreadPoolExecutor(max_workers=DOWNLOADS_MAX, thread_name_prefix="download")
-        self._store_pool = ThreadPoolExecutor(max_workers=DOWNLOADS_MAX, thread_name_prefix="store-download")
+        self._crews = Crews(DOWNLOADS_MAX, "store-download")
         self._lock = threading.Lock()
         self._claims: dict[str, _Claim] = {}
         self._numbers = itertools.count(1)
@@ -154,8 +163,8 @@ class Downloads:
 
     def close(self) -> None:
         """Starts no download any more."""
-        for pool in (self._pool, self._store_pool):
-            pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._crews.close()
 
     def bring(
         self,
@@ -259,10 +268,13 @@ class Downloads:
     ) -> Iterator[dict[str, Staged]]:
         """Downloads, and gives what is finished in batches that are worth a sync."""
         work = _Work(mine, lambda file: self._one(location, file, progress, named_by_client))
-        pool = self._pool if scheme(location.root) in AT_HAND else self._store_pool
-        for _ in range(min(WINDOW, len(mine))):
-            pool.submit(self._run, work, pool)
+        store = scheme(location.root)
+        submit: Submit = self._pool.submit
+        if store not in AT_HAND:
+            submit = partial(self._crews.submit, f"{store}://{server(location.root)}")
         try:
+            for _ in range(min(WINDOW, len(mine))):
+                submit(self._run, work, submit)
             while batch := work.batch():
                 yield batch
         except Exception:
@@ -273,12 +285,15 @@ class Downloads:
             for staged in work.abandon().values():  # only after a failure is anything left
                 self._store.discard(staged.path)
 
-    def _run(self, work: _Work, pool: ThreadPoolExecutor) -> None:
+    def _run(self, work: _Work, submit: Submit) -> None:
         """Downloads some files of an artifact, and then lets those of others have their turn."""
         for _ in range(FILES_PER_TURN):
             if not work.step():
                 return
-        pool.submit(self._run, work, pool)
+        try:
+            submit(self._run, work, submit)
+        except BaseException as error:  # noqa: BLE001 - whoever waits for the batch must hear of it
+            work.fail(error)
 
     def _one(self, location: Location, file: File, progress: Progress, named_by_client: bool) -> Staged:
         what, is_large = key(location, file), (file.size or 0) >= RESUMABLE_BYTES_MIN

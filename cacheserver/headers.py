@@ -6,6 +6,7 @@ refused is asked for again, and a signature is for one request.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
@@ -26,24 +27,33 @@ class Accesses:
         self._find = find
         self._ticks = ticks
         self._known: dict[str, tuple[float, Access]] = {}
+        self._renewing = threading.Lock()
 
     def of(self, url: str) -> Access:
         """What a request of this URL needs."""
-        host = _host(url)
-        at, found = self._known.get(host, (0.0, None))
-        if found is None:
+        at, found = self._known.get(_host(url), (0.0, None))
+        age = self._ticks() - at
+        if found is None or age >= 2 * SECONDS:
             return self.anew(url)
-        if self._ticks() - at >= SECONDS:
-            self._known[host] = (self._ticks(), found)  # the others go on with this until it is here
-            return self.anew(url)
+        if age >= SECONDS and self._renewing.acquire(blocking=False):  # the others go on with this until it is here
+            try:
+                return self.anew(url)
+            finally:
+                self._renewing.release()
         return found
 
     def anew(self, url: str) -> Access:
         """The same, as it is now."""
         at, found = self._ticks(), self._find(url)
-        if not found.is_signed:
+        if not found.is_signed and at >= self._known.get(_host(url), (at, None))[0]:
             self._known[_host(url)] = (at, found)
         return found
+
+
+def same_server(one: str, other: str) -> bool:
+    """Whether two URLs are of one server: the same scheme, host and port."""
+    a, b = urlsplit(one), urlsplit(other)
+    return (a.scheme, a.hostname, a.port) == (b.scheme, b.hostname, b.port)
 
 
 def _host(url: str) -> str:

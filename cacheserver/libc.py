@@ -23,8 +23,11 @@ def syncfs(fd: int) -> None:
 
 
 def begin_writing(fd: int, begin: int, length: int) -> None:
-    """Has the kernel begin to write a part of a file to the disk; waits for nothing, and promises nothing
-    (sync_file_range(2), SYNC_FILE_RANGE_WRITE). Whoever syncs later has less to wait for, and hears of errors."""
+    """Has the kernel begin to write a part of a file to the disk (sync_file_range(2), SYNC_FILE_RANGE_WRITE).
+
+    It waits only where the disk's queue is full, and promises nothing: who syncs later has less to wait for, and hears
+    of errors.
+    """
     _libc.sync_file_range(fd, ctypes.c_int64(begin), ctypes.c_int64(length), ctypes.c_uint(_SYNC_FILE_RANGE_WRITE))
 
 

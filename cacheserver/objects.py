@@ -81,22 +81,24 @@ class ObjectFiles:
 
     def fill(self, file: File, sink: Sink) -> None:
         """Downloads one file."""
-        bucket, key = self._bucket(file.remote), self._key(file.remote)
-        if bucket.store is None or file.size is None or not sayable(key):
-            self._otherwise.fill(file, sink)
-            return
-        try:
-            self._bring(bucket, key, file, sink)
-        except Unfit as why:  # known by an answer only
-            self._buckets.leave(self._name, why)
-            sink.restart()
-            self._otherwise.fill(file, sink)
-        except Exception as error:
-            if not isinstance(translated(error, key), Unauthenticated):
-                raise
-            self._buckets.renew(bucket)
-            sink.restart()
-            self._bring(self._bucket(file.remote), key, file, sink)
+        key = self._key(file.remote)
+        for is_last in (False, True):
+            bucket = self._bucket(file.remote)
+            if bucket.store is None or file.size is None or not sayable(key):
+                break
+            try:
+                self._bring(bucket, key, file, sink)
+                return
+            except Unfit as why:  # known by an answer only
+                self._buckets.leave(self._name, why)
+                sink.restart()
+                break
+            except Exception as error:
+                if is_last or not isinstance(translated(error, key), Unauthenticated):
+                    raise
+                self._buckets.renew(bucket)
+                sink.restart()
+        self._otherwise.fill(file, sink)
 
     # -- what there is ----------------------------------------------------------------------------------------------
 
@@ -208,7 +210,11 @@ class ObjectFiles:
             while sink.size < size:
                 while begin < size and len(parts) < WINDOW and room.acquire(blocking=not parts):
                     length = min(PART_BYTES, size - begin)
-                    parts.append(self._parts.pool.submit(self._part, bucket, key, begin, length, tag))
+                    try:
+                        parts.append(self._parts.pool.submit(self._part, bucket, key, begin, length, tag))
+                    except BaseException:
+                        room.release()
+                        raise
                     begin += length
                 for chunk in parts[0].result()[0]:
                     sink.write(chunk)
@@ -225,7 +231,10 @@ class ObjectFiles:
             raise Changed
         # In pieces that stay in the processor's cache from the write to the second hash: a third of the time of one.
         with told(bucket.secrets):
-            return list(answer.stream(min_chunk_size=READ_BYTES)), self._buckets.tag(answer.meta)
+            chunks = list(answer.stream(min_chunk_size=READ_BYTES))
+        if sum(map(len, chunks)) != length:  # what follows it would be written where it does not belong
+            raise ObjectError("", "", "the endpoint has sent less than it said")
+        return chunks, self._buckets.tag(answer.meta)
 
     def _get(self, bucket: Bucket, key: str, begin: int, length: int | None, tag: str) -> Any:
         """One request; its answer is of the object that was meant. Raises Changed where there is another."""

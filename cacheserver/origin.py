@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, TypeVar
 
 # Before mlflow is imported: it reads these once. The daemon reports nothing to anybody.
@@ -37,9 +37,10 @@ from requests.utils import get_auth_from_url, get_netrc_auth
 from artifactcache.errors import CacheError, Corrupted, InvalidRequest, NotFound, OriginUnavailable
 from cacheserver import names, roots
 from cacheserver.azure import AzureBuckets
+from cacheserver.bounded import Bounded
 from cacheserver.breaker import Breaker
 from cacheserver.gcs import GcsBuckets
-from cacheserver.headers import Accesses
+from cacheserver.headers import Accesses, same_server
 from cacheserver.http import Access, ElsewhereError, Http, StatusError
 from cacheserver.local import LOCAL_SCHEMES, LocalFiles
 from cacheserver.objects import ObjectFiles, Parts
@@ -58,6 +59,7 @@ warnings.filterwarnings("ignore", category=FutureWarning, message=".*get_latest_
 IDENTIFIERS_MAX = 8  # entity tags, or logged models of a run, asked for at a time
 LOOK_SECONDS_MAX = 2.0  # how long a look at a server that has not answered may take
 RETRIES = 2
+REPOSITORIES_MAX = 256  # of MLflow's, kept: some hold connections
 DOWNLOAD_ATTEMPTS = 2
 
 T = TypeVar("T")
@@ -107,14 +109,14 @@ class MlflowOrigin:
         self._forbidden = os.path.realpath(forbidden)
         self._world_only = world_only
         self._local_roots = tuple(os.path.realpath(folder) for folder in local_roots)
-        self._repositories = lru_cache(maxsize=64)(partial(get_artifact_repository, tracking_uri=self._tracking_uri))
+        self._repositories = Bounded[str, Any](REPOSITORIES_MAX)
         self._questions = Questions(unreachable_after_seconds)
         self._http, self._looker = Http(ticks), Http(ticks)
-        self._accesses = Accesses(_access, ticks)
+        self._accesses = Accesses(partial(_access, here=self._tracking_uri), ticks)
         self._breaker = Breaker(self.name, self._answers, ticks)
         self._identifiers = ThreadPoolExecutor(max_workers=IDENTIFIERS_MAX, thread_name_prefix="identify")
         self._parts, self._transfers = Parts(), Transfers(unreachable_after_seconds)
-        forget, forget_s3 = self._repositories.cache_clear, s3_artifact_repo._cached_get_s3_client.cache_clear
+        forget, forget_s3 = self._repositories.clear, s3_artifact_repo._cached_get_s3_client.cache_clear
         self._buckets = {  # for MLflow's own classes only: of a plugin's nothing is known
             s3_artifact_repo.S3ArtifactRepository: S3Buckets(unreachable_after_seconds, forget_s3),
             gcs_artifact_repo.GCSArtifactRepository: GcsBuckets(unreachable_after_seconds, forget),
@@ -270,11 +272,11 @@ class MlflowOrigin:
         if isinstance(repository, HttpArtifactRepository):
             self._breaker.check()
             return ProxiedFiles(repository.artifact_uri, self._http, self._accesses, patience or self._patience)
-        store = f"{roots.scheme(root)}://{roots.server(root)}"
+        store = _store(root)
         ask = partial(self._questions.ask, of_answer=True, store=store, patience=patience)
         others = RepositoryFiles(repository, roots.scheme(root) in _SIZED, ask, self._transfers, store)
         if buckets := self._buckets.get(type(repository)):
-            return ObjectFiles(root, partial(self._repositories, root), buckets, self._parts, ask, others)
+            return ObjectFiles(root, partial(self._made, root), buckets, self._parts, ask, others)
         return others
 
     def _repository(self, root: str, *, named_by_client: bool = False) -> Any:
@@ -286,8 +288,20 @@ class MlflowOrigin:
                 raise InvalidRequest(f"{shown} is on another server than the tracking server of this daemon.")
             if roots.scheme(root) != "mlflow-artifacts" and _ENDPOINT not in root:
                 raise InvalidRequest(f"{shown} is no artifact URI of MLflow: write mlflow-artifacts:/<path>.")
+        if roots.scheme(root) in _OF_TRACKING_SERVER or self._repositories.get(root):
+            return self._made(root)
+        # Some ask for credentials, or connect, when they are made.
+        return self._questions.ask(shown, lambda: self._made(root), store=_store(root))
+
+    def _made(self, root: str) -> Any:
+        """MLflow's own repository of a root, kept."""
+        shown, found = names.show(without_credentials(root)), self._repositories.get(root)
+        if found:
+            return found
         try:
-            return self._repositories(root)
+            found = get_artifact_repository(root, tracking_uri=self._tracking_uri)
+            self._repositories.put(root, found)
+            return found
         except Exception as error:  # noqa: BLE001 - the clients of the object stores raise anything
             if str(error).startswith(_NO_STORE):
                 raise InvalidRequest(
@@ -324,7 +338,8 @@ class MlflowOrigin:
             return True
         url = f"{self._tracking_uri.rstrip('/')}/health"
         try:
-            with self._looker.get(url, _access(url)._replace(headers={}), min(self._patience, LOOK_SECONDS_MAX)):
+            access = _access(url, here=self._tracking_uri)._replace(headers={})
+            with self._looker.get(url, access, min(self._patience, LOOK_SECONDS_MAX)):
                 return True
         except (StatusError, ElsewhereError):
             return True
@@ -332,14 +347,26 @@ class MlflowOrigin:
             return False
 
 
-def _access(url: str) -> Access:
-    """What MLflow's own client would send beside a URL: credentials and certificates of the environment."""
+def _store(root: str) -> str:
+    """Which artifact store a root is in."""
+    return f"{roots.scheme(root)}://{roots.server(root)}"
+
+
+def _access(url: str, *, here: str) -> Access:
+    """What MLflow's own client would send beside a URL: credentials and certificates of the environment.
+
+    The daemon's credentials are for its tracking server: other hosts, which whoever may create runs can name as their
+    root, get a login only where ~/.netrc or the URL itself has one for them.
+    """
+    if not same_server(url, here):
+        login = get_netrc_auth(url) or get_auth_from_url(url)
+        return Access({"Authorization": _basic(login)} if all(login) else {}, get_default_host_creds(url).verify, None)
     creds, headers = get_default_host_creds(url), dict(resolve_request_headers())
     login = get_netrc_auth(url) or get_auth_from_url(url)  # requests puts both before what MLflow gives it
     if not any(login):
         login = (creds.username or "", creds.password or "")
     if all(login):
-        headers["Authorization"] = "Basic " + base64.b64encode(":".join(login).encode()).decode("ascii")
+        headers["Authorization"] = _basic(login)
     elif creds.token:
         headers["Authorization"] = f"Bearer {creds.token}"
     is_signed = bool(creds.aws_sigv4 or creds.auth)
@@ -347,6 +374,10 @@ def _access(url: str) -> Access:
         request = requests.Request("GET", url, headers=headers, auth=_signer(creds)).prepare()
         headers = dict(request.headers)
     return Access(headers, creds.verify, creds.client_cert_path, is_signed)
+
+
+def _basic(login: tuple[str, str]) -> str:
+    return "Basic " + base64.b64encode(":".join(login).encode()).decode("ascii")
 
 
 def _signer(creds: Any) -> Any:

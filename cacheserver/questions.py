@@ -70,19 +70,22 @@ class Questions:
             asked.set()
             return question()
 
-        future = self._stores.submit(store, ask) if store else pool.submit(ask)
         try:
+            future = self._stores.submit(store, ask) if store else pool.submit(ask)
             if asked.wait(patience):
-                return future.result(timeout=patience)
+                try:
+                    return future.result(timeout=patience)
+                except FutureTimeout:
+                    if future.done():  # it was the question that ran into a time of its own
+                        raise
+                raise OriginUnavailable(
+                    f"{without_credentials(what)}: the origin has not answered within {patience:g} s, and this"
+                    " cannot be given without it."
+                )
             future.cancel()
             raise OriginUnavailable(
                 f"{without_credentials(what)}: too many other questions to the origin have kept this one"
                 f" waiting for {patience:g} s, and this cannot be given without it. Try again in a moment."
             )
-        except FutureTimeout:
-            raise OriginUnavailable(
-                f"{without_credentials(what)}: the origin has not answered within {patience:g} s, and this"
-                " cannot be given without it."
-            ) from None
         except Exception as error:  # noqa: BLE001 - MLflow and its clients raise anything
             raise translated(error, what, of_answer=of_answer) from None

@@ -64,6 +64,11 @@ _BY_CLASS: dict[str, type[CacheError]] = {
     "DefaultCredentialsError": Unauthenticated,  # google.auth
     "RefreshError": Unauthenticated,
     "ClientAuthenticationError": Unauthenticated,  # azure.core
+    "ProfileNotFound": Unauthenticated,
+    "SSOTokenLoadError": Unauthenticated,
+    "TokenRetrievalError": Unauthenticated,
+    "UnauthorizedSSOTokenError": Unauthenticated,
+    "ParamValidationError": InvalidRequest,
     "ImportError": InvalidRequest,
 }
 # What else these classes and their children say is that the origin, or the way to it, does not work now. MLflow's own
@@ -73,8 +78,10 @@ _UNAVAILABLE = frozenset(
         *("OSError", "EOFError", "MlflowException"),  # OSError: timeouts, sockets, TLS, and all of requests
         *("HTTPException", "HTTPError"),  # http.client, urllib3
         *("ClientError", "ConnectionError", "HTTPClientError", "IncompleteReadError"),  # botocore
+        *("CredentialRetrievalError", "MetadataRetrievalError"),
         "RetriesExceededError",  # boto3, s3transfer
-        *("GoogleAPICallError", "RetryError", "TransportError", "InvalidResponse", "DataCorruption"),  # google
+        *("GoogleAPICallError", "GoogleAuthError", "RetryError", "TransportError", "InvalidResponse"),  # google
+        "DataCorruption",
         "AzureError",
         *("SSHException", "error_temp", "error_perm", "error_reply", "error_proto"),  # paramiko, ftplib
     }
@@ -133,6 +140,11 @@ def translated(error: BaseException, what: str, *, of_answer: bool = False) -> C
 def without_credentials(uri: str) -> str:
     """A URI without its user, password and query."""
     return _QUERY.sub(r"\1", _USER.sub(r"\1", uri))
+
+
+def without_users(text: str) -> str:
+    """A text without the users and passwords of the URIs in it."""
+    return _USER.sub(r"\1", text)
 
 
 def without_secrets(text: str) -> str:

@@ -6,6 +6,7 @@ hashed here. A name is written to once only: a client that hangs may come back t
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable
@@ -142,8 +143,9 @@ def _written(path: str) -> set[tuple[str, int, int]]:
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(name):
-                seen = entry.stat(follow_symlinks=False)
-                found.add((entry.name, seen.st_size, seen.st_mtime_ns))
+                with contextlib.suppress(FileNotFoundError):  # it is renamed just now
+                    seen = entry.stat(follow_symlinks=False)
+                    found.add((entry.name, seen.st_size, seen.st_mtime_ns))
     return found
 
 

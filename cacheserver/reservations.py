@@ -26,6 +26,7 @@ class Promise:
     progress: Progress
     done_before: int
     kept_before: int
+    found_before: int
 
     def coming(self) -> int:
         """Bytes that are no blobs yet."""
@@ -33,7 +34,8 @@ class Promise:
 
     def unwritten(self) -> int:
         """Bytes that are not on the disk yet, but for files that are half written."""
-        return max(0, self.needed - self.written - (self.progress.bytes_done - self.done_before))
+        found = self.progress.bytes_found - self.found_before  # what was on the disk already is not written again
+        return max(0, self.needed - self.written - (self.progress.bytes_done - self.done_before - found))
 
 
 class Reservations:
@@ -57,7 +59,7 @@ class Reservations:
 
         Raises NoSpace.
         """
-        promise = Promise(needed, written, progress, progress.bytes_done, progress.bytes_kept)
+        promise = Promise(needed, written, progress, progress.bytes_done, progress.bytes_kept, progress.bytes_found)
         with self._lock:
             disk = self._store.space()
             if why := space.shortage(

@@ -18,6 +18,7 @@ from xxhash import xxh3_128
 
 from artifactcache.errors import CacheError, Corrupted
 from cacheserver import libc
+from cacheserver.faults import trouble
 from cacheserver.hashing import READ_BYTES
 from cacheserver.words import BlobRow
 
@@ -84,13 +85,20 @@ class Sink:
         self.etag = etag
 
     def write(self, chunk: bytes | bytearray | memoryview) -> None:
-        """Adds bytes at the end. Raises Corrupted where they are too many, OSError."""
-        self.size += len(chunk)
-        if self._expected is not None and self.size > self._expected:
+        """Adds bytes at the end.
+
+        Raises Corrupted where they are too many, and what `faults` has where the disk does not take them: that is no
+        trouble of the origin's.
+        """
+        if self._expected is not None and self.size + len(chunk) > self._expected:
             raise Corrupted(f"{self._what}: the origin lists {self._expected} bytes and sends more.")
         view = memoryview(chunk)
-        while view:
-            view = view[os.write(self._fd, view) :]
+        try:
+            while view:
+                view = view[os.write(self._fd, view) :]
+        except OSError as error:
+            raise trouble(error, "a download could not be written") from None
+        self.size += len(chunk)
         if self.size - self._begun >= WRITE_BEHIND_BYTES:
             libc.begin_writing(self._fd, self._begun, self.size - self._begun)
             self._begun = self.size

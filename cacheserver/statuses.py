@@ -16,6 +16,7 @@ import grpc
 
 from artifactcache import errors
 from artifactcache.errors import CacheError
+from cacheserver.refusals import without_users
 
 # As gRPC encodes it, three bytes for each that is not ASCII. The other end throws metadata above 8 KiB away at random.
 DETAILS_BYTES_MAX = 4096
@@ -52,7 +53,8 @@ def _typed(context: Context, call: str) -> Iterator[None]:
         _log.exception("%s failed", call)
         failure = CacheError(f"{call} failed in the daemon; its log says why.")
     context.set_trailing_metadata((("artifactcache-error", type(failure).__name__),))
-    context.abort(_STATUS.get(type(failure), grpc.StatusCode.INTERNAL), details(str(failure)))
+    text = without_users(str(failure))  # an origin's own URIs may hold a password: of ftp, say
+    context.abort(_STATUS.get(type(failure), grpc.StatusCode.INTERNAL), details(text))
 
 
 def details(text: str) -> str:

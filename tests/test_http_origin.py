@@ -184,6 +184,26 @@ def test_credentials_go_where_they_are_meant_to_and_no_redirect_takes_them_elsew
     assert "s3cret" not in daemon.read_log()
 
 
+def test_another_host_that_a_run_names_gets_no_credentials(
+    start_daemon: StartDaemon, room: Path, caller_of: CallerOf
+) -> None:
+    """Whoever may create a run names its root; the daemon's own login is for its tracking server."""
+    seen: set[str] = set()
+
+    def answer(reply: Reply) -> None:
+        seen.add(reply.header("authorization"))
+        reply.sized(b"0123456789")
+
+    with lying.lying_origin() as here, lying.lying_origin() as stranger:
+        lie = stranger.run(Lie(flat(file("one")), lambda path: answer))
+        run = lying.run_info(lie) | {"artifact_uri": f"mlflow-artifacts://{stranger.uri.rpartition('/')[2]}/{lie}"}
+        here.answers["runs/get"] = {"run": {"info": run, "data": {}, "inputs": {}, "outputs": {}}}
+        env = {"MLFLOW_TRACKING_USERNAME": "ada", "MLFLOW_TRACKING_PASSWORD": "s3cret"}
+        alice = caller_of(start_daemon(here.uri, env=env), room)
+        assert alice.fetch(f"runs:/{lie}").file_count == 1
+    assert seen == {""}
+
+
 def test_credentials_that_are_replaced_while_they_are_in_use(
     start_daemon: StartDaemon, liar: LyingOrigin, room: Path, caller_of: CallerOf
 ) -> None:

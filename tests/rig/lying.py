@@ -222,8 +222,9 @@ class LyingOrigin:
         return listing(reply) if callable(listing) else reply.json({"files": listing})
 
 
-def _run(run_id: str) -> dict[str, Any]:
-    info = {
+def run_info(run_id: str) -> dict[str, Any]:
+    """What the server says of a run."""
+    return {
         "run_id": run_id,
         "run_uuid": run_id,
         "experiment_id": "1",
@@ -234,7 +235,10 @@ def _run(run_id: str) -> dict[str, Any]:
         "artifact_uri": f"mlflow-artifacts:/{run_id}",
         "lifecycle_stage": "active",
     }
-    return {"info": info, "data": {}, "inputs": {}, "outputs": {}}
+
+
+def _run(run_id: str) -> dict[str, Any]:
+    return {"info": run_info(run_id), "data": {}, "inputs": {}, "outputs": {}}
 
 
 def _missing(reply: Reply) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from artifactcache.errors import Corrupted
+from artifactcache.errors import CacheError, Corrupted
 from cacheserver.partials import NOTE, Partials
 from cacheserver.staging import Sink
 
@@ -88,3 +88,21 @@ def test_more_bytes_than_listed_are_refused_as_they_come(tmp_path: Path) -> None
         with pytest.raises(Corrupted, match="sends more"):
             sink.write(b"12345")
         assert (tmp_path / "1").stat().st_size == 0
+
+
+def test_a_disk_that_does_not_take_bytes_is_not_the_origins_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody tries again from a place that the file never reached, and what was asked for is not called unavailable."""
+
+    def fail(fd: int, data: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    with Sink(str(tmp_path / "1"), 8, KEY) as sink:
+        sink.begin('"tag"')
+        sink.write(b"1234")
+        monkeypatch.setattr(os, "write", fail)
+        with pytest.raises(CacheError, match="disk does not work") as told:
+            sink.write(b"5678")
+        monkeypatch.undo()
+        assert type(told.value) is CacheError and sink.size == 4

@@ -19,7 +19,16 @@ import pytest
 import requests
 import urllib3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    MetadataRetrievalError,
+    ParamValidationError,
+    ProfileNotFound,
+    SSOTokenLoadError,
+    UnauthorizedSSOTokenError,
+)
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.utils.rest_utils import MlflowHostCreds, http_request, verify_rest_response
 
@@ -131,6 +140,23 @@ def test_an_origin_that_refuses(ask: Callable[[str], Any], status: int, kind: ty
     """Each status says whose move it is, whether MLflow or requests saw it."""
     with answering(status, b"no") as url:
         assert type(translated(caught(lambda: ask(url)), "x")) is kind
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (CredentialRetrievalError(provider="container-role", error_msg="503"), OriginUnavailable),
+        (MetadataRetrievalError(error_msg="timed out"), OriginUnavailable),
+        (UnauthorizedSSOTokenError(), Unauthenticated),
+        (SSOTokenLoadError(error_msg="no token"), Unauthenticated),
+        (ProfileNotFound(profile="work"), Unauthenticated),
+        (ParamValidationError(report="Invalid bucket name"), InvalidRequest),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_credentials_of_s3_that_cannot_be_had(error: Exception, kind: type[CacheError]) -> None:
+    """Also in the middle of a listing: what passes is not taken for a wrong answer, so that what is held is served."""
+    assert type(translated(error, "s3://bucket", of_answer=True)) is kind
 
 
 @pytest.mark.parametrize("ask", [of_requests, of_mlflow])

@@ -156,3 +156,17 @@ def test_a_store_that_hangs_keeps_no_other_waiting(monkeypatch: pytest.MonkeyPat
     finally:
         go.set()
         crews.close()
+
+
+def test_crews_that_are_dismissed_begin_nothing() -> None:
+    """And what waits for its turn then ends, whoever else asks at that moment."""
+    crews, go = Crews(1, "test"), threading.Event()
+    first, second = crews.submit("store", go.wait), crews.submit("store", go.wait)
+    closing = threading.Thread(target=crews.close)
+    closing.start()
+    closing.join(10)
+    assert not closing.is_alive() and second.cancelled()
+    with pytest.raises(OriginUnavailable, match="stopped"):
+        crews.submit("another", go.wait)
+    go.set()
+    assert first.result(10)

@@ -18,6 +18,7 @@ from artifactcache import Client, errors
 from artifactcache.v1 import cache_pb2 as pb
 from cacheserver import service as room
 from cacheserver import statuses
+from cacheserver.cache import Cache
 from cacheserver.handoff import Handoff
 from cacheserver.service import Service, serve
 from cacheserver.sessions import Sessions
@@ -110,6 +111,18 @@ def test_a_message_is_cut_where_it_has_to_be() -> None:
     assert statuses.details("x" * (most + 1)) == "x" * most + " [...]"
     assert statuses.details("é" * most) == "é" * (most // 6) + " [...]"
     assert statuses.details("a\udcffb") == "a\\udcffb"
+
+
+def test_a_password_of_the_origins_own_uri_is_not_told(serving: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's documented way to write a root for FTP has one in it."""
+
+    def fail(*args: object, **options: object) -> None:
+        raise errors.Corrupted("ftp://ada:s3cret@host/run: the origin lists one name twice.")
+
+    monkeypatch.setattr(Cache, "version_of", fail)
+    with Client(str(serving())) as client, pytest.raises(errors.Corrupted) as told:
+        client.fetch("runs:/r/x")
+    assert "s3cret" not in str(told.value) and "ftp://host/run: the origin" in str(told.value)
 
 
 def lengthy(client: Client) -> list[Callable[[], object]]:

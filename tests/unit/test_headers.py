@@ -1,0 +1,86 @@
+"""What is remembered of what requests need beside their URL."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from cacheserver.headers import SECONDS, Accesses, same_server
+from cacheserver.http import Access
+from tests.unit.house import PATIENCE_SECONDS
+
+URL = "http://mlflow.example:5000/a/b"
+
+
+class Clock:
+    """A time that stands still, and what is asked for at it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.asked = 0
+        self.find: Callable[[], str] = lambda: str(self.asked)
+        self.accesses = Accesses(self._find, lambda: self.now)
+
+    def _find(self, url: str) -> Access:
+        self.asked += 1
+        return Access({"Authorization": self.find()}, True, None, is_signed="signed" in url)
+
+    def header(self, url: str = URL) -> str:
+        """What a request would have now."""
+        return self.accesses.of(url).headers["Authorization"]
+
+
+def test_it_is_asked_for_once_in_a_while() -> None:
+    """For each server by itself; what is a signature is never remembered."""
+    clock = Clock()
+    assert [clock.header(), clock.header(URL + "/c")] == ["1", "1"]
+    assert clock.header("http://mlflow.example:5001/") == "2"
+    assert [clock.header(URL.replace("a/b", "signed"))] == ["1"], "one server, one answer"
+    assert [clock.header("http://other/signed"), clock.header("http://other/signed")] == ["3", "4"]
+    clock.now += SECONDS
+    assert clock.header() == "5"
+
+
+def test_credentials_that_cannot_be_had_any_more_are_not_used_for_ever() -> None:
+    """What is remembered has an end, also where asking again fails."""
+    clock = Clock()
+    clock.header()
+
+    def fail() -> str:
+        raise OSError("the file is gone")
+
+    clock.find = fail
+    clock.now += 2 * SECONDS
+    for _ in range(3):
+        with pytest.raises(OSError, match="gone"):
+            clock.header()
+
+
+def test_one_asks_and_the_others_go_on() -> None:
+    """While the new one is not here yet, the old one is good for a moment more."""
+    clock, here, go_on = Clock(), threading.Event(), threading.Event()
+    clock.header()
+
+    def slow() -> str:
+        here.set()
+        assert go_on.wait(PATIENCE_SECONDS)
+        return "new"
+
+    clock.find = slow
+    clock.now += SECONDS
+    one = threading.Thread(target=clock.header)
+    one.start()
+    assert here.wait(PATIENCE_SECONDS)
+    assert [clock.header() for _ in range(5)] == ["1"] * 5
+    go_on.set()
+    one.join(PATIENCE_SECONDS)
+    assert clock.header() == "new" and clock.asked == 2
+
+
+def test_which_urls_are_of_one_server() -> None:
+    """Credentials go to the tracking server: the same scheme, host and port, whoever the user in it is."""
+    assert same_server("http://ada:pw@mlflow.example:5000/x", "http://MLFLOW.example:5000")
+    for other in ("https://mlflow.example:5000", "http://mlflow.example:5001", "http://mlflow.example.evil:5000"):
+        assert not same_server(other, URL)
