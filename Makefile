@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STUBS := .venv-stubs
 MLFLOWS := .venv-mlflow
-TEST_PROCESSES ?= 2
+TEST_PROCESSES ?= 3
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check stubs bench lock clean
+.PHONY: demo test test-slow check stubs bench lock clean
 
 $(VENV)/done: requirements.lock pyproject.toml client/pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=…")'
@@ -35,7 +35,10 @@ demo: $(VENV)/done  ## log a model to a real MLflow, fetch it cold, then warm
 	$(BIN)/python demo.py
 
 test: check $(MLFLOWS)/done  ## everything that CI runs
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m 'not slow' $(PYTEST)
+
+test-slow: $(VENV)/done  ## what takes minutes each: a tree of 100,000 files, a file of 5 GiB
+	$(BIN)/python -m pytest -m slow $(PYTEST)
 
 check: $(VENV)/done $(STUBS)/done  ## style, types, stubs
 	$(BIN)/ruff check .

@@ -48,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
         if signal.getsignal(number) is signal.SIG_IGN:  # as under nohup: all that the tests start would ignore it too
             signal.signal(number, handler)
-    config.addinivalue_line("markers", "slow: takes many seconds or much room; runs all the same")
+    config.addinivalue_line("markers", "slow: takes minutes; `make test-slow` runs it")
     os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true", ARTIFACTCACHE="off")
 
 

@@ -18,7 +18,6 @@ from tests.rig.mounts import Filesystem
 EXT4_LINKS_MAX = 65_000
 
 
-@pytest.mark.slow
 def test_the_link_limit_of_ext4(
     mounted: Callable[[str], Filesystem], start_daemon: StartDaemon, caller_of: CallerOf, mlflow_proxied: MlflowServer
 ) -> None:

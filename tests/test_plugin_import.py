@@ -124,7 +124,7 @@ print(json.dumps(sorted(n for n in sys.modules if n.split(".")[0] in ("grpc", "a
     loaded, said = _run(mlflow_user, script)
     assert set(loaded) == {
         *("artifactcache", "artifactcache.errors", "artifactcache.forks"),
-        *("artifactcache.plugin", "artifactcache.repositories"),
+        *("artifactcache.plugin", "artifactcache.switch", "artifactcache.repositories"),
     }
     assert said == ""
 
