@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +77,22 @@ def test_mlflow_downloads_from_the_honest_run_of_the_liar(liar: LyingOrigin, tmp
     data = {"a.bin": b"0123456789", "empty": b""}
     assert trees.read(tmp_path / "a") == {"MLmodel": b"0123456789"} | {f"data/{k}": v for k, v in data.items()}
     assert trees.read(tmp_path / "b") == {f"data/{k}": v for k, v in data.items()}
+
+
+def test_sessions_that_begin_together_clear_one_leftover(tmp_path: Path) -> None:
+    """What a killed session left behind is cleared once, however many find it at the same moment."""
+    gone = subprocess.Popen(("true",))
+    gone.wait()
+    leftover = tmp_path / f"artifactcache-tests-{gone.pid}"
+    for number in range(20):
+        (leftover / str(number)).mkdir(parents=True)
+        for name in range(100):
+            (leftover / str(number) / str(name)).touch()
+    program = "from tests.rig.base import make_base, remove_base; remove_base(make_base())"
+    env = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    sessions = [
+        subprocess.Popen((sys.executable, "-c", program), env=env, stderr=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    assert [session.communicate()[1] for session in sessions] == [""] * 4
+    assert [session.returncode for session in sessions] == [0] * 4
+    assert list(tmp_path.iterdir()) == []

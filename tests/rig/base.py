@@ -6,10 +6,13 @@ carries the process ID, so that what a killed session left behind is found and c
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.rig.mounts import loops_below, mounts_below, unmount_below
@@ -21,14 +24,29 @@ _NAME = re.compile(r"artifactcache-tests-(\d+)$")
 def make_base() -> Path:
     """Make this session's folder, mode 0755."""
     parent = Path(tempfile.gettempdir())
-    for leftover in parent.glob("artifactcache-tests-*"):
-        match = _NAME.search(leftover.name)
-        if match and leftover.stat().st_uid == os.geteuid() and not Path("/proc", match[1]).exists():
-            remove_base(leftover)
+    with clearing():
+        for leftover in parent.glob("artifactcache-tests-*"):
+            match = _NAME.search(leftover.name)
+            if match and leftover.stat().st_uid == os.geteuid() and not Path("/proc", match[1]).exists():
+                remove_base(leftover)
     base = parent / f"artifactcache-tests-{os.getpid()}"
     base.mkdir()
     base.chmod(0o755)
     return base
+
+
+@contextlib.contextmanager
+def clearing() -> Iterator[None]:
+    """One session at a time clears what killed ones left behind: two at the same leftover fail at each other's work.
+
+    The lock is on the folder of temporary files itself, so that it leaves nothing behind.
+    """
+    folder = os.open(tempfile.gettempdir(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def remove_base(base: Path) -> None:

@@ -10,6 +10,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from tests.rig.base import clearing
+
 _NAME = re.compile(r"ac-[a-z]+-(\d+)$")
 
 
@@ -41,7 +43,8 @@ def add_user(role: str) -> User:
 
 def remove_users() -> None:
     """Remove this session's users, and those of sessions that were killed."""
-    for entry in pwd.getpwall():
-        match = _NAME.match(entry.pw_name)
-        if match and (int(match[1]) == os.getpid() or not Path("/proc", match[1]).exists()):
-            subprocess.run(("userdel", entry.pw_name), check=True)
+    with clearing():
+        for entry in pwd.getpwall():
+            match = _NAME.match(entry.pw_name)
+            if match and (int(match[1]) == os.getpid() or not Path("/proc", match[1]).exists()):
+                subprocess.run(("userdel", entry.pw_name), check=True)
