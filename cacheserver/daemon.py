@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import select
 import signal
 import socket
-import threading
 import time
 
 from artifactcache.errors import CacheError
@@ -39,9 +39,7 @@ _log = logging.getLogger(__name__)
 
 def run(config: Config) -> None:
     """Serves until SIGTERM or SIGINT. Raises CacheError or ConfigError where it cannot start."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = stop_signals()
     uid = os.geteuid()
     here = place(config, dict(os.environ), uid)
     os.umask(0o077)
@@ -78,7 +76,7 @@ def run(config: Config) -> None:
         "every user" if here.serves_all else f"uid {uid}",
     )
 
-    while not stop.wait(CHORES_SECONDS):
+    while not select.select([stop], [], [], CHORES_SECONDS)[0]:
         _chores(cache, store)
 
     _log.info("stopping")
@@ -90,6 +88,20 @@ def run(config: Config) -> None:
     # A download of MLflow's cannot be interrupted, and Python would wait for its thread. The locks on both folders end
     # with the process, not before: until then its threads may still write.
     os._exit(0)
+
+
+def stop_signals() -> int:
+    """A descriptor that can be read from when SIGTERM or SIGINT has come.
+
+    A handler that takes a lock, as that of threading.Event does, could meet the main thread with the lock in its hand,
+    and wait for ever. So the handler does nothing, and what C writes when a signal comes is what counts: at any moment,
+    in any thread.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    return reader
 
 
 def _origin(here: Place, config: Config, disk: Disk) -> MlflowOrigin:

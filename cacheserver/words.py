@@ -302,9 +302,8 @@ class Progress:
     """How far a piece of work is. One side adds, others read; each number on its own is true.
 
     `bytes_kept` are those of `bytes_done` that are blobs by now, `bytes_found` those that an earlier attempt had left.
-    `active` has the files being written now, with their
-    listed sizes; `transports` what brings them. `is_wanted` is set to False by who reads, where nobody waits for the
-    work any more.
+    `active` has the files being written now, with their listed sizes; `transports` what brings them. `is_wanted` is set
+    to False by who reads, where nobody waits for the work any more.
     """
 
     bytes_total: int = 0

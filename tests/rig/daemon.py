@@ -95,7 +95,7 @@ class Daemon:
         if self.process is None:
             return
         process, self.process = self.process, None
-        status = stop_group(process)
+        status = stop_group(process, seconds=30.0)  # a disk that is busy with other tests makes it wait
         assert status == 0, f"the daemon ended with status {status}\n{self.read_log()}"
         self.assert_no_traceback()
 

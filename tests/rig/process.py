@@ -7,6 +7,8 @@ import os
 import signal
 import socket
 import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
 
 def free_port() -> int:
@@ -18,13 +20,24 @@ def free_port() -> int:
 
 
 def stop_group(process: subprocess.Popen[bytes], seconds: float = 10.0) -> int:
-    """Stop the process, which leads its group: SIGTERM, then SIGKILL to the whole group. Returns its exit status."""
+    """Stop the process, which leads its group: SIGTERM, then SIGKILL to the whole group. Returns its exit status.
+
+    What its threads were doing is printed where SIGTERM did not end it in `seconds`.
+    """
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGTERM)
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
-        pass
+        print(f"{process.pid} did not end within {seconds:g} s of SIGTERM:", *_threads(process.pid), sep="\n")
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     return process.wait(seconds)
+
+
+def _threads(pid: int) -> Iterator[str]:
+    """What each thread of a process waits for in the kernel, as far as that may be known."""
+    for task in sorted(Path(f"/proc/{pid}/task").iterdir()):
+        with contextlib.suppress(OSError):
+            yield f"{(task / 'comm').read_text().strip()}: {(task / 'syscall').read_text().strip()}"
+            yield (task / "stack").read_text()

@@ -84,3 +84,6 @@ def test_which_urls_are_of_one_server() -> None:
     assert same_server("http://ada:pw@mlflow.example:5000/x", "http://MLFLOW.example:5000")
     for other in ("https://mlflow.example:5000", "http://mlflow.example:5001", "http://mlflow.example.evil:5000"):
         assert not same_server(other, URL)
+    assert same_server("https://mlflow.example:443/x", "https://mlflow.example")
+    assert not same_server("https://mlflow.example:80", "https://mlflow.example")
+    assert not same_server("http://mlflow.example:many", URL)
