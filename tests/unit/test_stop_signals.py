@@ -1,0 +1,54 @@
+"""The signals that stop the daemon: one that comes counts, whenever it comes and whichever thread takes it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+PROGRAM = """
+import os, select, signal, sys, threading, time
+from cacheserver.daemon import stop_signals
+
+stop = stop_signals()
+assert not select.select([stop], [], [], 0)[0]
+{comes}
+assert select.select([stop], [], [], 20)[0], "nobody heard of it"
+"""
+
+COMES = {
+    "before it is waited for": "signal.raise_signal(signal.SIGTERM)",
+    "twice": "signal.raise_signal(signal.SIGTERM); signal.raise_signal(signal.SIGINT)",
+    # The kernel gives a signal for the process to any thread that does not block it.
+    "to another thread, while it is waited for": """
+main = threading.main_thread().native_id
+
+def send():
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    while open(f"/proc/self/task/{main}/stat").read().rpartition(")")[2].split()[0] != "S":
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+threading.Thread(target=send).start()
+""",
+}
+
+
+@pytest.mark.parametrize("comes", COMES)
+def test_a_signal_is_heard(comes: str) -> None:
+    """Also where no Python of the main thread runs to take it."""
+    done = subprocess.run(
+        (sys.executable, "-c", PROGRAM.format(comes=COMES[comes])),
+        cwd=CHECKOUT,
+        env={"PYTHONPATH": f"{CHECKOUT}:{CHECKOUT / 'client'}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
