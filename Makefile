@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STUBS := .venv-stubs
 MLFLOWS := .venv-mlflow
 TEST_PROCESSES ?= 3
-PIP := -m pip install --quiet --disable-pip-version-check
+PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: demo test test-slow check stubs bench lock clean
 

@@ -230,7 +230,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("is_used_before", [False, True])
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_data_loader(alice: Caller, uri: str, room: Path, method: str, is_used_before: bool) -> None:
-    """PyTorch's workers fetch for each item, over three epochs, and the parent before, between and after."""
+    """PyTorch's workers fetch for each item, over two epochs, and the parent before, between and after."""
     if why := plugin.reason_not_to_run("torch"):
         pytest.skip(why)
     torch = Path(alice.interpreter.env["PYTHONPATH"].partition(os.pathsep)[0]) / plugin.FOLDER.name / "torch"
@@ -248,7 +248,7 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     if sys.argv[3] == "True":
         artifactcache.fetch(sys.argv[1])
-    for _ in range(3):
+    for _ in range(2):
         loader = DataLoader(Items(), batch_size=4, num_workers=2, multiprocessing_context=sys.argv[2], timeout=60)
         assert sorted(int(each) for batch in loader for each in batch) == list(range(16))
         assert artifactcache.fetch(sys.argv[1]).hit

@@ -213,11 +213,11 @@ class _Handler(BaseHTTPRequestHandler):
             cut = counted_as is not None and limit is not None and sent_bytes + len(chunk) > limit
             if cut:
                 chunk = chunk[: (limit or 0) - sent_bytes]
-            self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if is_chunked and chunk else chunk)
-            sent_bytes += len(chunk)
-            if counted_as is not None:
+            if counted_as is not None:  # before it is sent: who has it may ask for the count at once
                 with proxy.lock:
                     proxy.bytes_by_path[counted_as] += len(chunk)
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if is_chunked and chunk else chunk)
+            sent_bytes += len(chunk)
             if cut:
                 self.close_connection = True
                 return
