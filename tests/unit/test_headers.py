@@ -79,6 +79,29 @@ def test_one_asks_and_the_others_go_on() -> None:
     assert clock.header() == "new" and clock.asked == 2
 
 
+def test_one_who_asks_in_vain_keeps_nobody() -> None:
+    """What is older than two such moments is used by nobody, and what comes late replaces nothing that is newer."""
+    clock, here, go_on = Clock(), threading.Event(), threading.Event()
+    clock.header()
+
+    def slow() -> str:
+        here.set()
+        assert go_on.wait(PATIENCE_SECONDS)
+        return "late"
+
+    clock.find = slow
+    clock.now += SECONDS
+    one = threading.Thread(target=clock.header)
+    one.start()
+    assert here.wait(PATIENCE_SECONDS)
+    clock.find = lambda: "newer"
+    clock.now += SECONDS
+    assert clock.header() == "newer"
+    go_on.set()
+    one.join(PATIENCE_SECONDS)
+    assert clock.header() == "newer" and clock.asked == 3
+
+
 def test_which_urls_are_of_one_server() -> None:
     """Credentials go to the tracking server: the same scheme, host and port, whoever the user in it is."""
     assert same_server("http://ada:pw@mlflow.example:5000/x", "http://MLFLOW.example:5000")

@@ -170,3 +170,16 @@ def test_crews_that_are_dismissed_begin_nothing() -> None:
         crews.submit("another", go.wait)
     go.set()
     assert first.result(10)
+
+
+def test_a_crew_that_takes_nothing_on_is_not_counted_as_at_work() -> None:
+    """No room for another thread: who asked hears of it, and the crew still makes room for that of another store."""
+    crews = Crews(1, "test")
+    try:
+        crew = crews._crews["store"] = crews_room._Crew(1, "test")
+        crew.pool.shutdown()
+        with pytest.raises(RuntimeError):
+            crews.submit("store", lambda: None)
+        assert crew.under_way == 0
+    finally:
+        crews.close()

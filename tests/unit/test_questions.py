@@ -1,0 +1,68 @@
+"""Questions to the origin: each comes to an end, and what it says is what happened."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from artifactcache.errors import OriginUnavailable
+from cacheserver.questions import QUESTIONS_MAX, Questions
+from tests.unit.house import PATIENCE_SECONDS
+
+
+@pytest.fixture
+def questions() -> Iterator[Questions]:
+    """Threads that wait for a tenth of a second."""
+    made = Questions(0.1)
+    yield made
+    made.close()
+
+
+def test_an_answer(questions: Questions) -> None:
+    """It is given as it came, from the tracking server's threads as from a store's."""
+    assert questions.ask("runs:/r", lambda: 1) == questions.ask("s3://b", lambda: 1, store="s3://b") == 1
+
+
+def test_no_answer(questions: Questions) -> None:
+    """Who asks is told how long it was waited for, and of what."""
+    go_on = threading.Event()
+    with pytest.raises(OriginUnavailable, match=r"^runs:/r: the origin has not answered within 0\.1 s"):
+        questions.ask("runs:/r", lambda: go_on.wait(PATIENCE_SECONDS))
+    go_on.set()
+
+
+def test_a_question_that_ran_into_a_time_of_its_own() -> None:
+    """That was not our time, and nothing is said of it."""
+
+    def ask() -> None:
+        raise TimeoutError("the socket has waited for an hour")
+
+    patient = Questions(PATIENCE_SECONDS)
+    with pytest.raises(OriginUnavailable) as told:
+        patient.ask("runs:/r", ask)
+    assert f"{PATIENCE_SECONDS:g} s" not in str(told.value)
+    patient.close()
+
+
+def test_too_many_questions_that_hang(questions: Questions) -> None:
+    """The next one does not begin, and is told so; a store's do not stand in its way, nor folders of this host."""
+    go_on = threading.Event()
+
+    def hang() -> bool:
+        return go_on.wait(PATIENCE_SECONDS)
+
+    waiting = [
+        threading.Thread(target=lambda: pytest.raises(OriginUnavailable, questions.ask, "runs:/r", hang))
+        for _ in range(QUESTIONS_MAX)
+    ]
+    for each in waiting:
+        each.start()
+    for each in waiting:
+        each.join(PATIENCE_SECONDS)
+    with pytest.raises(OriginUnavailable, match="too many other questions"):
+        questions.ask("runs:/r", lambda: 1)
+    assert questions.ask("s3://b", lambda: 1, store="s3://b") == 1
+    assert questions.ask("file:/d", lambda: 1, is_local=True) == 1
+    go_on.set()
