@@ -53,10 +53,11 @@ def test_too_many_questions_that_hang(questions: Questions) -> None:
     def hang() -> bool:
         return go_on.wait(PATIENCE_SECONDS)
 
-    waiting = [
-        threading.Thread(target=lambda: pytest.raises(OriginUnavailable, questions.ask, "runs:/r", hang))
-        for _ in range(QUESTIONS_MAX)
-    ]
+    def ask() -> None:
+        with pytest.raises(OriginUnavailable):
+            questions.ask("runs:/r", hang)
+
+    waiting = [threading.Thread(target=ask) for _ in range(QUESTIONS_MAX)]
     for each in waiting:
         each.start()
     for each in waiting:
