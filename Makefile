@@ -6,6 +6,8 @@ STUBS := .venv-stubs
 MLFLOWS := .venv-mlflow
 TEST_PROCESSES ?= 3
 PIP := -m pip install --quiet --disable-pip-version-check --no-compile
+# Compiled on all processors, which pip does on one. Some packages have files for other versions of Python.
+COMPILE := -m compileall -q -j 0
 
 .PHONY: demo test test-slow check stubs bench lock clean
 
@@ -14,6 +16,7 @@ $(VENV)/done: requirements.lock pyproject.toml client/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(PIP) --no-deps --require-hashes -r requirements.lock
 	$(BIN)/python $(PIP) --no-deps --no-build-isolation -e client -e .
+	$(BIN)/python $(COMPILE) $(VENV)/lib client cacheserver tests >/dev/null 2>&1 || true
 	touch $@
 
 # The stubs must load with the oldest grpcio and protobuf that the client supports, so these make them.
@@ -29,6 +32,7 @@ $(MLFLOWS)/done: $(VENV)/done $(wildcard tests/mlflow-versions/*.txt)
 	for file in tests/mlflow-versions/*.txt; do \
 	    $(BIN)/python $(PIP) --no-deps --require-hashes --upgrade --target $(MLFLOWS)/$$(basename $$file .txt) \
 	        -r $$file || [ $$file = tests/mlflow-versions/torch.txt ] || exit 1; done
+	$(BIN)/python $(COMPILE) $(MLFLOWS) >/dev/null 2>&1 || true
 	touch $@
 
 demo: $(VENV)/done  ## log a model to a real MLflow, fetch it cold, then warm
@@ -37,7 +41,7 @@ demo: $(VENV)/done  ## log a model to a real MLflow, fetch it cold, then warm
 test: check $(MLFLOWS)/done  ## everything that CI runs
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m 'not slow' $(PYTEST)
 
-test-slow: $(VENV)/done  ## what takes minutes each: a tree of 100,000 files, a file of 5 GiB
+test-slow: $(MLFLOWS)/done  ## a tree of 100,000 files, a file of 5 GiB, older versions of MLflow over S3: minutes each
 	$(BIN)/python -m pytest -m slow $(PYTEST)
 
 check: $(VENV)/done $(STUBS)/done  ## style, types, stubs

@@ -227,8 +227,9 @@ if __name__ == "__main__":
     assert script(alice, room, text, uri, method) == (0, "fine\n", "")
 
 
-@pytest.mark.parametrize("is_used_before", [False, True])
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize(
+    ("method", "is_used_before"), [("fork", False), ("fork", True), ("spawn", True), ("forkserver", False)]
+)
 def test_data_loader(alice: Caller, uri: str, room: Path, method: str, is_used_before: bool) -> None:
     """PyTorch's workers fetch for each item, over two epochs, and the parent before, between and after."""
     if why := plugin.reason_not_to_run("torch"):
