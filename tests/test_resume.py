@@ -53,9 +53,8 @@ def broken_off(alice: Caller, daemon: Daemon, proxy: CountingProxy, uri: str, en
     """Has a download ended in its middle, and the daemon started again."""
     with proxy.stalling(STALLED_AT), alice.start("import artifactcache\nartifactcache.fetch(uri)", uri=uri):
         staging = daemon.root / "staging"
-        until(
-            lambda: max(p.stat().st_size for p in staging.iterdir()) > STALLED_AT - SLACK + len(b"small"), "most of it"
-        )
+        most = STALLED_AT - SLACK + len(FILES["small"])
+        until(lambda: max((p.stat().st_size for p in staging.iterdir()), default=0) > most, "most of the bytes")
         end(daemon)
     daemon.start()
 
