@@ -41,8 +41,8 @@ demo: $(VENV)/done  ## log a model to a real MLflow, fetch it cold, then warm
 test: check $(MLFLOWS)/done  ## everything that CI runs
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m 'not slow' $(PYTEST)
 
-test-slow: $(MLFLOWS)/done  ## a tree of 100,000 files, a file of 5 GiB, older versions of MLflow over S3: minutes each
-	$(BIN)/python -m pytest -m slow $(PYTEST)
+test-slow: $(MLFLOWS)/done  ## what takes minutes, and more cases of what takes seconds: 100,000 files, 5 GiB, older MLflow over S3
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m slow $(PYTEST)
 
 check: $(VENV)/done $(STUBS)/done  ## style, types, stubs
 	$(BIN)/ruff check .

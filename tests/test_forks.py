@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import textwrap
@@ -12,6 +13,7 @@ import pytest
 from tests.rig import plugin
 from tests.rig.caller import Caller
 from tests.rig.mlflow_server import MlflowServer
+from tests.rig.slow import slow_but
 from tests.rig.trees import SMALL
 
 SECONDS_MAX = 120
@@ -228,7 +230,11 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    ("method", "is_used_before"), [("fork", False), ("fork", True), ("spawn", True), ("forkserver", False)]
+    ("method", "is_used_before"),
+    slow_but(
+        itertools.product(("fork", "spawn", "forkserver"), (False, True)),
+        lambda case: case in (("fork", False), ("fork", True), ("spawn", True)),
+    ),
 )
 def test_data_loader(alice: Caller, uri: str, room: Path, method: str, is_used_before: bool) -> None:
     """PyTorch's workers fetch for each item, over two epochs, and the parent before, between and after."""

@@ -15,6 +15,7 @@ from tests.rig import trees
 from tests.rig.caller import identity
 from tests.rig.mlflow_server import MlflowServer
 from tests.rig.plugin import INSTALLED, OLDEST, MlflowUser, reason_not_to_run
+from tests.rig.slow import slow_but
 
 # Modules that cannot be imported: what is raised, where. protobuf is MLflow's, too: what is missing or too old is what
 # this package wants of it.
@@ -88,7 +89,13 @@ def _assert_own(found: Any, files: trees.Files) -> None:
     assert found == [expected] * len(found) and found
 
 
-@pytest.mark.parametrize(("unfit", "version"), [(unfit, INSTALLED) for unfit in UNFIT] + [("grpc is missing", OLDEST)])
+@pytest.mark.parametrize(
+    ("unfit", "version"),
+    slow_but(
+        [(unfit, INSTALLED) for unfit in UNFIT] + [("grpc is missing", OLDEST)],
+        lambda case: case[0].startswith("the ") or case == ("grpc is missing", INSTALLED),
+    ),
+)
 def test_a_package_that_cannot_be_loaded(
     mlflow_user: MlflowUser, uris: list[str], files: trees.Files, unfit: str, version: str
 ) -> None:

@@ -18,6 +18,7 @@ from tests.rig.interpreter import Interpreter
 from tests.rig.mlflow_server import MlflowServer
 from tests.rig.nonsense import kinds, talking
 from tests.rig.plugin import LISTEN, MlflowUser
+from tests.rig.slow import slow_but
 from tests.rig.users import User
 from tests.rig.wire import Handoff
 
@@ -148,7 +149,7 @@ REASONS = {
 }
 
 
-@pytest.mark.parametrize("kind", REASONS)
+@pytest.mark.parametrize("kind", slow_but(REASONS, lambda kind: not kind.startswith(("no ", "an", "hangs"))))
 def test_somebody_who_talks_nonsense(
     mlflow_user: MlflowUser, room: Path, uri: str, files: trees.Files, kind: str
 ) -> None:
@@ -158,7 +159,13 @@ def test_somebody_who_talks_nonsense(
     _assert_mlflow_served(found, files, REASONS[kind])
 
 
-@pytest.mark.parametrize("what", ["nothing", "no folder", "nobody", "files", "one of two", "a long name"])
+@pytest.mark.parametrize(
+    "what",
+    slow_but(
+        ["nothing", "no folder", "nobody", "files", "one of two", "a long name"],
+        lambda what: what in ("nothing", "nobody", "one of two"),
+    ),
+)
 def test_nobody_at_the_sockets(mlflow_user: MlflowUser, room: Path, uri: str, files: trees.Files, what: str) -> None:
     """A folder of sockets that is empty, missing, or left behind; and one whose name is too long for a socket."""
     folder = room / ("s" * 120 if what == "a long name" else "s")

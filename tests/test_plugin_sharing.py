@@ -15,6 +15,7 @@ from tests.rig.counting import CountingProxy
 from tests.rig.daemon import Daemon
 from tests.rig.mlflow_server import MlflowServer
 from tests.rig.plugin import LISTEN, MlflowUser
+from tests.rig.slow import slow_but
 
 ROUNDS = 8
 
@@ -153,7 +154,13 @@ result = [result, said]
 )
 
 
-@pytest.mark.parametrize("who", ["one user, one folder", "one user, two folders", "two users", "two users and root"])
+@pytest.mark.parametrize(
+    "who",
+    slow_but(
+        ["one user, one folder", "one user, two folders", "two users", "two users and root"],
+        lambda who: who in ("one user, one folder", "two users and root"),
+    ),
+)
 def test_processes_that_download_at_once(
     mlflow_user: MlflowUser,
     daemon: Daemon,
@@ -294,7 +301,7 @@ for number in range(3):
 # -- another registry, and a container --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["variable", "function", "argument"])
+@pytest.mark.parametrize("way", slow_but(["variable", "function", "argument"], lambda way: way == "variable"))
 def test_another_registry(
     mlflow_user: MlflowUser,
     mlflow_proxied: MlflowServer,
