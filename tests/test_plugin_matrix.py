@@ -18,7 +18,8 @@ from tests.rig import trees
 from tests.rig.counting import CountingProxy
 from tests.rig.daemon import Daemon
 from tests.rig.mlflow_server import MlflowServer
-from tests.rig.plugin import VERSIONS, MlflowUser, outcomes, reason_not_to_run
+from tests.rig.plugin import MIDDLE, VERSIONS, MlflowUser, outcomes, reason_not_to_run
+from tests.rig.slow import slow_but
 
 DOWNLOAD = "mlflow.artifacts.download_artifacts"
 
@@ -176,7 +177,7 @@ def results(
 
 
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", slow_but(VERSIONS, lambda version: version != MIDDLE))
 def test_the_same_comes_of_it(
     results: Callable[[str], tuple[Results, Results, Results]], version: str, call: str
 ) -> None:
@@ -186,7 +187,7 @@ def test_the_same_comes_of_it(
     assert again == off
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", slow_but(VERSIONS, lambda version: version != MIDDLE))
 def test_what_is_held_is_not_downloaded_again(
     results: Callable[[str], tuple[Results, Results, Results]], version: str
 ) -> None:

@@ -14,10 +14,11 @@ from tests.rig import s3, trees
 from tests.rig.daemon import Daemon
 from tests.rig.mlflow_server import MlflowServer
 from tests.rig.plugin import INSTALLED, MIDDLE, VERSIONS, MlflowUser, outcomes, reason_not_to_run
+from tests.rig.slow import slow_but
 
 BUCKET = "models"
 # How the versions differ shows over HTTP already; what boto3 does is the same in all of them.
-_VERSIONS = [version if version == INSTALLED else pytest.param(version, marks=pytest.mark.slow) for version in VERSIONS]
+_VERSIONS = slow_but(VERSIONS, lambda version: version == INSTALLED)
 DOWNLOAD = "mlflow.artifacts.download_artifacts"
 _DOWNLOADED = re.compile(rf'"GET /{BUCKET}/[^" ?]+(\?x-id=GetObject)? HTTP/1\.1" 20')
 

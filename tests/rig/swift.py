@@ -49,6 +49,8 @@ pipeline = catch_errors cache listing_formats s3api tempauth slo dlo proxy-serve
 [app:proxy-server]
 use = egg:swift#proxy
 account_autocreate = true
+# Ten errors while the others are still starting, and they would not be asked for a minute.
+error_suppression_limit = 1000000
 [filter:catch_errors]
 use = egg:swift#catch_errors
 [filter:cache]
