@@ -196,7 +196,7 @@ def _bare(server: MlflowServer, prefix: str, names: list[str], at_once: int) -> 
             assert answer.status == 200
             if len(names) > 1:
                 connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-            while answer.read1(1 << 20):
+            while answer.read(1 << 20):
                 pass
         connection.close()
 
