@@ -128,6 +128,7 @@ def main() -> None:
             MLFLOW_TRACKING_URI=tracking_uri,
             MLFLOW_DISABLE_TELEMETRY="true",
             MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false",
+            ARTIFACTCACHE="off",  # MLflow's own download is to be MLflow's own: the plugin would ask the daemon
             ARTIFACTCACHE_SOCKET_DIR=str(folder / "run"),
             XDG_CACHE_HOME=str(folder / "cache"),
         )
