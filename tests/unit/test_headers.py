@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -58,47 +59,44 @@ def test_credentials_that_cannot_be_had_any_more_are_not_used_for_ever() -> None
             clock.header()
 
 
-def test_one_asks_and_the_others_go_on() -> None:
-    """While the new one is not here yet, the old one is good for a moment more."""
-    clock, here, go_on = Clock(), threading.Event(), threading.Event()
-    clock.header()
+@contextmanager
+def one_who_waits(clock: Clock, answer: str) -> Iterator[None]:
+    """In this block somebody asks anew, and has no answer; at its end it comes."""
+    here, go_on = threading.Event(), threading.Event()
 
     def slow() -> str:
         here.set()
         assert go_on.wait(PATIENCE_SECONDS)
-        return "new"
+        return answer
 
+    clock.header()
     clock.find = slow
     clock.now += SECONDS
     one = threading.Thread(target=clock.header)
     one.start()
-    assert here.wait(PATIENCE_SECONDS)
-    assert [clock.header() for _ in range(5)] == ["1"] * 5
-    go_on.set()
-    one.join(PATIENCE_SECONDS)
+    try:
+        assert here.wait(PATIENCE_SECONDS)
+        yield
+    finally:
+        go_on.set()
+        one.join(PATIENCE_SECONDS)
+
+
+def test_one_asks_and_the_others_go_on() -> None:
+    """While the new one is not here yet, the old one is good for a moment more."""
+    clock = Clock()
+    with one_who_waits(clock, "new"):
+        assert [clock.header() for _ in range(5)] == ["1"] * 5
     assert clock.header() == "new" and clock.asked == 2
 
 
 def test_one_who_asks_in_vain_keeps_nobody() -> None:
     """What is older than two such moments is used by nobody, and what comes late replaces nothing that is newer."""
-    clock, here, go_on = Clock(), threading.Event(), threading.Event()
-    clock.header()
-
-    def slow() -> str:
-        here.set()
-        assert go_on.wait(PATIENCE_SECONDS)
-        return "late"
-
-    clock.find = slow
-    clock.now += SECONDS
-    one = threading.Thread(target=clock.header)
-    one.start()
-    assert here.wait(PATIENCE_SECONDS)
-    clock.find = lambda: "newer"
-    clock.now += SECONDS
-    assert clock.header() == "newer"
-    go_on.set()
-    one.join(PATIENCE_SECONDS)
+    clock = Clock()
+    with one_who_waits(clock, "late"):
+        clock.find = lambda: "newer"
+        clock.now += SECONDS
+        assert clock.header() == "newer"
     assert clock.header() == "newer" and clock.asked == 3
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+from tests.rig.interpreter import own_interpreter
 
 PROGRAM = """
 import os, select, signal, sys, threading, time
@@ -42,10 +40,10 @@ threading.Thread(target=send).start()
 @pytest.mark.parametrize("comes", COMES)
 def test_a_signal_is_heard(comes: str) -> None:
     """Also where no Python of the main thread runs to take it."""
+    interpreter = own_interpreter()
     done = subprocess.run(
-        (sys.executable, "-c", PROGRAM.format(comes=COMES[comes])),
-        cwd=CHECKOUT,
-        env={"PYTHONPATH": f"{CHECKOUT}:{CHECKOUT / 'client'}"},
+        (str(interpreter.python), "-c", PROGRAM.format(comes=COMES[comes])),
+        env=interpreter.env,
         capture_output=True,
         text=True,
         timeout=60,
