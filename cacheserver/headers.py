@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 from cacheserver.http import Access
 
 SECONDS = 5.0  # to ask MLflow costs as much as to download several small files
-_USUAL_PORTS = {"http": 80, "https": 443}
 
 
 class Accesses:
@@ -49,19 +48,6 @@ class Accesses:
         if not found.is_signed and at >= self._known.get(_host(url), (at, None))[0]:
             self._known[_host(url)] = (at, found)
         return found
-
-
-def same_server(one: str, other: str) -> bool:
-    """Whether two URLs are of one server: the same scheme, host and port, which may be left out where it is usual."""
-    try:
-        return _server(one) == _server(other)
-    except ValueError:  # a port that is none
-        return False
-
-
-def _server(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or _USUAL_PORTS.get(parts.scheme)
 
 
 def _host(url: str) -> str:

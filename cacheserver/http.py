@@ -26,6 +26,7 @@ CONNECTIONS_MAX = 16  # kept to one host, and questions to it at a time
 REDIRECTS_MAX = 5
 QUICK_BYTES_MAX = 1 << 18  # of a body for which 40 ms are long
 MESSAGE_BYTES_MAX = 65536
+_USUAL_PORTS = {"http": 80, "https": 443}
 
 
 class Access(NamedTuple):
@@ -196,11 +197,23 @@ def _elsewhere(url: str, target: str) -> str:
     raise ElsewhereError(f"it redirects to {named}, which is another host")
 
 
+def same_server(one: str, other: str) -> bool:
+    """Whether two URLs are of one server: the same scheme, host and port, which may be left out where it is usual."""
+    try:
+        return _server(one) == _server(other)
+    except ValueError:  # a port that is none
+        return False
+
+
+def _server(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or _USUAL_PORTS.get(parts.scheme)
+
+
 def _same_host(one: str, other: str) -> bool:
-    """Whether a redirect stays where it was sent: the same host and port, or its TLS side."""
+    """Whether a redirect stays where it was sent: the same server, or its TLS side."""
     a, b = urlsplit(one), urlsplit(other)
-    same_port = (a.scheme, a.port) == (b.scheme, b.port)
-    return a.hostname == b.hostname and (same_port or (a.scheme, b.scheme) == ("http", "https"))
+    return _server(one) == _server(other) or (a.hostname == b.hostname and (a.scheme, b.scheme) == ("http", "https"))
 
 
 def _message(answer: urllib3.BaseHTTPResponse) -> str:

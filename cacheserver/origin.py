@@ -40,8 +40,8 @@ from cacheserver.azure import AzureBuckets
 from cacheserver.bounded import Bounded
 from cacheserver.breaker import Breaker
 from cacheserver.gcs import GcsBuckets
-from cacheserver.headers import Accesses, same_server
-from cacheserver.http import Access, ElsewhereError, Http, StatusError
+from cacheserver.headers import Accesses
+from cacheserver.http import Access, ElsewhereError, Http, StatusError, same_server
 from cacheserver.local import LOCAL_SCHEMES, LocalFiles
 from cacheserver.objects import ObjectFiles, Parts
 from cacheserver.proxied import ProxiedFiles

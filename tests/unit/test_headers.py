@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from cacheserver.headers import SECONDS, Accesses, same_server
-from cacheserver.http import Access
+from cacheserver.headers import SECONDS, Accesses
+from cacheserver.http import Access, same_server
 from tests.unit.house import PATIENCE_SECONDS
 
 URL = "http://mlflow.example:5000/a/b"
