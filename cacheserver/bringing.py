@@ -14,13 +14,12 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from artifactcache.errors import Corrupted, NoSpace, NotFound, OriginUnavailable
-from cacheserver import space
 from cacheserver.downloads import Downloads, key
 from cacheserver.evidence import Evidence, is_same, wants_etag
 from cacheserver.origin import MlflowOrigin
-from cacheserver.reservations import Reservations
 from cacheserver.selection import Selection
 from cacheserver.store import Store
+from cacheserver.sweeper import Sweeper
 from cacheserver.uris import Artifact, Kind
 from cacheserver.words import (
     Arrived,
@@ -93,6 +92,7 @@ class _Errand(NamedTuple):
     Attributes:
         since: what somebody else began to bring before this mark is too old.
         patience: seconds that an answer may take, where that is not `unreachable_after`.
+        hold: leases a tree until it is done, and a moment more: what it counts on must not be evicted meanwhile.
     """
 
     artifact: Artifact
@@ -101,6 +101,7 @@ class _Errand(NamedTuple):
     since: int
     patience: float | None
     progress: Progress
+    hold: Callable[[str], None]
 
 
 class Bringing:
@@ -114,7 +115,7 @@ class Bringing:
         self,
         store: Store,
         origin: MlflowOrigin,
-        limits: space.Limits,
+        sweeper: Sweeper,
         freshness: Freshness,
         clock: Callable[[], float],
     ) -> None:
@@ -126,15 +127,20 @@ class Bringing:
         self._clock = clock
         self._downloads = Downloads(store, origin, clock)
         self.evidence = Evidence(store, lambda at: freshness.is_recent(at, clock()))
-        self._reservations = Reservations(store, limits)
+        self._sweeper = sweeper
         self._resolving = threading.Lock()
 
     def close(self) -> None:
         """Brings nothing any more."""
         self._downloads.close()
 
-    def sync(self, artifact: Artifact, selection: Selection, ask: Ask, progress: Progress) -> Held:
+    def sync(
+        self, artifact: Artifact, selection: Selection, ask: Ask, progress: Progress, hold: Callable[[str], None]
+    ) -> Held:
         """Brings what the origin has and the store lacks, and records the tree. Returns what is held then.
+
+        Args:
+            hold: leases a tree: those that are counted on, and the one that is recorded.
 
         Raises errors of ours, MissingBlobs where a blob that was counted on went meanwhile, Vanished and Superseded.
         """
@@ -143,7 +149,7 @@ class Bringing:
             return before
         since = self._downloads.mark() if ask is Ask.STRICTLY else 0
         patience = self._freshness.stale_after if before and ask is Ask.WHAT_IS_DUE else None
-        errand = _Errand(artifact, selection, ask, since, patience, progress)
+        errand = _Errand(artifact, selection, ask, since, patience, progress, hold)
         locations, standing, of = self._remembered(artifact, ask)
         parts = self._parts(errand, locations, standing)
         if not parts and artifact.kind is not Kind.BARE:
@@ -161,7 +167,7 @@ class Bringing:
             if of and not self._index.at_or_below(artifact.base):
                 self._index.forget(artifact.base)  # an answer that leads nowhere is worth nothing
             raise NotFound(f"{artifact.uri}: the origin has no file or folder there.")
-        held = self._record(artifact, selection, parts, before)
+        held = self._record(errand, parts, before)
         if of and not self._is_current(of):
             self._index.forget(artifact.uri)
             raise Superseded(artifact.uri)
@@ -191,12 +197,14 @@ class Bringing:
         known = self._versions.resolved(of.version)
         return known is None or known.identity == of.identity
 
-    def _record(self, artifact: Artifact, selection: Selection, parts: list[Part], before: Held | None) -> Held:
+    def _record(self, errand: _Errand, parts: list[Part], before: Held | None) -> Held:
         """Records the tree that the parts are together."""
-        whole = parts[0].manifest
+        artifact, selection, whole = errand.artifact, errand.selection, parts[0].manifest
         for part in parts[1:]:
             whole = overlay(whole, part.manifest)
         _check_paths(artifact.uri, [entry.path.rstrip(b"/") for entry in whole.entries])
+        for manifest in (whole, *(part.manifest for part in parts)):
+            errand.hold(manifest.digest)
         now, file_name = self._clock(), parts[-1].file_name
         standing, checked_at = min(part.standing for part in parts), min(part.checked_at for part in parts)
         arrived = [uri for part in parts for uri in part.arrived]
@@ -259,7 +267,7 @@ class Bringing:
         offline = errand.ask is Ask.NOTHING
         if standing is Standing.OPEN and not offline:
             return None
-        whole = self.evidence.whole(location, errand.selection, standing, trusted_only=not offline)
+        whole = self.evidence.whole(location, errand.selection, standing, errand.hold, trusted_only=not offline)
         return Part(location, *whole) if whole else None
 
     def _listed(self, errand: _Errand, location: Location, standing: Standing) -> Part | None:
@@ -272,7 +280,7 @@ class Bringing:
             return None
         wanted = [file for file in listing.files if errand.selection.takes(file.path)]
         _check_paths(location.uri, [file.path for file in wanted])
-        known = self.evidence.known(location, standing, trusting=errand.ask is Ask.WHAT_IS_DUE)
+        known = self.evidence.known(location, standing, errand.hold, trusting=errand.ask is Ask.WHAT_IS_DUE)
         doubtful = [f for f in wanted if wants_etag(known.get(f.path), f, standing, strict=strict)]
         try:
             told = self._origin.identified(location, doubtful, named_by_client=named_by_client)
@@ -281,7 +289,7 @@ class Bringing:
         wanted = [told.get(file.path, file) for file in wanted]
 
         def held() -> dict[bytes, Arrived]:
-            now_known = self.evidence.known(location, standing, trusting=False)
+            now_known = self.evidence.known(location, standing, errand.hold, trusting=False)
             return {
                 f.path: now_known[f.path].arrived
                 for f in wanted
@@ -296,7 +304,7 @@ class Bringing:
             progress.bytes_total += needed
             progress.transports.add(listing.transport)
             written = self._store.partials.bytes_of(key(location, file) for file in missing)
-            with self._reservations.reserve(location.uri, needed, progress, written=written):
+            with self._sweeper.room(location.uri, needed, len(missing), progress, written=written):
                 try:
                     have |= self._downloads.bring(
                         location,

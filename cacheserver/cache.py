@@ -7,20 +7,20 @@ to nobody; nothing here waits while it holds a lock.
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from artifactcache.errors import Corrupted, NoSpace, NotFound, OriginUnavailable
-from cacheserver import space
 from cacheserver.bringing import Ask, Bringing, Freshness, Superseded, Vanished, location
 from cacheserver.flights import Flight, Flights
 from cacheserver.index import MissingBlobs
 from cacheserver.origin import MlflowOrigin
 from cacheserver.selection import Selection
 from cacheserver.store import Store
+from cacheserver.sweeper import Sweeper
 from cacheserver.uris import MOVING, Artifact
+from cacheserver.uses import Uses
 from cacheserver.words import Brought, Held, Manifest, Progress
 
 FLIGHTS_MAX = 512  # artifacts being brought at a time; more than one user's calls can ask for
@@ -55,7 +55,7 @@ class Cache:
         self,
         store: Store,
         origin: MlflowOrigin,
-        limits: space.Limits,
+        sweeper: Sweeper,
         freshness: Freshness,
         clock: Callable[[], float],
     ) -> None:
@@ -65,11 +65,12 @@ class Cache:
         self._origin = origin
         self._freshness = freshness
         self._clock = clock
-        self._bringing = Bringing(store, origin, limits, freshness, clock)
+        self._sweeper = sweeper
+        self._bringing = Bringing(store, origin, sweeper, freshness, clock)
         self._pool = ThreadPoolExecutor(max_workers=FLIGHTS_MAX, thread_name_prefix="flight")
         self._flights: Flights[Brought] = Flights(self._pool)
-        self._lock = threading.Lock()
-        self._uses: dict[tuple[str, str], float] = {}
+        self._uses = Uses()
+        sweeper.note_uses = self.record_uses
 
     def close(self) -> None:
         """Brings nothing any more, and writes down what was used."""
@@ -124,11 +125,10 @@ class Cache:
             return None
         if not (view and self._store.view_is_sound(held.tree)) and not self._sound(held):
             return None
-        self._used(held)
         return Brought(held)
 
     def bring(self, artifact: Artifact, selection: Selection, ask: Ask) -> tuple[Flight[Brought], bool, bool]:
-        """Brings an artifact into the store, with everybody who asks for the same at the same time.
+        """Brings an artifact into the store, with everybody who asks for the same at the same time. Each has to `leave`.
 
         Returns the flight, whether this call started it, and whether its answer may be older than this call: where that
         is of a running run, it has to be asked for again.
@@ -141,6 +141,11 @@ class Cache:
             fresh=fresh,
         )
         return flight, started, not (started or fresh)
+
+    def leave(self, flight: Flight[Brought]) -> None:
+        """The caller of `bring` has leased what it gave, or does not want it any more."""
+        if self._flights.leave(flight):
+            self._sweeper.handed_over(flight.progress)
 
     def look_up(self, asked: Artifact, selection: Selection) -> tuple[Held, Manifest]:
         """What is held of an artifact, without asking for its bytes. Raises NotFound."""
@@ -155,16 +160,20 @@ class Cache:
             )
         return held, tree.manifest
 
+    def used(self, held: Held, uid: int) -> None:
+        """An artifact is handed out to a user."""
+        self._uses.note((held.uri, held.selection), held.tree, uid, self._clock())
+
     def record_uses(self) -> None:
-        """Writes down when artifacts were used since the last time: a hit itself writes nothing."""
-        with self._lock:
-            uses, self._uses = self._uses, {}
+        """Writes down what was used since the last time."""
+        noted = self._uses.take()
         try:
-            if uses:
-                self._index.record_uses(uses)
+            if noted.artifacts:
+                self._index.record_uses(noted.artifacts)
+                self._index.holdings.used(noted.trees, self._sweeper.policy)
+                self._index.holdings.charge(noted.users)
         except NoSpace:  # when a hit was is not worth an error: the next time may have room for it
-            with self._lock:
-                self._uses = uses | self._uses
+            self._uses.put_back(noted)
 
     def download_count(self) -> int:
         """How many artifacts are being brought."""
@@ -175,26 +184,32 @@ class Cache:
     def _bring(self, artifact: Artifact, selection: Selection, ask: Ask, progress: Progress) -> Brought:
         held = self._index.held(artifact.uri, selection.key)
         damaged = held is not None and not self._sound(held)
-        try:
-            return self._attempts(artifact, selection, ask, progress)
-        except (OriginUnavailable, NotFound) as error:
-            if damaged:
-                raise Corrupted(
-                    f"{artifact.uri}: stored bytes were damaged and are in quarantine,"
-                    f" and right ones cannot be had: {error}"
-                ) from None
-            if isinstance(error, NotFound) or ask in (Ask.STRICTLY, Ask.AGAIN) or self._origin.guards(artifact):
-                raise
+        began = self._store.ticks()
+        with self._sweeper.holding(progress) as hold:
             try:
-                return replace(self._attempts(artifact, selection, Ask.NOTHING, progress), stale=True)
-            except (OriginUnavailable, NotFound):
-                raise error from None
+                brought = self._attempts(artifact, selection, ask, progress, hold)
+            except (OriginUnavailable, NotFound) as error:
+                if damaged:
+                    raise Corrupted(
+                        f"{artifact.uri}: stored bytes were damaged and are in quarantine,"
+                        f" and right ones cannot be had: {error}"
+                    ) from None
+                if isinstance(error, NotFound) or ask in (Ask.STRICTLY, Ask.AGAIN) or self._origin.guards(artifact):
+                    raise
+                try:
+                    brought = replace(self._attempts(artifact, selection, Ask.NOTHING, progress, hold), stale=True)
+                except (OriginUnavailable, NotFound):
+                    raise error from None
+            self._sweeper.arrived(brought.held.tree, self._store.ticks() - began, brought.origin_bytes)
+            return brought
 
-    def _attempts(self, artifact: Artifact, selection: Selection, ask: Ask, progress: Progress) -> Brought:
+    def _attempts(
+        self, artifact: Artifact, selection: Selection, ask: Ask, progress: Progress, hold: Callable[[str], None]
+    ) -> Brought:
         gone: NotFound | OriginUnavailable | None = None
         for _ in range(COMMIT_ATTEMPTS):
             try:
-                found = self._bringing.sync(artifact, selection, ask, progress)
+                found = self._bringing.sync(artifact, selection, ask, progress, hold)
             except MissingBlobs:
                 continue  # a blob that was counted on went into quarantine meanwhile
             except Superseded:
@@ -203,9 +218,9 @@ class Cache:
             except Vanished as error:
                 gone = NotFound(str(error))
                 continue  # whoever writes there has removed a file since it was listed
+            hold(found.tree)
             if self._sound(found):
                 self._store.view_is_sound(found.tree)  # one that is not is built again when it is handed out
-                self._used(found)
                 taken = progress.bytes_done - progress.bytes_found  # of all attempts
                 return Brought(found, taken, transport="+".join(sorted(progress.transports)) if taken else "")
         if gone:
@@ -217,7 +232,3 @@ class Cache:
     def _sound(self, held: Held) -> bool:
         tree = self._store.tree(held.tree)
         return tree is not None and not self._store.unsound(tree)
-
-    def _used(self, held: Held) -> None:
-        with self._lock:
-            self._uses[held.uri, held.selection] = self._clock()

@@ -9,6 +9,7 @@ import sys
 
 from artifactcache.errors import CacheError
 from cacheserver import __version__
+from cacheserver.advice import warnings
 from cacheserver.config import Config, ConfigError, parse
 
 
@@ -61,7 +62,8 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _check_config(arguments: argparse.Namespace) -> int:
-    _read(arguments.config)
+    for warning in warnings(_read(arguments.config)):
+        print(f"{arguments.config}: warning: {warning}", file=sys.stderr)
     print(f"{arguments.config}: fine")
     return 0
 

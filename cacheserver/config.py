@@ -1,24 +1,26 @@
 """The configuration: what the keys are, what they mean, what they may be.
 
 Law of this file: text in, values or words out; it opens no file and reads no environment. A key that nobody reads does
-not exist.
+not exist, and what contradicts itself is refused with its place and what to write instead.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
-from urllib.parse import urlsplit
 
 import tomllib
 
-from cacheserver.space import Amount, parse_amount
+from cacheserver import readers
+from cacheserver.allowances import EVERYBODY, Allowance
+from cacheserver.readers import suggest
+from cacheserver.retention import Rule
+from cacheserver.space import Amount
+from cacheserver.toml_lines import Path, line_of
 
-DURATION_SECONDS_MAX = 366 * 86_400
-SOCKET_DIR_BYTES_MAX = 107 - len("/handoff.sock")  # sun_path of unix(7)
+TABLES_MAX = 1000  # rules; things kept warm; users, and groups, with quotas
 
 
 class ConfigError(Exception):
@@ -52,6 +54,7 @@ class AccessConfig:
 
     check: str = "none"
     users: str = ""
+    operators: list[str] = field(default_factory=list)
     hardlink_for_root: bool = False
 
 
@@ -63,6 +66,35 @@ class ServerConfig:
 
 
 @dataclass(frozen=True)
+class EvictionConfig:
+    """[eviction]; `high` and `low` are per cent of what the store may hold."""
+
+    policy: str = "gdsf"
+    high: float = 95.0
+    low: float = 90.0
+    grace: float = 60.0
+    trace: str = ""
+
+
+@dataclass(frozen=True)
+class WarmConfig:
+    """One [[warm]]: what is fetched before anybody asks, and how often it is looked whether it is the newest."""
+
+    uri: str = ""
+    every: float = 900.0
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class QuotasConfig:
+    """[quotas]: by user, `allowances.EVERYBODY` among them, and by group."""
+
+    users: Mapping[str, Allowance] = field(default_factory=dict)
+    groups: Mapping[str, Allowance] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Config:
     """All of it; an empty text stands for "find a place by the environment"."""
 
@@ -70,99 +102,79 @@ class Config:
     origin: OriginConfig = field(default_factory=OriginConfig)
     access: AccessConfig = field(default_factory=AccessConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
+    eviction: EvictionConfig = field(default_factory=EvictionConfig)
+    retention: tuple[Rule, ...] = ()
+    warm: tuple[WarmConfig, ...] = ()
+    quotas: QuotasConfig = field(default_factory=QuotasConfig)
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError("a text in quotes, not empty")
-    return value
+Readers = dict[str, Callable[[Any], Any]]
 
-
-def _path(value: Any) -> str:
-    text = _text(value)
-    if not text.startswith("/"):
-        raise ValueError("an absolute path")
-    return text
-
-
-def _socket_dir(value: Any) -> str:
-    text = _path(value)
-    if len(text.encode("utf-8", "surrogateescape")) > SOCKET_DIR_BYTES_MAX:
-        raise ValueError(f"at most {SOCKET_DIR_BYTES_MAX} bytes long: Linux takes no longer path for a socket")
-    return text
-
-
-def _paths(value: Any) -> list[str]:
-    try:
-        return [_path(one) for one in (value if isinstance(value, list) else [None])]
-    except ValueError:
-        raise ValueError('a list of absolute paths, as in ["/srv/mlflow"]') from None
-
-
-def _amount(value: Any) -> Amount:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return Amount(value)
-    return parse_amount(value if isinstance(value, str) else "")
-
-
-def _uri(value: Any) -> str:
-    text = _text(value)
-    try:
-        parts = urlsplit(text)
-        has_scheme = bool(parts.scheme) and parts.port != 0  # a password with "/" in it makes another port of it
-    except ValueError:
-        has_scheme = False
-    if not has_scheme and not text.startswith("/"):
-        raise ValueError('a tracking URI, as in "http://mlflow.example:5000" or "sqlite:////var/lib/mlflow.db"')
-    return text
-
-
-def _duration(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= DURATION_SECONDS_MAX:
-        raise ValueError("seconds, from 0 to a year")
-    return float(value)
-
-
-def _seconds(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 3600:
-        raise ValueError("seconds, above 0 and at most 3600")
-    return float(value)
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("true or false")
-    return value
-
-
-def _one_of(*words: str) -> Callable[[Any], str]:
-    def check(value: Any) -> str:
-        if value not in words:
-            raise ValueError(" or ".join(f'"{word}"' for word in words))
-        return str(value)
-
-    return check
-
-
-_SECTIONS: dict[str, tuple[type[Any], dict[str, Callable[[Any], Any]]]] = {
-    "store": (StoreConfig, {"root": _path, "capacity": _amount, "min_free": _amount}),
+_SECTIONS: dict[str, tuple[type[Any], Readers]] = {
+    "store": (StoreConfig, {"root": readers.path, "capacity": readers.some, "min_free": readers.not_all}),
     "origin": (
         OriginConfig,
         {
-            "tracking_uri": _uri,
-            "unreachable_after": _seconds,
-            "stale_after": _seconds,
-            "relist_after": _duration,
-            "alias_ttl": _duration,
-            "local_roots": _paths,
+            "tracking_uri": readers.uri,
+            "unreachable_after": readers.seconds,
+            "stale_after": readers.seconds,
+            "relist_after": readers.duration,
+            "alias_ttl": readers.duration,
+            "local_roots": readers.paths,
         },
     ),
     "access": (
         AccessConfig,
-        {"check": _one_of("none"), "users": _one_of("self", "all"), "hardlink_for_root": _flag},
+        {
+            "check": readers.one_of("none"),
+            "users": readers.one_of("self", "all"),
+            "operators": readers.people,
+            "hardlink_for_root": readers.flag,
+        },
     ),
-    "server": (ServerConfig, {"socket_dir": _socket_dir}),
+    "server": (ServerConfig, {"socket_dir": readers.socket_dir}),
+    "eviction": (
+        EvictionConfig,
+        {
+            "policy": readers.one_of("gdsf", "lru", "s3-fifo"),
+            "high": readers.percent,
+            "low": readers.percent,
+            "grace": readers.duration,
+            "trace": readers.path_or_none,
+        },
+    ),
 }
+_ARRAYS: dict[str, tuple[type[Any], Readers]] = {
+    "retention": (
+        Rule,
+        {
+            "name": readers.line,
+            "tracking_uri": readers.server,
+            "experiment": readers.line,
+            "model": readers.line,
+            "alias": readers.line,
+            "owner": readers.line,
+            "tag": readers.tags,
+            "status": readers.one_of("RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"),
+            "deleted": readers.flag,
+            "keep": readers.keep,
+            "keep_last": readers.count,
+            "drop": readers.drop,
+            "priority": readers.priority,
+        },
+    ),
+    "warm": (
+        WarmConfig,
+        {
+            "uri": readers.artifact,
+            "every": readers.period,
+            "include": readers.patterns,
+            "exclude": readers.patterns,
+        },
+    ),
+}
+_ALLOWANCE: Readers = {"held": readers.some, "downloads": readers.count, "rate": readers.rate}
+_QUOTAS = {"user": "users", "group": "groups"}
 
 
 def parse(text: str, name: str) -> Config:
@@ -177,14 +189,13 @@ def parse(text: str, name: str) -> Config:
         tables = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError; so is a number of 5,000 digits
         raise ConfigError(f"{name}: this is not TOML: {error}.") from None
-    found: dict[str, Any] = {}
-    for section, values in tables.items():
-        if section in _SECTIONS and not isinstance(values, dict):
-            raise ConfigError(f"{name}{_line(text, section)}: {section} is a section: write [{section}] once.")
-        if section not in _SECTIONS:
-            raise ConfigError(f"{name}{_line(text, section)}: [{section}] is no section.{_suggest(section, _SECTIONS)}")
-        found[section] = _section(section, values, text, name)
-    return Config(**found)
+    try:
+        config = Config(**{section: _read(section, values) for section, values in tables.items()})
+        for place, words in _contradictions(config):
+            raise _Wrong(place, words)
+    except _Wrong as wrong:
+        raise ConfigError(f"{name}{line_of(text, wrong.place)}: {wrong}") from None
+    return config
 
 
 def keys() -> list[tuple[str, str, Any]]:
@@ -192,39 +203,116 @@ def keys() -> list[tuple[str, str, Any]]:
     return [(s, f.name, getattr(kind(), f.name)) for s, (kind, _) in _SECTIONS.items() for f in fields(kind)]
 
 
-def _section(section: str, values: dict[str, Any], text: str, name: str) -> Any:
-    kind, readers = _SECTIONS[section]
+def table_keys() -> dict[str, tuple[str, ...]]:
+    """The keys of what there may be several of: rules, things kept warm, quotas."""
+    return {name: tuple(keys) for name, (_, keys) in _ARRAYS.items()} | {"quotas": tuple(_ALLOWANCE)}
+
+
+class _Wrong(Exception):
+    """What cannot be used, and where it stands."""
+
+    def __init__(self, place: Path, words: str) -> None:
+        super().__init__(words)
+        self.place = place
+
+
+def _read(section: str, values: Any) -> Any:
+    """One section, array of tables, or the quotas."""
+    if section in _SECTIONS:
+        kind, known = _SECTIONS[section]
+        if not isinstance(values, dict):
+            raise _Wrong((section,), f"{section} is a section: write [{section}] once.")
+        return kind(**_table((section,), f"[{section}]", values, known))
+    if section == "quotas":
+        return _quotas(values)
+    if section not in _ARRAYS:
+        every = (*_SECTIONS, *_ARRAYS, "quotas")
+        raise _Wrong((section,), f"[{section}] is no section.{suggest(section, every)}")
+    if not isinstance(values, list) or not all(isinstance(one, dict) for one in values):
+        raise _Wrong((section,), f"There may be several of {section}: write [[{section}]] above each.")
+    if len(values) > TABLES_MAX:
+        raise _Wrong((section, TABLES_MAX), f"More than {TABLES_MAX} of [[{section}]] are too many.")
+    kind, known = _ARRAYS[section]
+    read = [_table((section, i), f"[[{section}]]", one, known) for i, one in enumerate(values)]
+    if section == "retention":
+        read = [{"name": f"retention {i}", **one} for i, one in enumerate(read, start=1)]
+    return tuple(kind(**one) for one in read)
+
+
+def _table(place: Path, shown: str, values: dict[str, Any], known: Readers) -> dict[str, Any]:
     read: dict[str, Any] = {}
     for key, value in values.items():
-        if key not in readers:
-            raise ConfigError(
-                f"{name}{_line(text, section, key)}: [{section}] has no key {key}.{_suggest(key, readers)}"
-            )
+        if key not in known:
+            raise _Wrong((*place, key), f"{shown} has no key {key}.{suggest(key, known)}")
         try:
-            read[key] = readers[key](value)
+            read[key] = known[key](value)
         except ValueError as error:
-            raise ConfigError(
-                f"{name}{_line(text, section, key)}: [{section}] {key} = {value!r}: must be {error}."
-            ) from None
-    return kind(**read)
+            raise _Wrong((*place, key), f"{shown} {key} = {value!r}: must be {error}.") from None
+    return read
 
 
-def _line(text: str, section: str, key: str = "") -> str:
-    """The line where a section, or a key of it, stands, for a message; tomllib does not tell."""
-    head, entry = (re.compile(rf"\s*\[?\s*[\"']?{re.escape(word)}[\"']?\s*[]=.]") for word in (section, key))
-    within = False
-    for number, line in enumerate(text.splitlines(), start=1):
-        if head.match(line) and not (within and not line.lstrip().startswith("[")):
-            within = True
-            if not key or f".{key}" in line:
-                return f":{number}"
-        elif line.lstrip().startswith("["):
-            within = False
-        elif within and entry.match(line):
-            return f":{number}"
+def _quotas(values: Any) -> QuotasConfig:
+    form = 'write [quotas.user.alice], [quotas.group.students], or [quotas.user."*"] for every other user.'
+    if not isinstance(values, dict):
+        raise _Wrong(("quotas",), f"quotas are sections: {form}")
+    found: dict[str, dict[str, Allowance]] = {}
+    for kind, of in values.items():
+        if kind not in _QUOTAS:
+            raise _Wrong(("quotas", kind), f"[quotas] has no {kind}: {form}")
+        if not isinstance(of, dict) or len(of) > TABLES_MAX:
+            raise _Wrong(("quotas", kind), f"[quotas.{kind}] has quotas below it, at most {TABLES_MAX}: {form}")
+        found[_QUOTAS[kind]] = {}
+        for name, allowance in of.items():
+            place, shown = ("quotas", kind, name), f"[quotas.{kind}.{_quoted(name)}]"
+            if not isinstance(allowance, dict):
+                raise _Wrong(place, f"[quotas.{kind}] {name} is a user's or group's name here: {form}")
+            if name != EVERYBODY or kind == "group":
+                try:
+                    readers.name(name)
+                    if name == EVERYBODY:
+                        raise ValueError('a group; for every user without an entry write [quotas.user."*"]')
+                except ValueError as error:
+                    raise _Wrong(place, f"{shown}: must be {error}.") from None
+            found[_QUOTAS[kind]][name] = Allowance(**_table(place, shown, allowance, _ALLOWANCE))
+    return QuotasConfig(**found)
+
+
+def _quoted(name: str) -> str:
+    return name if name.isalnum() and name.isascii() else f'"{name}"'
+
+
+def _contradictions(config: Config) -> Iterator[tuple[Path, str]]:
+    """What each for itself could be used, but not together: the place, and what to write instead."""
+    eviction, root = config.eviction, config.store.root.rstrip("/")
+    if eviction.low >= eviction.high:
+        key = "low" if eviction.low != EvictionConfig.low else "high"
+        yield (
+            ("eviction", key),
+            f'[eviction] low = "{eviction.low:g}%" must be below high = "{eviction.high:g}%": a sweep begins above high'
+            " and goes down to low.",
+        )
+    if root and f"{eviction.trace}/".startswith(f"{root}/"):
+        yield ("eviction", "trace"), "[eviction] trace: must be outside the store, where only the store's files are."
+    names = set[str]()
+    for i, rule in enumerate(config.retention):
+        if words := _contradiction(rule, rule.name in names):
+            yield ("retention", i), f'[[retention]] "{rule.name}" {words}.'
+        names.add(rule.name)
+    for i, warm in enumerate(config.warm):
+        if not warm.uri:
+            yield ("warm", i), '[[warm]] has no uri: write which artifact it is, as in uri = "models:/resnet@champion".'
+
+
+def _contradiction(rule: Rule, is_taken: bool) -> str:
+    """What is wrong with a rule, for the middle of a sentence; empty where nothing is."""
+    if is_taken:
+        return "has the name of another rule: write a name of its own"
+    if not rule.keep and not rule.keep_last and rule.drop == math.inf and rule.priority is None:
+        return "does nothing: write keep, keep_last, drop or priority"
+    if rule.keep == math.inf and rule.drop < math.inf:
+        return 'always keeps what it also drops: leave out drop, or write for how long, as in keep = "30d"'
+    if rule.keep == math.inf and rule.keep_last:
+        return "always keeps all versions, and so the last ones: leave out keep_last, or keep"
+    if rule.drop < rule.keep:
+        return "drops what it still keeps: write a drop that is longer than keep"
     return ""
-
-
-def _suggest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" Did you mean {close[0]}?" if close else f" There are: {', '.join(known)}."

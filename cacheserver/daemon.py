@@ -15,24 +15,32 @@ import time
 
 from artifactcache.errors import CacheError
 from cacheserver import lock
+from cacheserver.administration import Administration
 from cacheserver.bringing import Freshness
 from cacheserver.cache import Cache
 from cacheserver.config import Config, ConfigError
 from cacheserver.disk import Disk
+from cacheserver.eviction import POLICIES
 from cacheserver.handoff import Handoff
 from cacheserver.index import Index
+from cacheserver.leases import Leases
+from cacheserver.operators import Operators
 from cacheserver.origin import MlflowOrigin
+from cacheserver.partials import boot_id
 from cacheserver.place import Place, place
 from cacheserver.refusals import without_credentials, without_secrets
+from cacheserver.register import Register
+from cacheserver.reservations import Reservations
 from cacheserver.service import CONNECTIONS_MAX, Service, serve
 from cacheserver.sessions import Peer, Sessions
 from cacheserver.space import Limits
 from cacheserver.store import Store
+from cacheserver.sweeper import Clocks, Sweeper
+from cacheserver.upkeep import Upkeep
 
 SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7), without its NUL
 STOP_SECONDS = 5
-CHORES_SECONDS = 30
-ARRIVALS_KEPT_SECONDS = 86_400  # how long an unfinished download is worth resuming
+PAUSE_SECONDS = 0.0005  # between the small steps of what nobody waits for
 
 _log = logging.getLogger(__name__)
 
@@ -48,20 +56,34 @@ def run(config: Config) -> None:
 
     _take_socket_folder(here)
     disk = Disk(here.root, shared=here.serves_all)
-    limits = Limits(config.store.capacity, config.store.min_free)
+    limits = Limits(config.store.capacity, config.store.min_free, config.eviction.high, config.eviction.low)
     origin = _origin(here, config, disk)
     store = Store(disk, Index(disk.index_path, origin.name), time.monotonic)
     told = config.origin
     freshness = Freshness(told.relist_after, told.alias_ttl, min(told.stale_after, told.unreachable_after))
-    cache = Cache(store, origin, limits, freshness, time.time)
-    sessions = Sessions()
+    leases = Leases(time.monotonic)
+    sessions = Sessions(leases, Register(disk.register_path, boot_id()))
+    reservations, policy = Reservations(store, limits), POLICIES[config.eviction.policy]
+    clocks = Clocks(time.time, time.monotonic, lambda: time.sleep(PAUSE_SECONDS))
+    sweeper = Sweeper(store, leases, reservations, policy, config.eviction.grace, clocks)
+    cache = Cache(store, origin, sweeper, freshness, time.time)
 
     def admits(peer: Peer) -> bool:
         return here.serves_all or peer.uid == uid
 
     handoff = Handoff(_listener(here, "handoff.sock"), sessions, store, admits)
     about = {"tracking_uri": origin.name, "access_check": config.access.check}
-    service = Service(cache, store, sessions, limits, about, hardlink_for_root=config.access.hardlink_for_root)
+    operators = Operators(config.access.operators, uid)
+    administration = Administration(cache, store, sweeper, operators.admits, lambda tree: (), time.time)
+    service = Service(
+        cache,
+        store,
+        sessions,
+        sweeper,
+        administration,
+        about,
+        hardlink_for_root=config.access.hardlink_for_root,
+    )
     address = _fresh_path(here, "cache.sock")
     # Nothing tells who is at the other end of cache.sock: its connections get a share, for all users together.
     server = serve(service, address, CONNECTIONS_MAX if most == resource.RLIM_INFINITY else most // 4)
@@ -76,12 +98,14 @@ def run(config: Config) -> None:
         "every user" if here.serves_all else f"uid {uid}",
     )
 
-    while not select.select([stop], [], [], CHORES_SECONDS)[0]:
-        _chores(cache, store)
+    upkeep = Upkeep(sweeper, sessions, store, time.time)
+    upkeep.start()
+    select.select([stop], [], [])
 
     _log.info("stopping")
     server.stop(STOP_SECONDS).wait()
     handoff.stop()
+    upkeep.stop()
     cache.close()
     store.index.close()
     logging.shutdown()
@@ -120,15 +144,6 @@ def _origin(here: Place, config: Config, disk: Disk) -> MlflowOrigin:
             f" {without_secrets(str(error)) or type(error).__name__} Write MLFLOW_TRACKING_URI, or [origin]"
             " tracking_uri in the configuration, as in http://mlflow.example:5000."
         ) from None
-
-
-def _chores(cache: Cache, store: Store) -> None:
-    """What is done now and then. A failure is told, and the next time it is tried again."""
-    try:
-        cache.record_uses()
-        store.drop_arrivals(time.time() - ARRIVALS_KEPT_SECONDS)
-    except Exception:  # noqa: BLE001 - a chore that fails must not end the daemon
-        _log.exception("a chore failed")
 
 
 def _take_socket_folder(here: Place) -> None:

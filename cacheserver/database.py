@@ -1,7 +1,7 @@
 """One SQLite file: how it is opened and migrated, and what a transaction is.
 
-Law of this file: one connection writes, another one reads, each with its lock. A transaction happens as a whole or not
-at all; who reads outside of it waits for no writer, and sees what was committed.
+Law of this file: one connection writes, another one reads, and a third reads what takes long; each has its lock. A
+transaction happens as a whole or not at all; who reads outside of it waits for no writer, and sees what was committed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from artifactcache.errors import CacheError, NoSpace
 from cacheserver.schema import MIGRATIONS, statements
 
 BUSY_TIMEOUT_SECONDS = 30
+VARIABLES_MAX = 900  # of one statement: SQLite's oldest limit on bound variables is 999
 # SQLite says "disk I/O error" where the disk has no room for a file that it maps into memory (32 KiB at a time).
 ROOM_BYTES_MIN = 1 << 20
 
@@ -37,7 +38,7 @@ class Tables:
     def __init__(self, path: str) -> None:
         self._path = path
         self._lock = threading.RLock()
-        self._reading = threading.Lock()
+        self._reading, self._surveying = threading.Lock(), threading.Lock()
         self._writer = 0  # the thread that has a transaction open
         with contextlib.ExitStack() as opened:
             try:
@@ -47,9 +48,7 @@ class Tables:
                 for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
                     self._db.execute(f"PRAGMA {pragma}")
                 self._migrate()
-                self._reader = self._open(opened)
-                self._reader.execute("PRAGMA query_only = ON")
-                self._reader.execute("SELECT 1 FROM sqlite_schema")  # opens its files now, not when they run out
+                self._reader, self._surveyor = self._open_reader(opened), self._open_reader(opened)
             except sqlite3.DatabaseError as error:
                 raise _refusal(error, path) from None
             opened.pop_all()
@@ -61,10 +60,17 @@ class Tables:
         opened.callback(connection.close)
         return Database(connection, execute_plugins=False)
 
+    def _open_reader(self, opened: contextlib.ExitStack) -> Database:
+        reader = self._open(opened)
+        reader.execute("PRAGMA query_only = ON")
+        reader.execute("SELECT 1 FROM sqlite_schema")  # opens its files now, not when they run out
+        return reader
+
     def close(self) -> None:
         """Writes the log back into the database and closes it."""
-        with self._lock, self._reading:
+        with self._lock, self._reading, self._surveying:
             self._reader.close()
+            self._surveyor.close()
             with contextlib.suppress(sqlite3.OperationalError):  # a full disk: the log stays, and is read next time
                 self._db.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._db.close()
@@ -99,9 +105,16 @@ class Tables:
         """All rows of a statement's result; inside a transaction, as the transaction has made them."""
         if self._writer == threading.get_ident():
             return self._db.execute(sql, values).fetchall()
+        return self._read(self._reader, self._reading, sql, values)
+
+    def survey(self, sql: str, *values: Any) -> list[Any]:
+        """The same, for what may take long: whoever hands something out does not wait for it."""
+        return self._read(self._surveyor, self._surveying, sql, values)
+
+    def _read(self, reader: Database, lock: threading.Lock, sql: str, values: tuple[Any, ...]) -> list[Any]:
         try:
-            with self._reading:
-                return self._reader.execute(sql, values).fetchall()
+            with lock:
+                return reader.execute(sql, values).fetchall()
         except sqlite3.DatabaseError as error:
             if _kind(error) in _OF_THE_DISK:
                 raise _refusal(error, self._path) from None

@@ -17,7 +17,7 @@ import secrets
 import shutil
 import stat
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from blake3 import blake3
@@ -32,6 +32,7 @@ from cacheserver.staging import Staged
 from cacheserver.words import BlobRow, Manifest
 
 SYNC_ONE_BY_ONE_MAX = 8  # 2,000 files of 4 KiB: fsync each 0.2 to 3.6 s, syncfs 0.01 to 0.08 s (ext4, XFS, btrfs)
+LARGE_BYTES_MIN = 64 << 20  # a file whose removal takes ext4 more than some milliseconds
 _FAN = re.compile(r"[0-9a-f]{2}")
 _NUMBER = re.compile(r"[0-9]{1,20}")  # one that is longer was never given, and never will be
 FOLDERS = ("blobs", "manifests", "views", "staging", "quarantine")
@@ -96,6 +97,11 @@ class Disk:
     def index_path(self) -> str:
         """Where the index is."""
         return self.at("index.db")
+
+    @property
+    def register_path(self) -> str:
+        """Where it is written down which process has which view."""
+        return self.at("leases")
 
     def space(self) -> Space:
         """How full the filesystem is, as an ordinary user sees it."""
@@ -174,6 +180,37 @@ class Disk:
         for digest in digests:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(_fan(digest), dir_fd=self.blobs_fd)
+
+    def take_out(self, trees: Iterable[str], blobs: Mapping[str, int]) -> list[str]:
+        """Takes trees, and blobs with their sizes, whose rows are gone away from their names.
+
+        Returns what is in staging/ now, for the caller to discard: that may take the disk a while, and whoever calls
+        this has a lock that others wait for.
+        """
+        aside = []
+        for tree in trees:
+            view = self.at("views", tree)
+            with contextlib.suppress(FileNotFoundError):
+                os.chmod(view, 0o755)  # a folder that cannot be written cannot be renamed either
+                os.rename(view, aside_path := self.stage())
+                aside.append(aside_path)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.at("manifests", _fan(tree)))
+        for digest, size in blobs.items():
+            with contextlib.suppress(FileNotFoundError):
+                if size < LARGE_BYTES_MIN:
+                    os.unlink(_fan(digest), dir_fd=self.blobs_fd)
+                else:
+                    os.rename(self.at("blobs", _fan(digest)), aside_path := self.stage())
+                    aside.append(aside_path)
+        return aside
+
+    def link_count(self, digest: str) -> int:
+        """How many names a blob has; 0 where it is gone."""
+        try:
+            return os.stat(_fan(digest), dir_fd=self.blobs_fd, follow_symlinks=False).st_nlink
+        except OSError:
+            return 0
 
     def discard(self, path: str) -> bool:
         """Removes something from staging/, whatever it is. Returns False where it stays: that is told, and no error."""

@@ -13,6 +13,8 @@ from cacheserver.selection import Selection
 from cacheserver.store import Store
 from cacheserver.words import Arrived, File, Held, Location, Manifest, Standing
 
+Hold = Callable[[str], None]
+
 
 class Known(NamedTuple):
     """A file that is held, and what is known of how good that is.
@@ -57,10 +59,13 @@ class Evidence:
         """Whether an artifact that is held need not be asked about at its origin."""
         return held.standing is not Standing.OPEN and self._is_trusted(held.checked_at)
 
-    def whole(self, location: Location, selection: Selection, least: Standing, *, trusted_only: bool) -> Whole | None:
+    def whole(
+        self, location: Location, selection: Selection, least: Standing, hold: Hold, *, trusted_only: bool
+    ) -> Whole | None:
         """What a whole tree at or above a location has of it. None where there is none, or where it lacks the path:
-        it may have been added since."""
+        it may have been added since. That tree is held."""
         for held in reversed(self._index.above(location.uri)):
+            hold(held.tree)
             tree = self._store.tree(held.tree)
             if held.selection or held.standing < least or tree is None or self._store.unsound(tree):
                 continue
@@ -81,8 +86,8 @@ class Evidence:
             return Whole(manifest, ordered, file_name, held.standing, held.checked_at)
         return None
 
-    def known(self, location: Location, least: Standing, *, trusting: bool) -> dict[bytes, Known]:
-        """Every file whose blob is held, by its path below a location.
+    def known(self, location: Location, least: Standing, hold: Hold, *, trusting: bool) -> dict[bytes, Known]:
+        """Every file whose blob is held, by its path below a location. Their trees are held.
 
         Of several that claim to be one file, the one that is worth `least` and was checked last.
 
@@ -92,6 +97,7 @@ class Evidence:
         found: dict[bytes, Known] = {}
         near = self._index.above(location.uri) + self._index.at_or_below(location.uri)
         for held in sorted(near, key=lambda h: (h.standing >= least, h.checked_at, h.fetched_at)):
+            hold(held.tree)
             if tree := self._store.tree(held.tree):
                 trusted = trusting and self.trusts(held)
                 for path, arrived in self._paths(location, held, tree.manifest):

@@ -13,12 +13,13 @@ from cacheserver.words import Progress
 V = TypeVar("V")
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Flight(Generic[V]):
-    """Work under way: what it will give, and how far it is."""
+    """Work under way: what it will give, how far it is, and how many wait for it, or have not yet taken what it gave."""
 
     future: Future[V] = field(default_factory=Future)
     progress: Progress = field(default_factory=Progress)
+    waiting: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,21 +48,32 @@ class Flights(Generic[V]):
         with self._lock:
             ahead = self._under_way.get(key)
             if ahead is not None and not fresh:
-                return ahead.flight, False
+                return self._joined(ahead.flight), False
             if ahead is not None:
                 started = not ahead.following
                 if started:
                     ahead.following.append((Flight(), work))
-                return ahead.following[0][0], started
-            flight = Flight[V]()
+                return self._joined(ahead.following[0][0]), started
+            flight = self._joined(Flight[V]())
             self._under_way[key] = _UnderWay(flight)
         self._start(key, work, flight)
         return flight, True
+
+    def leave(self, flight: Flight[V]) -> bool:
+        """One of those who have joined a flight has taken what it gave, or gives up. Returns whether it is over, and
+        nobody else waits for it."""
+        with self._lock:
+            flight.waiting -= 1
+            return not flight.waiting and flight.future.done()
 
     def count(self) -> int:
         """How many are under way."""
         with self._lock:
             return len(self._under_way)
+
+    def _joined(self, flight: Flight[V]) -> Flight[V]:
+        flight.waiting += 1
+        return flight
 
     def _start(self, key: Hashable, work: Callable[[Progress], V], flight: Flight[V]) -> None:
         try:

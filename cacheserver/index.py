@@ -7,14 +7,15 @@ one short transaction, and `now` is an argument.
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from cacheserver.database import Tables
+from cacheserver.database import VARIABLES_MAX, Tables
+from cacheserver.holdings import Holdings
+from cacheserver.pins import Pins
 from cacheserver.versions import Versions
 from cacheserver.words import Arrived, BlobRow, Held, Manifest, Record, Standing
-
-VARIABLES_MAX = 900  # SQLite's oldest limit on bound variables is 999
 
 _HELD = """
     SELECT a.uri, a.selection, t.digest, a.file_name, t.file_count, t.size_bytes, a.standing, a.fetched_at, a.used_at,
@@ -37,6 +38,8 @@ class Index:
         self._tables = Tables(path)
         self._origin = self._open_origin(tracking_uri) if tracking_uri else 0
         self.versions = Versions(self._tables, self._origin)
+        self.holdings = Holdings(self._tables)
+        self.pins = Pins(self._tables, self._origin)
 
     def close(self) -> None:
         """Writes the log back into the database and closes it."""
@@ -189,7 +192,7 @@ class Index:
 
         Raises MissingBlobs where the index does not hold all its blobs.
         """
-        digests = {e.digest for e in manifest.files if e.size}
+        digests = Counter(e.digest for e in manifest.files if e.size)
         with self._tables.transaction():
             self._tables.do(
                 "INSERT OR IGNORE INTO trees (digest, file_count, size_bytes) VALUES (?, ?, ?)",
@@ -198,13 +201,10 @@ class Index:
                 manifest.size_bytes,
             )
             tree = self._tables.one("SELECT id FROM trees WHERE digest = ?", manifest.digest)[0]
-            for some in _chunks(digests):
-                self._tables.do(
-                    "INSERT OR IGNORE INTO members (tree, blob)"
-                    f" SELECT ?, id FROM blobs WHERE digest IN ({','.join('?' * len(some))})",
-                    tree,
-                    *some,
-                )
+            self._tables.many(
+                "INSERT OR IGNORE INTO members (tree, blob, path_count) SELECT ?, id, ? FROM blobs WHERE digest = ?",
+                [(tree, paths, digest) for digest, paths in digests.items()],
+            )
             if self._tables.one("SELECT count(*) FROM members WHERE tree = ?", tree)[0] != len(digests):
                 raise MissingBlobs(manifest.digest)
             for record in artifacts:
@@ -295,25 +295,6 @@ class Index:
                 self._tables.do(f"DELETE FROM {table} WHERE blob = (SELECT id FROM blobs WHERE digest = ?)", digest)
             self._tables.do("DELETE FROM blobs WHERE digest = ?", digest)
         return trees
-
-    def drop_arrivals(self, before: float) -> list[str]:
-        """Ends arrivals older than `before`. Returns the digests of the blobs that nothing needs any more; their rows
-        are gone, their files are the caller's to unlink."""
-        with self._tables.transaction(durable=True):
-            old = [
-                row[0] for row in self._tables.all("DELETE FROM arrivals WHERE arrived_at < ? RETURNING blob", before)
-            ]
-            gone: list[str] = []
-            for blob in old:
-                gone += [
-                    row[0]
-                    for row in self._tables.all(
-                        "DELETE FROM blobs WHERE id = ? AND NOT EXISTS (SELECT 1 FROM members WHERE blob = blobs.id)"
-                        " AND NOT EXISTS (SELECT 1 FROM arrivals WHERE blob = blobs.id) RETURNING digest",
-                        blob,
-                    )
-                ]
-            return gone
 
     def all_digests(self) -> list[str]:
         """The digest of every blob."""

@@ -70,9 +70,16 @@ def inotify() -> int:
     return fd
 
 
-def inotify_watch(fd: int, folder: str | bytes, mask: int) -> None:
-    """Watches a folder. Raises OSError, with ENOSPC where the user has no watch left."""
-    _check(min(_libc.inotify_add_watch(fd, ctypes.c_char_p(os.fsencode(folder)), ctypes.c_uint32(mask)), 0))
+def inotify_watch(fd: int, folder: str | bytes, mask: int) -> int:
+    """Watches a folder; returns the watch's number. Raises OSError, with ENOSPC where the user has no watch left."""
+    number: int = _libc.inotify_add_watch(fd, ctypes.c_char_p(os.fsencode(folder)), ctypes.c_uint32(mask))
+    _check(min(number, 0))
+    return number
+
+
+def inotify_leave(fd: int, number: int) -> None:
+    """Ends a watch, which may have ended by itself."""
+    _libc.inotify_rm_watch(fd, number)
 
 
 def share_heaps(count: int) -> None:

@@ -39,6 +39,7 @@ from cacheserver import names, roots
 from cacheserver.azure import AzureBuckets
 from cacheserver.bounded import Bounded
 from cacheserver.breaker import Breaker
+from cacheserver.catalogue import Catalogue
 from cacheserver.gcs import GcsBuckets
 from cacheserver.headers import Accesses
 from cacheserver.http import Access, ElsewhereError, Http, StatusError, same_server
@@ -48,6 +49,7 @@ from cacheserver.proxied import ProxiedFiles
 from cacheserver.questions import Questions
 from cacheserver.refusals import translated, without_credentials
 from cacheserver.repository import RepositoryFiles, Transfers
+from cacheserver.retention import Facts
 from cacheserver.s3 import S3Buckets
 from cacheserver.staging import Sink
 from cacheserver.uris import Artifact, Kind
@@ -114,6 +116,7 @@ class MlflowOrigin:
         self._http, self._looker = Http(ticks), Http(ticks)
         self._accesses = Accesses(partial(_access, here=self._tracking_uri), ticks)
         self._breaker = Breaker(self.name, self._answers, ticks)
+        self._catalogue = Catalogue(self._client, self._question, self.name)
         self._identifiers = ThreadPoolExecutor(max_workers=IDENTIFIERS_MAX, thread_name_prefix="identify")
         self._parts, self._transfers = Parts(), Transfers(unreachable_after_seconds)
         forget, forget_s3 = self._repositories.clear, s3_artifact_repo._cached_get_s3_client.cache_clear
@@ -212,6 +215,10 @@ class MlflowOrigin:
             return self._question(model_id, lambda: self._client.get_logged_model(model_id))
         except NotFound:
             return None
+
+    def describe(self, versions: Iterable[str], needs: frozenset[str]) -> dict[str, Facts]:
+        """What retention rules need to know of versions (`Catalogue.describe`)."""
+        return self._catalogue.describe(versions, needs)
 
     # -- bytes ------------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,8 @@ NOTE_BYTES_MAX = 65536
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Tells this boot of the host from others; empty where the kernel does not say."""
     try:
         with open(BOOT_ID, encoding="ascii") as file:
             return file.read().strip()
@@ -34,7 +35,7 @@ class Partials:
     """The beginnings of files in one staging folder."""
 
     folder: str
-    _boot: str = field(default_factory=_boot_id)
+    _boot: str = field(default_factory=boot_id)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _waiting: dict[str, tuple[str, str]] = field(default_factory=dict)  # by key: path and entity tag
 

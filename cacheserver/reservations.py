@@ -7,14 +7,14 @@ already is not counted again.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from artifactcache.errors import NoSpace
-from cacheserver import space
+from cacheserver.space import Fill, Limits, Need, missing, shortage
 from cacheserver.store import Store
 from cacheserver.words import Progress
+
+FILE_BYTES = 4096  # what a file costs beside its bytes, at most: the rest of its last block
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,10 +23,12 @@ class Promise:
 
     needed: int
     written: int
+    file_count: int
     progress: Progress
     done_before: int
     kept_before: int
     found_before: int
+    files_before: int
 
     def coming(self) -> int:
         """Bytes that are no blobs yet."""
@@ -35,47 +37,62 @@ class Promise:
     def unwritten(self) -> int:
         """Bytes that are not on the disk yet, but for files that are half written."""
         found = self.progress.bytes_found - self.found_before  # what was on the disk already is not written again
-        return max(0, self.needed - self.written - (self.progress.bytes_done - self.done_before - found))
+        bare = max(0, self.needed - self.written - (self.progress.bytes_done - self.done_before - found))
+        return bare + FILE_BYTES * max(0, self.file_count - (self.progress.files_done - self.files_before))
+
+
+class Refusal(NamedTuple):
+    """Why space is not promised, and what would have to go for it."""
+
+    need: Need
+    why: str
 
 
 class Reservations:
     """What is promised of one store's disk."""
 
-    def __init__(self, store: Store, limits: space.Limits) -> None:
+    def __init__(self, store: Store, limits: Limits) -> None:
+        self.limits = limits
         self._store = store
-        self._limits = limits
         self._lock = threading.Lock()
         self._promises: list[Promise] = []
 
-    @contextmanager
-    def reserve(self, what: str, needed: int, progress: Progress, *, written: int = 0) -> Iterator[None]:
-        """Promises space to a download, for as long as this lasts.
+    def fill(self) -> Fill:
+        """How full the store and its disk are, with what is promised."""
+        with self._lock:
+            return self._fill()
+
+    def promise(self, needed: int, file_count: int, progress: Progress, *, written: int = 0) -> Promise | Refusal:
+        """Promises space, for as long as it is not given back.
 
         Args:
-            what: names the download in messages.
-            needed: bytes.
-            written: how many of them an earlier attempt has left on the disk.
+            needed: bytes, of so many files.
             progress: of the download; what it has done before does not count.
-
-        Raises NoSpace.
+            written: how many of the bytes an earlier attempt has left on the disk.
         """
-        promise = Promise(needed, written, progress, progress.bytes_done, progress.bytes_kept, progress.bytes_found)
+        before = progress.bytes_done, progress.bytes_kept, progress.bytes_found, progress.files_done
+        promise = Promise(needed, written, file_count, progress, *before)
         with self._lock:
-            disk = self._store.space()
-            if why := space.shortage(
-                needed,
-                written=written,
-                stored=self._store.index.totals()["blob_bytes"],
-                coming=sum(p.coming() for p in self._promises),
-                unwritten=sum(p.unwritten() for p in self._promises),
-                total=disk.total,
-                free=disk.free,
-                limits=self._limits,
-            ):
-                raise NoSpace(f"{what}: {why}")
+            fill, limits, on_disk = self._fill(), self.limits, needed + FILE_BYTES * file_count
+            over = missing(needed, fill, limits, written=written).capacity_bytes
+            under = missing(on_disk, fill, limits, written=written).disk_bytes
+            if over or under:
+                why = shortage(needed if over else on_disk, fill, limits, written=written)
+                return Refusal(Need(under, over), why or "")
             self._promises.append(promise)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._promises.remove(promise)
+            return promise
+
+    def give_back(self, promise: Promise) -> None:
+        """Ends a promise."""
+        with self._lock:
+            self._promises.remove(promise)
+
+    def _fill(self) -> Fill:
+        disk = self._store.space()
+        return Fill(
+            stored=self._store.index.totals()["blob_bytes"],
+            coming=sum(p.coming() for p in self._promises),
+            unwritten=sum(p.unwritten() for p in self._promises),
+            total=disk.total,
+            free=disk.free,
+        )

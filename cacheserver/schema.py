@@ -138,7 +138,116 @@ ALTER TABLE arrivals ADD COLUMN
     etag TEXT NOT NULL DEFAULT '';     -- the origin's entity tag of these bytes; empty where it has none
 """
 
-MIGRATIONS = (FIRST, FRESHNESS)
+EVICTION = """
+ALTER TABLE blobs ADD COLUMN
+    holder_count INTEGER NOT NULL DEFAULT 0;  -- how many trees have it, kept by the triggers below
+ALTER TABLE members ADD COLUMN
+    path_count INTEGER NOT NULL DEFAULT 1;  -- how many files of the tree it is
+ALTER TABLE trees ADD COLUMN
+    recorded_at REAL NOT NULL DEFAULT 0;  -- when it was last brought, seconds since the epoch
+ALTER TABLE trees ADD COLUMN
+    fetch_seconds REAL NOT NULL DEFAULT 0;  -- what bringing it took
+ALTER TABLE trees ADD COLUMN
+    fetch_bytes INTEGER NOT NULL DEFAULT 0;  -- how many bytes the origin sent for it in that time
+ALTER TABLE trees ADD COLUMN
+    share_bytes REAL NOT NULL DEFAULT 0;  -- its size when it was last used, each blob divided by holder_count
+ALTER TABLE trees ADD COLUMN
+    use_count INTEGER NOT NULL DEFAULT 0;  -- how often it was handed out
+ALTER TABLE trees ADD COLUMN
+    used_at REAL NOT NULL DEFAULT 0;   -- when it was last handed out, seconds since the epoch
+ALTER TABLE trees ADD COLUMN
+    level INTEGER NOT NULL DEFAULT 0;  -- the priority that retention rules give it: lower ones go first
+ALTER TABLE trees ADD COLUMN
+    queue INTEGER NOT NULL DEFAULT -1;  -- which of the policy's queues it stands in; -1 before it was put into one
+ALTER TABLE trees ADD COLUMN
+    rank REAL NOT NULL DEFAULT 0;      -- its place in the queue: the lowest goes first
+ALTER TABLE trees ADD COLUMN
+    counted INTEGER NOT NULL DEFAULT 0;  -- uses, as the policy counts them
+ALTER TABLE trees ADD COLUMN
+    kept_until REAL NOT NULL DEFAULT 0;  -- until when a retention rule keeps it, seconds since the epoch
+ALTER TABLE trees ADD COLUMN
+    drop_at REAL;                      -- when a retention rule wants it gone, seconds since the epoch
+CREATE INDEX trees_in_queues ON trees(level, queue, rank, id);
+CREATE INDEX trees_to_drop ON trees(drop_at) WHERE drop_at IS NOT NULL;
+CREATE INDEX blobs_unheld ON blobs(id) WHERE holder_count = 0;
+
+UPDATE blobs SET holder_count = (SELECT count(*) FROM members WHERE blob = blobs.id);
+UPDATE trees SET share_bytes = size_bytes, recorded_at =
+    coalesce((SELECT max(fetched_at) FROM artifacts WHERE tree = trees.id), 0);
+UPDATE trees SET used_at = coalesce((SELECT max(used_at) FROM artifacts WHERE tree = trees.id), 0),
+    use_count = 1;
+
+CREATE TRIGGER member_comes AFTER INSERT ON members BEGIN
+    UPDATE blobs SET holder_count = holder_count + 1 WHERE id = new.blob;
+END;
+CREATE TRIGGER member_goes AFTER DELETE ON members BEGIN
+    UPDATE blobs SET holder_count = holder_count - 1 WHERE id = old.blob;
+END;
+
+-- The policy whose ranks the trees have: one row.
+CREATE TABLE ranking (
+    policy TEXT NOT NULL,              -- its name; empty before there was one
+    age REAL NOT NULL,                 -- a number of the policy's own, which grows with what goes
+    fetch_seconds REAL NOT NULL,       -- of all fetches that took bytes from the origin
+    fetch_bytes INTEGER NOT NULL       -- that these took
+) STRICT;
+INSERT INTO ranking VALUES ('', 0, 0, 0);
+
+-- What was remembered of trees when they were evicted, the last ones only.
+CREATE TABLE ghosts (
+    tree TEXT PRIMARY KEY,             -- the tree's digest
+    queue INTEGER NOT NULL,            -- as in trees
+    rank REAL NOT NULL,                -- as in trees
+    counted INTEGER NOT NULL,          -- as in trees
+    used_at REAL NOT NULL,             -- as in trees
+    gone_at REAL NOT NULL              -- when it was evicted, seconds since the epoch
+) STRICT;
+CREATE INDEX ghosts_by_time ON ghosts(gone_at);
+
+-- Files and folders whose rows are gone, and which are about to be removed: a daemon that starts after a crash does it.
+CREATE TABLE leaving (
+    name TEXT PRIMARY KEY              -- relative to the store's folder
+) STRICT, WITHOUT ROWID;
+
+-- Promises of operators not to evict an artifact.
+CREATE TABLE pins (
+    origin INTEGER NOT NULL REFERENCES origins(id),
+    uri TEXT NOT NULL,                 -- as in artifacts
+    selection TEXT NOT NULL,           -- as in artifacts
+    owner INTEGER NOT NULL,            -- the user ID of who pinned it; -1 where the configuration keeps it warm
+    asked TEXT NOT NULL,               -- the URI that it was pinned by
+    pinned_at REAL NOT NULL,           -- seconds since the epoch
+    expires_at REAL NOT NULL,          -- seconds since the epoch; infinity where it has no end
+    PRIMARY KEY (origin, uri, selection, owner)
+) STRICT, WITHOUT ROWID;
+
+-- Whose account a tree is on: who fetched it since it was brought.
+CREATE TABLE accounts (
+    tree INTEGER NOT NULL REFERENCES trees(id),
+    uid INTEGER NOT NULL,              -- the user ID
+    used_at REAL NOT NULL,             -- when this user last fetched it, seconds since the epoch
+    PRIMARY KEY (tree, uid)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX accounts_by_user ON accounts(uid);
+
+-- Which users were in which groups when they last fetched something; only groups that have a quota.
+CREATE TABLE memberships (
+    uid INTEGER NOT NULL,              -- the user ID
+    gid INTEGER NOT NULL,              -- the group ID
+    PRIMARY KEY (gid, uid)
+) STRICT, WITHOUT ROWID;
+
+-- What an origin said of a version, for the retention rules.
+CREATE TABLE facts (
+    origin INTEGER NOT NULL REFERENCES origins(id),
+    version TEXT NOT NULL,             -- as in versions
+    facts TEXT NOT NULL,               -- JSON: the fields of retention.Facts
+    asked_at REAL NOT NULL,            -- seconds since the epoch
+    PRIMARY KEY (origin, version)
+) STRICT, WITHOUT ROWID;
+"""
+
+MIGRATIONS = (FIRST, FRESHNESS, EVICTION)
 
 
 def statements(script: str) -> Iterator[str]:

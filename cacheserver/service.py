@@ -6,7 +6,6 @@ Law of this file: a handler decides nothing but who waits for how long; what a c
 from __future__ import annotations
 
 import os
-import pwd
 import threading
 import time
 from collections import Counter
@@ -21,19 +20,21 @@ from urllib.parse import quote
 
 import grpc
 
-from artifactcache.errors import CacheError, InvalidRequest, Unauthenticated
+from artifactcache.errors import CacheError, Corrupted, InvalidRequest, Unauthenticated
 from artifactcache.v1 import cache_pb2 as pb
 from artifactcache.v1 import cache_pb2_grpc
 from cacheserver import __version__, journal, uris
+from cacheserver.administration import Administration
+from cacheserver.answers import artifact, evicted, explanation, held_artifact, sweep_result, user_name
 from cacheserver.bringing import Ask
 from cacheserver.cache import Cache
 from cacheserver.quotas import Quota
 from cacheserver.selection import Selection
 from cacheserver.sessions import Session, Sessions
-from cacheserver.space import Limits
 from cacheserver.statuses import stream, unary
 from cacheserver.store import Store
-from cacheserver.words import Brought, Held, Manifest, Progress, Standing
+from cacheserver.sweeper import Sweeper
+from cacheserver.words import Brought, Held, Progress, Standing
 
 # A fetch that waits for a download holds a thread; they are made as they are needed, and cost about 40 KB each.
 REQUESTS_MAX = 1024
@@ -50,6 +51,8 @@ CONNECTIONS_MAX = 4096
 # A client closes a connection without calls long before: it comes to an end here only where a client does not.
 CONNECTION_IDLE_SECONDS = 600
 PING_SECONDS_MIN = 5  # between pings of one connection; the client library sends one after 10 s
+PIN_SECONDS_MAX = 100 * 366 * 86_400
+HAND_OVER_ATTEMPTS = 5  # where a sweep takes a tree between the look at it and its lease
 HANDSHAKE_SECONDS = 10  # who says nothing would only hold a place
 
 Context = grpc.ServicerContext
@@ -63,7 +66,8 @@ class Service(cache_pb2_grpc.CacheServicer):
         cache: Cache,
         store: Store,
         sessions: Sessions,
-        limits: Limits,
+        sweeper: Sweeper,
+        administration: Administration,
         about: dict[str, str],
         *,
         hardlink_for_root: bool,
@@ -71,7 +75,8 @@ class Service(cache_pb2_grpc.CacheServicer):
         self._cache = cache
         self._store = store
         self._sessions = sessions
-        self._limits = limits
+        self._sweeper = sweeper
+        self._administration = administration
         self._about = about
         self._hardlink_for_root = hardlink_for_root
         self._lengthy = Quota("lengthy calls", per_user=LENGTHY_PER_USER_MAX, total=LENGTHY_MAX)
@@ -90,7 +95,7 @@ class Service(cache_pb2_grpc.CacheServicer):
         peer = self._session(context).peer
         return pb.WhoAmIReply(
             uid=peer.uid,
-            user=_user_name(peer.uid),
+            user=user_name(peer.uid),
             gids=dict.fromkeys((peer.gid, *peer.groups)),
             pid=peer.pid,
             **self._about,
@@ -115,31 +120,45 @@ class Service(cache_pb2_grpc.CacheServicer):
         self, session: Session, request: pb.FetchRequest, context: Context
     ) -> Generator[pb.FetchEvent, None, pb.FetchResult | None]:
         """Returns what was handed out, None where the caller has gone."""
-        asked, selection = _artifact(request.artifact)
+        asked, selection = artifact(request.artifact)
         brought = None if request.refresh else self._cache.find(asked, selection, view=request.view)
-        started, delivered = True, False
-        with ExitStack() as lengthy:
+        with ExitStack() as ends:
             if brought is None or (request.view and not self._store.index.has_view(brought.held.tree)):
-                lengthy.enter_context(self._lengthy.one(session.peer.uid))
-            if brought is None:
-                found = yield from self._bring(asked, selection, request, context)
-                if found is None:
-                    return None
-                brought, started = found
-            result = self._hand_out(session, brought, started, request.view)
+                ends.enter_context(self._lengthy.one(session.peer.uid))
+            for _ in range(HAND_OVER_ATTEMPTS):
+                started = brought is not None
+                if brought is None:
+                    found = yield from self._bring(asked, selection, request, context, ends)
+                    if found is None:
+                        return None
+                    brought, started = found
+                lease = self._sessions.lease(session, brought.held.tree, view=request.view)
+                if self._store.index.holdings.has(brought.held.tree):
+                    break
+                self._sessions.release(session, lease)  # a sweep had it already when it was leased
+                brought = None
+            else:
+                raise Corrupted(f"{asked.uri} is evicted again and again before it can be handed out. Try again.")
+            delivered = False
             try:
+                result = self._hand_out(session, brought, lease, started, request.view)
                 yield pb.FetchEvent(result=result)
                 delivered = context.is_active()
             finally:
                 if not delivered:  # the caller has gone, and never learns of its lease
-                    self._sessions.release(session, result.lease)
+                    self._sessions.release(session, lease)
         return result if delivered else None
 
     def _bring(
-        self, asked: uris.Artifact, selection: Selection, request: pb.FetchRequest, context: Context
+        self,
+        asked: uris.Artifact,
+        selection: Selection,
+        request: pb.FetchRequest,
+        context: Context,
+        ends: ExitStack,
     ) -> Generator[pb.FetchEvent, None, tuple[Brought, bool] | None]:
         """Asks the origin, telling the caller how far that is. Returns what was brought and whether this call
-        started it, None where the caller has gone."""
+        started it, None where the caller has gone. Flights are left when the call `ends`."""
         version = self._cache.version_of(asked, refresh=request.refresh)
         ask = Ask.STRICTLY if request.refresh else Ask.AGAIN if version.is_new else Ask.WHAT_IS_DUE
         brought, started = None, True
@@ -148,6 +167,7 @@ class Service(cache_pb2_grpc.CacheServicer):
         may_be_old = brought is None
         while may_be_old:
             flight, started, may_be_old = self._cache.bring(version.artifact, selection, ask)
+            ends.callback(self._cache.leave, flight)
             for progress in _wait(flight.future, flight.progress, self._store, context):
                 yield pb.FetchEvent(progress=progress)
             if not context.is_active():
@@ -159,15 +179,11 @@ class Service(cache_pb2_grpc.CacheServicer):
         assert brought is not None
         return replace(brought, stale=brought.stale or version.stale), started
 
-    def _hand_out(self, session: Session, brought: Brought, started: bool, view: bool) -> pb.FetchResult:
+    def _hand_out(self, session: Session, brought: Brought, lease: int, started: bool, view: bool) -> pb.FetchResult:
         held = brought.held
         origin_bytes = brought.origin_bytes if started else 0
-        lease = self._sessions.lease(session, held.tree)
-        try:
-            path = self._store.view(held.tree) if view else ""
-        except BaseException:
-            self._sessions.release(session, lease)
-            raise
+        path = self._store.view(held.tree) if view else ""
+        self._cache.used(held, session.peer.uid)
         with self._lock:
             self._served.update(
                 fetch_count=1, hit_count=int(origin_bytes == 0), origin_bytes=origin_bytes, served_bytes=held.size_bytes
@@ -196,15 +212,16 @@ class Service(cache_pb2_grpc.CacheServicer):
     def List(self, request: pb.ListRequest, context: Context) -> Iterator[pb.HeldArtifact]:
         with self._lengthy.one(self._session(context).peer.uid):
             self._cache.record_uses()
-            _, leases = self._sessions.counts()
+            untils = self._store.index.pins.untils(time.time())
             for held in self._store.index.asked():
-                yield _held(held, leases[held.tree])
+                leases = self._sweeper.leases.count(held.tree)
+                yield held_artifact(held, leases, untils.get((held.uri, held.selection), 0.0))
 
     @stream
     def Inspect(self, request: pb.InspectRequest, context: Context) -> Iterator[pb.InspectEvent]:
         with self._lengthy.one(self._session(context).peer.uid):
-            held, manifest = self._look_up(request.artifact)
-            yield pb.InspectEvent(artifact=_held(held, self._sessions.counts()[1][held.tree]))
+            held, manifest = self._cache.look_up(*artifact(request.artifact))
+            yield pb.InspectEvent(artifact=self._described(held))
             for start in range(0, len(manifest.entries), FILES_PER_MESSAGE):
                 files = [
                     pb.File(path=e.path, digest="" if e.is_folder else e.digest, size_bytes=e.size)
@@ -216,7 +233,7 @@ class Service(cache_pb2_grpc.CacheServicer):
     def Verify(self, request: pb.VerifyRequest, context: Context) -> Iterator[pb.VerifyEvent]:
         uid, started = self._session(context).peer.uid, time.monotonic()
         with self._lengthy.one(uid), self._verifications.one(uid):
-            held = self._look_up(request.artifact)[0] if request.HasField("artifact") else None
+            held = self._cache.look_up(*artifact(request.artifact))[0] if request.HasField("artifact") else None
             progress = Progress()
             future = self._verifiers.submit(self._store.verify, held, progress)
             try:
@@ -241,24 +258,58 @@ class Service(cache_pb2_grpc.CacheServicer):
     def Stats(self, request: pb.StatsRequest, context: Context) -> pb.StatsReply:
         self._session(context)
         space = self._store.space()
-        sessions, leases = self._sessions.counts()
+        limits, sweeper = self._sweeper.reservations.limits, self._sweeper
         return pb.StatsReply(
             **self._store.index.totals(),
             **self._served,
             free_bytes=space.free,
-            capacity_bytes=self._limits.capacity.of(space.total),
-            min_free_bytes=self._limits.min_free.of(space.total),
+            capacity_bytes=limits.capacity.of(space.total),
+            min_free_bytes=limits.min_free.of(space.total),
             download_count=self._cache.download_count(),
-            session_count=sessions,
-            lease_count=leases.total(),
+            session_count=self._sessions.count(),
+            lease_count=sweeper.leases.total(),
+            evicted_count=sweeper.evicted_count,
+            evicted_bytes=sweeper.evicted_bytes,
+            pin_count=len(self._store.index.pins.untils(time.time())),
+            coming_bytes=sweeper.reservations.fill().coming,
             quarantine_count=self._store.quarantine_count(),
             started_at=self._started_at,
             store_root=self._store.root,
         )
 
-    def _look_up(self, request: pb.ArtifactSelection) -> tuple[Held, Manifest]:
-        asked, selection = _artifact(request)
-        return self._cache.look_up(asked, selection)
+    @unary
+    def Pin(self, request: pb.PinRequest, context: Context) -> pb.PinReply:
+        if not 0 <= request.seconds <= PIN_SECONDS_MAX:
+            raise InvalidRequest(f"A pin lasts from 0 (without end) to {PIN_SECONDS_MAX} seconds.")
+        peer = self._session(context).peer
+        held, pin = self._administration.pin(peer, *artifact(request.artifact), request.seconds)
+        return pb.PinReply(version=held.uri, digest=held.tree, until=pin.expires_at, owner=user_name(pin.owner))
+
+    @unary
+    def Unpin(self, request: pb.UnpinRequest, context: Context) -> pb.UnpinReply:
+        peer = self._session(context).peer
+        return pb.UnpinReply(versions=self._administration.unpin(peer, *artifact(request.artifact)))
+
+    @stream
+    def Sweep(self, request: pb.SweepRequest, context: Context) -> Iterator[pb.SweepEvent]:
+        peer, started = self._session(context).peer, time.monotonic()
+        if request.free_bytes < 0:
+            raise InvalidRequest("How many bytes are to be freed is negative.")
+        with self._lengthy.one(peer.uid):
+            swept = self._administration.sweep(peer, free_bytes=request.free_bytes, dry_run=request.dry_run)
+            for one in swept.leaving:
+                yield pb.SweepEvent(evicted=evicted(one))
+            yield pb.SweepEvent(result=sweep_result(swept, time.monotonic() - started))
+
+    @unary
+    def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainReply:
+        with self._lengthy.one(self._session(context).peer.uid):
+            held, given = self._administration.explain(*artifact(request.artifact))
+            return explanation(self._described(held), given)
+
+    def _described(self, held: Held) -> pb.HeldArtifact:
+        pins = self._store.index.pins.of_artifact(held.uri, held.selection, time.time())
+        return held_artifact(held, self._sweeper.leases.count(held.tree), pins[0].expires_at if pins else 0.0)
 
     def _session(self, context: Context) -> Session:
         for key, value in context.invocation_metadata():
@@ -313,36 +364,3 @@ def _wait(future: Future[Any], progress: Progress, store: Store, context: Contex
         if now != last:
             yield pb.Progress(bytes_done=now[0], bytes_total=now[1], files_done=now[2], files_total=now[3])
             last = now
-
-
-def _artifact(request: pb.ArtifactSelection) -> tuple[uris.Artifact, Selection]:
-    selection = Selection.of(request.include, request.exclude)
-    if bool(request.uri) == bool(request.run_id):
-        raise InvalidRequest("Name an artifact by its URI or by run_id: exactly one of them.")
-    if request.uri:
-        if request.artifact_path:
-            raise InvalidRequest("artifact_path goes with run_id; a URI carries its own path.")
-        return uris.parse(request.uri), selection
-    return uris.run(request.run_id, request.artifact_path), selection
-
-
-def _held(held: Held, leases: int) -> pb.HeldArtifact:
-    selection = Selection.from_key(held.selection)
-    return pb.HeldArtifact(
-        version=held.uri,
-        digest=held.tree,
-        file_count=held.file_count,
-        size_bytes=held.size_bytes,
-        fetched_at=held.fetched_at,
-        used_at=held.used_at,
-        include=selection.include,
-        exclude=selection.exclude,
-        lease_count=leases,
-    )
-
-
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)

@@ -1,17 +1,19 @@
 """Sessions and their leases.
 
 Law of this file: a token is worth what the kernel said of the connection it was given to, and as long as that lives.
+The leases of views are registered as those of the process, which may outlive this daemon.
 """
 
 from __future__ import annotations
 
 import secrets
 import threading
-from collections import Counter
 from dataclasses import dataclass, field
 
 from artifactcache.errors import InvalidRequest, Unauthenticated
+from cacheserver.leases import Leases
 from cacheserver.quotas import Quota
+from cacheserver.register import Process, Register, process
 
 TOKEN_BYTES = 32
 SESSIONS_MAX = 4096
@@ -36,22 +38,36 @@ class Lease:
 
     tree: str
     count: int = 0
+    is_view: bool = False
 
 
 @dataclass(frozen=True)
 class Session:
-    """One connection, its user, and the trees leased to it: by the lease's number, and the number by the tree."""
+    """One connection, its user and process, and the trees leased to it: by the lease's number, and the number by the
+    tree."""
 
     token: str
     peer: Peer
+    process: Process | None = None
     leases: dict[int, Lease] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)
 
 
 class Sessions:
-    """All sessions of the daemon."""
+    """All sessions of the daemon, and their leases.
 
-    def __init__(self) -> None:
+    Args:
+        register: of the processes that have views; None where nobody is to hear of them after this daemon.
+    """
+
+    def __init__(self, leases: Leases, register: Register | None = None) -> None:
+        self._leases = leases
+        self._register = register
+        # Of processes that got views of an earlier daemon: what they had then is theirs until they end.
+        self._survivors = register.trees() if register else {}
+        for trees in self._survivors.values():
+            for tree in trees:
+                leases.take(tree)
         self._lock = threading.Lock()
         self._by_token: dict[str, Session] = {}
         self._last_lease = 0
@@ -61,7 +77,7 @@ class Sessions:
     def open(self, peer: Peer) -> Session:
         """A new session. Raises QuotaExceeded."""
         self._places.take(peer.uid)
-        session = Session(secrets.token_urlsafe(TOKEN_BYTES), peer)
+        session = Session(secrets.token_urlsafe(TOKEN_BYTES), peer, process(peer.pid) if self._register else None)
         with self._lock:
             self._by_token[session.token] = session
         return session
@@ -72,7 +88,7 @@ class Sessions:
         with self._lock:
             if self._by_token.pop(session.token, None) is None:
                 return
-            self._trees.give_back(uid, len(session.leases))
+            self._end(session, list(session.leases.values()))
             session.leases.clear()
             session.numbers.clear()
         self._places.give_back(uid)
@@ -92,22 +108,43 @@ class Sessions:
             raise Unauthenticated("This token belongs to another process.")
         return session
 
-    def lease(self, session: Session, tree: str) -> int:
+    def lease(self, session: Session, tree: str, *, view: bool = False) -> int:
         """Promises a tree to a session; once more where it has it already. Returns the lease's number.
+
+        Args:
+            view: whether its process gets a view, which it may use for as long as it lives, whatever becomes of this
+                daemon.
 
         Raises Unauthenticated where the session has ended, QuotaExceeded.
         """
         with self._lock:
-            if self._by_token.get(session.token) is not session:
-                raise Unauthenticated("The session has ended.")
             number = session.numbers.get(tree)
-            if number is None:
-                self._trees.take(session.peer.uid)
+            if number is not None:
+                return self._once_more(session, number, view)
+        self._trees.take(session.peer.uid)
+        self._leases.take(tree)  # without the lock: where a sweep has it, this waits
+        with self._lock:
+            is_open, is_mine = self._by_token.get(session.token) is session, tree not in session.numbers
+            if is_open and is_mine:
                 self._last_lease += 1
-                number = session.numbers[tree] = self._last_lease
-                session.leases[number] = Lease(tree)
-            session.leases[number].count += 1
-            return number
+                session.numbers[tree] = self._last_lease
+                session.leases[self._last_lease] = Lease(tree)
+            if is_open:
+                number = self._once_more(session, session.numbers[tree], view)
+        if not (is_open and is_mine):
+            self._trees.give_back(session.peer.uid)
+            self._leases.give_back(tree)
+        if number is None:
+            raise Unauthenticated("The session has ended.")
+        return number
+
+    def _once_more(self, session: Session, number: int, view: bool) -> int:
+        lease = session.leases[number]
+        lease.count += 1
+        if view and not lease.is_view and self._register and session.process:
+            self._register.add(session.process, lease.tree)
+            lease.is_view = True
+        return number
 
     def leased(self, session: Session, number: int) -> str:
         """The tree of a lease. Raises InvalidRequest where the session has no such lease."""
@@ -123,15 +160,27 @@ class Sessions:
             if lease is None:
                 return
             lease.count -= 1
-            if not lease.count:
-                del session.leases[number], session.numbers[lease.tree]
-                self._trees.give_back(session.peer.uid)
+            if lease.count:
+                return
+            del session.leases[number], session.numbers[lease.tree]
+            self._end(session, [lease])
 
-    def counts(self) -> tuple[int, Counter[str]]:
-        """How many sessions there are, and how many leases each tree has."""
+    def count(self) -> int:
+        """How many sessions there are."""
         with self._lock:
-            found: Counter[str] = Counter()
-            for session in self._by_token.values():
-                for lease in session.leases.values():
-                    found[lease.tree] += lease.count
-            return len(self._by_token), found
+            return len(self._by_token)
+
+    def reap(self) -> None:
+        """Ends the leases of processes that had them of an earlier daemon, and have ended since."""
+        for one in [one for one in self._survivors if process(one.pid) != one]:
+            for tree in self._survivors.pop(one):
+                self._leases.give_back(tree)
+            if self._register:
+                self._register.forget(one)
+
+    def _end(self, session: Session, leases: list[Lease]) -> None:
+        for lease in leases:
+            self._leases.give_back(lease.tree)
+            if lease.is_view and self._register and session.process:
+                self._register.remove(session.process, lease.tree)
+        self._trees.give_back(session.peer.uid, len(leases))

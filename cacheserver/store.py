@@ -10,21 +10,21 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
 
 from artifactcache.errors import CacheError, NoSpace, NotFound
 from cacheserver.bounded import Bounded
+from cacheserver.departures import Departures
 from cacheserver.disk import Disk, Space
 from cacheserver.faults import GONE_ERRNOS, LOST_ERRNOS, SHORT_ERRNOS, changed, full, trouble
 from cacheserver.index import Index
 from cacheserver.links import link_tree
 from cacheserver.staging import Staged
+from cacheserver.trees import Tree
 from cacheserver.turns import Turns
 from cacheserver.verify import Verification, Verified
 from cacheserver.views import Views
 from cacheserver.watch import Watch
-from cacheserver.words import Arrived, BlobRow, Entry, Held, Manifest, Progress, Record, Standing
+from cacheserver.words import Arrived, BlobRow, Held, Manifest, Progress, Record, Standing
 
 CACHED_ENTRIES_MAX = 100_000  # about 50 MB of manifests and rows in memory
 VERIFY_BATCH = 500
@@ -34,25 +34,6 @@ ALWAYS_CHECKED_FILES_MAX = 100
 WATCHED_SECONDS = 60
 LOOKS_MAX = 100_000  # trees whose last look is remembered: about 20 MB
 DESCRIPTORS_MAX = 128  # per packet; the kernel takes 253
-
-
-@dataclass(frozen=True)
-class Tree:
-    """A tree in memory: its digest, its manifest, and the rows of its blobs as far as they are held."""
-
-    digest: str
-    manifest: Manifest
-    rows: dict[str, BlobRow]
-
-    @cached_property
-    def missing(self) -> frozenset[str]:
-        """Digests of the blobs that are not held."""
-        return frozenset(e.digest for e in self.filled if e.digest not in self.rows)
-
-    @cached_property
-    def filled(self) -> tuple[Entry, ...]:
-        """The files that are not empty: those that have blobs."""
-        return tuple(e for e in self.manifest.entries if e.size)
 
 
 class Store:
@@ -65,7 +46,7 @@ class Store:
     def __init__(self, disk: Disk, index: Index, ticks: Callable[[], float]) -> None:
         self._disk = disk
         self._views = Views(disk)
-        self._ticks = ticks
+        self.ticks = ticks
         self.index = index
         self.partials = disk.partials
         self._blobs_lock = threading.Lock()
@@ -76,6 +57,7 @@ class Store:
         self._checked: dict[str, tuple[float, int]] = {}  # views: when, and in which generation of the watch
         self._looks: Bounded[str, float] = Bounded(LOOKS_MAX)  # trees: when their blobs were last looked at
         self._linkers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="link")
+        self.departures = Departures(disk, index, self._blobs_lock, self._leave)
 
     def close(self) -> None:
         """Closes the index and lets another daemon have the store."""
@@ -133,17 +115,6 @@ class Store:
         self.index.record_tree(manifest, artifacts, arrived, now)
         self._forget_cached(manifest.digest)
 
-    def drop_arrivals(self, before: float) -> int:
-        """Removes what unfinished downloads left before a time. Returns how many blobs went."""
-        with self._blobs_lock:
-            self.partials.drop(before)
-            gone = self.index.drop_arrivals(before)
-            try:
-                self._disk.unlink(gone)
-            except OSError as error:  # those that stay are files without rows: fsck removes them
-                raise trouble(error, "what unfinished downloads left could not be removed") from None
-        return len(gone)
-
     # -- handing out ------------------------------------------------------------------------------------------------
 
     def tree(self, digest: str) -> Tree | None:
@@ -164,7 +135,7 @@ class Store:
 
         Returns the digests of blobs that are missing; those that are wrong are in quarantine by then.
         """
-        now = self._ticks()
+        now = self.ticks()
         suspects = self._disk.suspects(tree.rows.values())
         wrong = tree.missing | {row.digest for row in suspects if not self._recheck(row)} if suspects else tree.missing
         if not wrong:
@@ -178,7 +149,7 @@ class Store:
         """
         if not self.index.has_view(digest):
             return False
-        now, generation = self._ticks(), self._watch.generation()
+        now, generation = self.ticks(), self._watch.generation()
         checked_at, checked_in = self._checked.get(digest, (0.0, -1))
         if checked_in == generation and now - checked_at < WATCHED_SECONDS:
             return True
@@ -303,7 +274,7 @@ class Store:
         """
         tree = self._leased(digest)
         looked = self._looks.get(digest)
-        if looked is not None and self._ticks() - looked < WATCHED_SECONDS:
+        if looked is not None and self.ticks() - looked < WATCHED_SECONDS:
             return tree
         if wrong := self.unsound(tree):
             raise changed(f"The blob {min(wrong)}")
@@ -381,6 +352,13 @@ class Store:
         finally:
             self._disk.discard(path)  # or the one that was replaced, of which something may stay
         self.index.record_view(tree.digest, exists=True)
+
+    def _leave(self, digest: str) -> None:
+        """A tree is gone: its view's removal is no meddling, and nothing in memory speaks of it any more."""
+        self._watch.leave_view(self._views.path(digest))
+        self._checked.pop(digest, None)
+        self._looks.forget(digest)
+        self._trees.forget(digest)
 
     def _forget_cached(self, digest: str | None = None) -> None:
         if digest is None:

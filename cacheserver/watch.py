@@ -7,6 +7,7 @@ after that write hears of it. It cannot see writes through hard links elsewhere:
 from __future__ import annotations
 
 import os
+import struct
 import threading
 from collections.abc import Iterable
 
@@ -20,6 +21,8 @@ _OF_BLOBS = _MODIFY
 _OF_VIEWS = (
     _MODIFY | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800
 )  # moved from, to; create; delete; its own delete, move
+_IGNORED = 0x8000
+_EVENT = struct.Struct("iIII")  # of inotify(7), before the name
 
 
 class Watch:
@@ -27,7 +30,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._watched: set[bytes] = set()
+        self._watched: dict[bytes, int] = {}
         self._generation = 0
         self._fd = _open()
 
@@ -45,6 +48,15 @@ class Watch:
         top = os.fsencode(root)
         return all(self._add(path, _OF_VIEWS) for path in (top, *(os.path.join(top, f) for f in folders)))
 
+    def leave_view(self, root: str) -> None:
+        """Does not watch a view any more: the daemon itself is about to remove it, and that is no meddling."""
+        top = os.fsencode(root)
+        with self._lock:
+            for folder in [f for f in self._watched if f == top or f.startswith(top + b"/")]:
+                number = self._watched.pop(folder)
+                if self._fd is not None:
+                    libc.inotify_leave(self._fd, number)
+
     def generation(self) -> int:
         """A number that has grown if anything has happened in a watched folder by now."""
         with self._lock:
@@ -58,9 +70,16 @@ class Watch:
 
     def _happened(self, fd: int) -> bool:
         try:
-            return bool(os.read(fd, READ_BYTES))
+            events = os.read(fd, READ_BYTES)
         except BlockingIOError:
             return False
+        place = 0
+        while place < len(events):
+            _, mask, _, name_bytes = _EVENT.unpack_from(events, place)
+            if not mask & _IGNORED:  # that is the end of a watch, which follows whatever ended it
+                return True
+            place += _EVENT.size + name_bytes
+        return self._happened(fd)
 
     def _forget(self) -> None:
         self._watched.clear()
@@ -75,10 +94,10 @@ class Watch:
             if self._fd is None or len(self._watched) >= WATCHES_MAX:
                 return False
             try:
-                libc.inotify_watch(self._fd, folder, mask)
+                number = libc.inotify_watch(self._fd, folder, mask)
             except OSError:  # the limit of the user is reached, or the folder is gone: then files are looked at instead
                 return False
-            self._watched.add(folder)
+            self._watched[folder] = number
             return True
 
 

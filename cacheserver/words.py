@@ -302,7 +302,7 @@ class Progress:
     """How far a piece of work is. One side adds, others read; each number on its own is true.
 
     `bytes_kept` are those of `bytes_done` that are blobs by now, `bytes_found` those that an earlier attempt had left.
-    `active` has the files being written now, with their listed sizes; `transports` what brings them. `is_wanted` is set
+    `trees` are leased for it. `active` has the files being written now, with their listed sizes; `transports` what brings them. `is_wanted` is set
     to False by who reads, where nobody waits for the work any more.
     """
 
@@ -314,6 +314,7 @@ class Progress:
     files_done: int = 0
     active: dict[str, int] = field(default_factory=dict)
     transports: set[str] = field(default_factory=set)
+    trees: list[str] = field(default_factory=list)
     is_wanted: bool = True
 
 

@@ -17,6 +17,8 @@ import pytest
 import tomllib
 
 from cacheserver import config, schema
+from cacheserver.advice import warnings
+from cacheserver.readers import percent
 from cacheserver.space import Amount, parse_amount
 
 TOP = Path(__file__).resolve().parent.parent
@@ -38,10 +40,13 @@ def _tree(path: Path) -> ast.Module:
 
 
 def _documented_in_the_example() -> Iterator[tuple[str, str, Any, str]]:
-    """Section, key, value and comment of every key, set or commented out, in config.example.toml."""
+    """Section, key, value and comment of every key, set or commented out, in config.example.toml.
+
+    The sections of what there may be several of are examples: "[[retention]]", "[quotas".
+    """
     section, comment = "", ""
     for line in EXAMPLE.read_text(encoding="utf-8").splitlines():
-        if found := re.fullmatch(r"\[(\w+)\]", line):
+        if found := re.fullmatch(r"\[(\w+)\]", line) or re.fullmatch(r"# (\[\[\w+\]\]|\[quotas)[\w.\"*]*\]?", line):
             section, comment = found[1], ""
         elif found := re.fullmatch(r"(?:# )?(\w+) = (.*)", line):
             yield section, found[1], tomllib.loads(f"value = {found[2]}")["value"], comment
@@ -54,19 +59,40 @@ def _documented_in_the_example() -> Iterator[tuple[str, str, Any, str]]:
 
 def test_the_example_has_every_key_with_its_default() -> None:
     """In the order of the code, none more and none less; each with a sentence above it."""
-    documented = list(_documented_in_the_example())
+    documented = [row for row in _documented_in_the_example() if not row[0].startswith("[")]
     keys = config.keys()
     assert [(section, key) for section, key, _, _ in documented] == [(section, key) for section, key, _ in keys]
     for (section, key, value, comment), (_, _, default) in zip(documented, keys, strict=True):
         shown = parse_amount(value) if isinstance(default, Amount) else value
+        if isinstance(default, float) and isinstance(value, str):
+            shown = percent(value)
         assert (shown, type(shown)) == (default, type(default)), f"[{section}] {key}"
-        assert len(comment.split()) >= 4 and comment.strip()[0].isupper(), f"[{section}] {key} has no sentence"
-        assert comment.rstrip().endswith((".", "!", "?")), f"[{section}] {key}: the sentence has no end"
+        _assert_sentence(comment, f"[{section}] {key}")
+
+
+def test_the_example_has_every_key_of_what_there_may_be_several_of() -> None:
+    """Each where it stands first with a sentence above it; none that does not exist."""
+    examples = [row for row in _documented_in_the_example() if row[0].startswith("[")]
+    first: dict[tuple[str, str], str] = {}
+    for section, key, _, comment in examples:
+        first.setdefault((section.strip("[]"), key), comment)
+    assert set(first) == {(section, key) for section, keys in config.table_keys().items() for key in keys}
+    for (section, key), comment in first.items():
+        _assert_sentence(comment, f"{section} {key}")
+
+
+def _assert_sentence(comment: str, what: str) -> None:
+    assert len(comment.split()) >= 4 and comment.strip()[0].isupper(), f"{what} has no sentence"
+    assert comment.rstrip().endswith((".", "!", "?")), f"{what}: the sentence has no end"
 
 
 def test_the_example_can_be_used_as_it_is() -> None:
-    """It changes nothing."""
-    assert config.parse(EXAMPLE.read_text(encoding="utf-8"), "example") == config.Config()
+    """It changes nothing; and with the examples at its end it can be used too, without anything to be warned of."""
+    text = EXAMPLE.read_text(encoding="utf-8")
+    assert config.parse(text, "example") == config.Config()
+    told = config.parse(re.sub(r"^# (?=\[|\w+ = )", "", text[text.index("# [[retention]]") :], flags=re.M), "example")
+    assert len(told.retention) == 6 and len(told.warm) == 1 and set(told.quotas.users) == {"*", "alice"}
+    assert warnings(told) == []
 
 
 def test_everything_in_the_contract_has_a_sentence() -> None:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any
 
 from artifactcache import materialize
 from artifactcache.deadline import Deadline
-from artifactcache.errors import CacheError, Corrupted, ModeUnavailable
+from artifactcache.errors import CacheError, Corrupted, DaemonUnavailable, InvalidRequest, ModeUnavailable, NotFound
 from artifactcache.request import Selection
 from artifactcache.results import (
+    Evicted,
+    Explained,
     Fetched,
     File,
     Held,
     Inspected,
+    Kept,
+    Pinned,
     Pong,
     Progress,
     Stats,
+    Swept,
     Verified,
     Warmed,
     WhoAmI,
@@ -26,6 +32,7 @@ from artifactcache.session import Connection, Session, Watch
 from artifactcache.v1 import cache_pb2 as pb
 
 OnProgress = Callable[[Progress], object]
+PIN_ATTEMPTS_MAX = 3  # an alias that has moved as often while it was being pinned will move again
 
 
 class Calls:
@@ -154,6 +161,77 @@ class Calls:
             seconds=result.seconds,
         )
 
+    def pin(self, wanted: Selection, seconds: float | None, progress: OnProgress | None, deadline: Deadline) -> Pinned:
+        """Make an artifact present, and pin what it is.
+
+        The daemon resolves an alias again, so that it can be unpinned by it. Where that gives something else than was
+        made present, the alias has moved in between, and both are done again. A lease keeps it until it is pinned.
+        """
+        request = pb.PinRequest(artifact=_encode(wanted), seconds=seconds or 0.0)
+        for attempt in range(1, PIN_ATTEMPTS_MAX + 1):
+            held, end_lease = self.hold(wanted, False, progress, deadline)
+            try:
+                reply = self._unary("Pin", request, deadline)
+            except NotFound:
+                if attempt == PIN_ATTEMPTS_MAX:
+                    raise
+                continue  # moved, to what is not held
+            finally:
+                end_lease()
+            if reply.digest == held.digest:
+                until = None if math.isinf(reply.until) else reply.until
+                return Pinned(wanted.asked_for, reply.version, reply.digest, until, reply.owner)
+        raise InvalidRequest(
+            f"{wanted.asked_for} stood for something else each of the {PIN_ATTEMPTS_MAX} times that it was pinned: pin "
+            f"a version, such as {reply.version}. What it stood for in between is pinned: unpin {wanted.asked_for}"
+        )
+
+    def unpin(self, wanted: Selection, deadline: Deadline) -> tuple[str, ...]:
+        """End pins."""
+        reply = self._unary("Unpin", pb.UnpinRequest(artifact=_encode(wanted)), deadline)
+        return tuple(reply.versions)
+
+    def sweep(self, dry_run: bool, free_bytes: int | None, deadline: Deadline) -> Swept:
+        """Have trees evicted, or only planned. What is to be freed on top of all that went is not asked for twice."""
+        request = pb.SweepRequest(dry_run=dry_run, free_bytes=free_bytes or 0)
+        self.ping(deadline)  # opens the session, so that a failure after this is one of the sweep itself
+        was_asked = False
+
+        def sweep(connection: Connection) -> Any:
+            nonlocal was_asked
+            if was_asked and free_bytes and not dry_run:
+                raise DaemonUnavailable(
+                    "the sweep was broken off, and what it had evicted by then is gone: see what is free now, and "
+                    "sweep again for the rest"
+                )
+            was_asked = True
+            return connection.stream("Sweep", request, deadline)
+
+        *steps, last = self.session.call(sweep, deadline) or [pb.SweepEvent()]
+        result = _result([last])
+        return Swept(
+            dry_run=dry_run,
+            evicted=tuple(_evicted(step.evicted) for step in steps),
+            tree_count=result.tree_count,
+            freed_bytes=result.freed_bytes,
+            wanted_bytes=result.wanted_bytes,
+            kept=tuple(Kept(each.reason, each.tree_count) for each in result.kept),
+            seconds=result.seconds,
+        )
+
+    def explain(self, wanted: Selection, deadline: Deadline) -> Explained:
+        """Ask why something is kept."""
+        reply = self._unary("Explain", pb.ExplainRequest(artifact=_encode(wanted)), deadline)
+        return Explained(
+            artifact=_held(reply.artifact),
+            is_kept=reply.is_kept,
+            reasons=tuple(reply.reasons),
+            place=reply.place or None,
+            queue_length=reply.queue_length,
+            freed_bytes=reply.freed_bytes,
+            refetch_seconds=reply.refetch_seconds,
+        )
+
     def stats(self, deadline: Deadline) -> Stats:
         """Ask for the counters."""
         reply = self._unary("Stats", pb.StatsRequest(), deadline)
@@ -241,4 +319,15 @@ def _held(answer: pb.HeldArtifact) -> Held:
         include=tuple(answer.include),
         exclude=tuple(answer.exclude),
         lease_count=answer.lease_count,
+        pinned_until=answer.pinned_until or None,
+    )
+
+
+def _evicted(step: pb.Evicted) -> Evicted:
+    return Evicted(
+        digest=step.digest,
+        versions=tuple(step.versions),
+        size_bytes=step.size_bytes,
+        freed_bytes=step.freed_bytes,
+        reason=step.reason,
     )

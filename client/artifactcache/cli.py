@@ -11,7 +11,7 @@ import argparse
 import os
 import sys
 
-from artifactcache import __version__, commands, render
+from artifactcache import __version__, commands, render, request, units, upkeep
 from artifactcache.client import Client
 from artifactcache.errors import CacheError, InvalidRequest
 from artifactcache.request import EXISTS, KINDS, MODES
@@ -75,6 +75,20 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _duration(text: str) -> float:
+    try:
+        return request.pin_seconds(units.duration(text)) or 0.0
+    except (ValueError, InvalidRequest) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _size(text: str) -> int:
+    try:
+        return request.free_bytes(units.size(text)) or 0
+    except (ValueError, InvalidRequest) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="artifactcache",
@@ -94,13 +108,14 @@ def _parser() -> argparse.ArgumentParser:
     run = argparse.ArgumentParser(add_help=False)
     run.add_argument("--run-id", help="a run's ID, instead of URI")
     run.add_argument("--artifact-path", metavar="PATH", help="a path inside that run")
-    part = argparse.ArgumentParser(add_help=False)
-    part.add_argument(
+    patterns = argparse.ArgumentParser(add_help=False)
+    patterns.add_argument(
         "--include", action="append", default=[], metavar="GLOB", help="only files that match; may be repeated"
     )
-    part.add_argument(
+    patterns.add_argument(
         "--exclude", action="append", default=[], metavar="GLOB", help="no files that match; may be repeated"
     )
+    part = argparse.ArgumentParser(add_help=False, parents=[patterns])
     part.add_argument("--refresh", action="store_true", help="ask the origin again")
 
     def add(
@@ -134,6 +149,46 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "verify", commands.verify, "Hash stored bytes again: those of URI, or all. Status 1 if any are wrong.", run
+    ).add_argument("uri", nargs="?", metavar="URI")
+    pin = add(
+        "pin",
+        upkeep.pin,
+        "Make an artifact present, and never evict it until the pin ends. An alias is pinned as the version that it "
+        "stands for now. For operators.",
+        run,
+        patterns,
+    )
+    pin.add_argument("uri", nargs="?", metavar="URI")
+    pin.add_argument(
+        "--for",
+        dest="for_seconds",
+        type=_duration,
+        metavar="DURATION",
+        help="a number and s, m, h, d or w, as in 12h or 7d (default: until it is unpinned)",
+    )
+    add(
+        "unpin",
+        upkeep.unpin,
+        "End the pins of a version, or those made by this URI. For operators.",
+        run,
+        patterns,
+    ).add_argument("uri", nargs="?", metavar="URI")
+    sweep = add(
+        "sweep",
+        upkeep.sweep,
+        "Evict what the store's limits and rules want gone now, and show what went, what that freed, why, and what had "
+        "to stay. Status 1 where less than --free asks for could go. For operators.",
+    )
+    sweep.add_argument("--dry-run", action="store_true", help="evict nothing, only show what would go")
+    sweep.add_argument(
+        "--free", dest="free_bytes", type=_size, metavar="SIZE", help="free at least so much, as in 10GiB"
+    )
+    add(
+        "explain",
+        upkeep.explain,
+        "Say why an artifact is kept, or when it would go, and what that would free and cost.",
+        run,
+        patterns,
     ).add_argument("uri", nargs="?", metavar="URI")
     lock = add(
         "lock",

@@ -10,7 +10,21 @@ from typing import TYPE_CHECKING
 from artifactcache import forks, request
 from artifactcache.deadline import Deadline
 from artifactcache.errors import InvalidRequest
-from artifactcache.results import Fetched, Held, Inspected, Pong, Progress, Stats, Synced, Verified, Warmed, WhoAmI
+from artifactcache.results import (
+    Explained,
+    Fetched,
+    Held,
+    Inspected,
+    Pinned,
+    Pong,
+    Progress,
+    Stats,
+    Swept,
+    Synced,
+    Verified,
+    Warmed,
+    WhoAmI,
+)
 
 if TYPE_CHECKING:
     from artifactcache.calls import Calls
@@ -206,6 +220,68 @@ class Client:
         wanted = None if everything else request.selection(uri, run_id, artifact_path)
         request.callback(progress)
         return self._calls().verify(wanted, progress, Deadline(request.timeout(timeout)))
+
+    def pin(
+        self,
+        uri: str | None = None,
+        *,
+        run_id: str | None = None,
+        artifact_path: str | None = None,
+        include: Patterns = (),
+        exclude: Patterns = (),
+        for_seconds: float | None = None,
+        progress: OnProgress | None = None,
+        timeout: float | None = None,
+    ) -> Pinned:
+        """Make an artifact present, and promise not to evict it for so many seconds, None until it is unpinned.
+
+        An alias is pinned as the version that it stands for now. For operators, else PermissionDenied.
+        """
+        wanted = request.selection(uri, run_id, artifact_path, include, exclude)
+        seconds = request.pin_seconds(for_seconds)
+        request.callback(progress)
+        deadline = Deadline(request.timeout(timeout))
+        return self._calls().pin(wanted, seconds, progress, deadline)
+
+    def unpin(
+        self,
+        uri: str | None = None,
+        *,
+        run_id: str | None = None,
+        artifact_path: str | None = None,
+        include: Patterns = (),
+        exclude: Patterns = (),
+        timeout: float | None = None,
+    ) -> tuple[str, ...]:
+        """End the pins of a version, or those made by this URI; return the versions. For operators.
+
+        Raises NotFound where there is no such pin.
+        """
+        wanted = request.selection(uri, run_id, artifact_path, include, exclude)
+        return self._calls().unpin(wanted, Deadline(request.timeout(timeout)))
+
+    def sweep(self, *, dry_run: bool = False, free_bytes: int | None = None, timeout: float | None = None) -> Swept:
+        """Evict what the store's limits and rules want gone now, or at least `free_bytes`. For operators.
+
+        With `dry_run` nothing goes: the result is the plan. Where less could go than was wanted, the result says why.
+        """
+        request.flag(dry_run, "dry_run")
+        count = request.free_bytes(free_bytes)
+        return self._calls().sweep(dry_run, count, Deadline(request.timeout(timeout)))
+
+    def explain(
+        self,
+        uri: str | None = None,
+        *,
+        run_id: str | None = None,
+        artifact_path: str | None = None,
+        include: Patterns = (),
+        exclude: Patterns = (),
+        timeout: float | None = None,
+    ) -> Explained:
+        """Ask why an artifact that is held is kept, or how soon it would go. Raises NotFound where it is not held."""
+        wanted = request.selection(uri, run_id, artifact_path, include, exclude)
+        return self._calls().explain(wanted, Deadline(request.timeout(timeout)))
 
     def stats(self, *, timeout: float | None = None) -> Stats:
         """Ask what the store holds, and what was served."""

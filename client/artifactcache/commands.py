@@ -9,30 +9,15 @@ import sys
 import time
 from collections.abc import Callable
 
-from artifactcache import locking, render
+from artifactcache import locking, output, render
 from artifactcache.client import Client
 from artifactcache.errors import InvalidRequest
+from artifactcache.results import Held
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
-DIGEST_CHARS = 12  # of a digest in a table
 
 Command = Callable[[Client, argparse.Namespace, render.Bar], int]
-
-
-def _write(data: bytes) -> None:
-    sys.stdout.flush()
-    sys.stdout.buffer.write(data)
-
-
-def _line(text: str) -> None:
-    """Print what is shown to people: whatever the terminal's encoding lacks is escaped."""
-    _write(render.printable(text).encode(sys.stdout.encoding or "utf-8", "backslashreplace") + b"\n")
-
-
-def _lines(lines: list[str]) -> None:
-    for line in lines:
-        _line(line)
 
 
 def fetch(client: Client, arguments: argparse.Namespace, bar: render.Bar) -> int:
@@ -57,7 +42,7 @@ def fetch(client: Client, arguments: argparse.Namespace, bar: render.Bar) -> int
     if arguments.json:
         print(render.document(fetched))
     else:
-        _write(os.fsencode(fetched) + b"\n")  # the name's own bytes: this line is for `$(…)`
+        output.write(os.fsencode(fetched) + b"\n")  # the name's own bytes: this line is for `$(…)`
     return 0
 
 
@@ -77,7 +62,7 @@ def warm(client: Client, arguments: argparse.Namespace, bar: render.Bar) -> int:
     else:
         for each in warmed:
             cost = "held already" if each.hit else f"{render.size(each.origin_bytes)} from the origin"
-            _line(f"{each.version}: {each.file_count} files, {render.size(each.size_bytes)}, {cost}")
+            output.line(f"{each.version}: {each.file_count} files, {render.size(each.size_bytes)}, {cost}")
     return 0
 
 
@@ -88,19 +73,25 @@ def ls(client: Client, arguments: argparse.Namespace, bar: render.Bar) -> int:
         print(render.document(held))
         return 0
     now = time.time()
-    rows = [("VERSION", "DIGEST", "FILES", "SIZE", "AGE")]
+    rows = [("VERSION", "DIGEST", "FILES", "SIZE", "AGE", "KEPT")]
     rows += [
         (
             each.version,
-            each.digest[:DIGEST_CHARS],
+            each.digest[: render.DIGEST_CHARS],
             str(each.file_count),
             render.size(each.size_bytes),
             render.age(now - each.fetched_at),
+            _kept(each, now),
         )
         for each in held
     ]
-    _lines(render.table(rows, right=(2, 3, 4)))
+    output.lines(render.table(rows, right=(2, 3, 4)))
     return 0
+
+
+def _kept(held: Held, now: float) -> str:
+    is_pinned = held.pinned_until is not None and held.pinned_until > now
+    return ", ".join(word for word, applies in (("pinned", is_pinned), ("leased", held.lease_count)) if applies)
 
 
 def inspect(client: Client, arguments: argparse.Namespace, bar: render.Bar) -> int:
@@ -122,15 +113,15 @@ def inspect(client: Client, arguments: argparse.Namespace, bar: render.Bar) -> i
                     file=sys.stderr,
                 )
             else:
-                _write(line)
+                output.write(line)
     else:
         held = inspected.artifact
-        _line(f"{held.version}  {held.digest}  {held.file_count} files  {render.size(held.size_bytes)}")
+        output.line(f"{held.version}  {held.digest}  {held.file_count} files  {render.size(held.size_bytes)}")
         rows = [
-            (file.digest[:DIGEST_CHARS] or "-", render.size(file.size_bytes), render.printable(file.path))
+            (file.digest[: render.DIGEST_CHARS] or "-", render.size(file.size_bytes), render.printable(file.path))
             for file in inspected.files
         ]
-        _lines(render.table(rows, right=(1,)))
+        output.lines(render.table(rows, right=(1,)))
     return 0
 
 
@@ -147,12 +138,12 @@ def verify(client: Client, arguments: argparse.Namespace, bar: render.Bar) -> in
     if arguments.json:
         print(render.document(verified))
     else:
-        _line(
+        output.line(
             f"{verified.blobs_checked} blobs, {render.size(verified.bytes_checked)} checked in "
             f"{verified.seconds:.1f} s: {len(verified.corrupted)} corrupted"
         )
-        _lines([f"corrupted: {digest}" for digest in verified.corrupted])
-        _lines([f"affected: {version}" for version in verified.affected])
+        output.lines([f"corrupted: {digest}" for digest in verified.corrupted])
+        output.lines([f"affected: {version}" for version in verified.affected])
     return EXIT_ERROR if verified.corrupted else 0
 
 
@@ -181,15 +172,15 @@ def lock(client: Client, arguments: argparse.Namespace, bar: render.Bar) -> int:
         made = client.relock(path, refresh=arguments.refresh, progress=bar, timeout=arguments.timeout)
     bar.clear()
     if not is_file:
-        _write(made.text().encode())  # one JSON document, also without --json
+        output.write(made.text().encode())  # one JSON document, also without --json
         return 0
     locking.save(path, made)
     if arguments.json:
         print(render.document({"path": os.path.abspath(path), **dataclasses.asdict(made)}))
         return 0
     for each in made.artifacts:
-        _line(f"{each.name}: {each.version}, {each.file_count} files, {render.size(each.size_bytes)}")
-    _line(f"{len(made.artifacts)} artifacts locked in {path}")
+        output.line(f"{each.name}: {each.version}, {each.file_count} files, {render.size(each.size_bytes)}")
+    output.line(f"{len(made.artifacts)} artifacts locked in {path}")
     return 0
 
 
@@ -204,7 +195,7 @@ def sync(client: Client, arguments: argparse.Namespace, bar: render.Bar) -> int:
         cost = "held already" if each.hit else f"{render.size(each.origin_bytes)} from the origin"
         place = "" if each.path is None else f", {each.mode} at {each.path}"
         size = render.size(each.size_bytes)
-        _line(f"{each.name}: {each.version}, {each.file_count} files, {size}, {cost}{place}")
+        output.line(f"{each.name}: {each.version}, {each.file_count} files, {size}, {cost}{place}")
     return 0
 
 
@@ -222,7 +213,7 @@ def stats(client: Client, arguments: argparse.Namespace, bar: render.Bar) -> int
         elif name == "started_at":
             value = f"{render.age(time.time() - value)} ago"
         rows.append((name.replace("_", " "), str(value)))
-    _lines(render.table(rows))
+    output.lines(render.table(rows))
     return 0
 
 
@@ -233,8 +224,8 @@ def whoami(client: Client, arguments: argparse.Namespace, bar: render.Bar) -> in
         print(render.document(me))
         return 0
     groups = ", ".join(map(str, me.gids))
-    _line(f"{me.user} (uid {me.uid}, groups {groups}, pid {me.pid})")
-    _line(f"origin {me.tracking_uri}, access check {me.access_check}")
+    output.line(f"{me.user} (uid {me.uid}, groups {groups}, pid {me.pid})")
+    output.line(f"origin {me.tracking_uri}, access check {me.access_check}")
     return 0
 
 
@@ -244,5 +235,5 @@ def ping(client: Client, arguments: argparse.Namespace, bar: render.Bar) -> int:
     if arguments.json:
         print(render.document(pong))
     else:
-        _line(f"cacheserver {pong.version} answers, pid {pong.pid}")
+        output.line(f"cacheserver {pong.version} answers, pid {pong.pid}")
     return 0

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
@@ -14,6 +16,7 @@ from artifactcache.results import Fetched, File, Progress
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 BAR_CELLS = 30
+DIGEST_CHARS = 12  # of a digest in a table
 
 
 def size(size_bytes: float) -> str:
@@ -31,6 +34,16 @@ def age(seconds: float) -> str:
         if seconds >= length:
             return f"{int(seconds // length)} {unit}"
     return "0 s"
+
+
+def moment(at: float) -> str:
+    """Write a time as the local one, to the second."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+def count(number: int, noun: str) -> str:
+    """Write how many there are of something."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> list[str]:
@@ -68,8 +81,12 @@ def b3sum_line(file: File) -> bytes | None:
 
 
 def document(value: object) -> str:
-    """Write a result, or a list of results, as one JSON document. Lone surrogates stand for bytes, as in Python."""
-    return json.dumps(_plain(value), indent=2, ensure_ascii=True)
+    """Write a result, or a list of results, as one JSON document.
+
+    Lone surrogates stand for bytes, as in Python. JSON has no infinity: it is the string "Infinity", as in protobuf's
+    JSON, which most languages make a number of again.
+    """
+    return json.dumps(_plain(value), indent=2, ensure_ascii=True, allow_nan=False)
 
 
 def _plain(value: object) -> object:
@@ -80,7 +97,11 @@ def _plain(value: object) -> object:
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
+        return {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return json.dumps(value)
     return value
 
 

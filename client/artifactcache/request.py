@@ -12,6 +12,8 @@ KINDS = ("reflink", "hardlink", "copy")  # ways to place files at a destination,
 MODES = ("auto", "view", *KINDS)
 EXISTS = ("error", "replace", "merge")
 PATTERNS_MAX = 100  # include and exclude together; the daemon takes no more
+PIN_SECONDS_MAX = 100 * 365 * 86_400  # a hundred years: who wants more means "no end"
+BYTES_MAX = 2**63 - 1  # what the contract can say of a size
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,36 @@ def timeout(seconds: object) -> float | None:
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
         raise InvalidRequest(f"timeout is a number of seconds above 0, not {seconds!r}")
     return float(min(seconds, 1e300))  # float() of a huge int overflows
+
+
+def pin_seconds(seconds: object) -> float | None:
+    """Check for how long something is to be pinned; None for no end."""
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+        raise InvalidRequest(
+            "for_seconds is a number of seconds above 0, or None to pin until it is unpinned, not " + _shown(seconds)
+        )
+    if seconds > PIN_SECONDS_MAX:
+        raise InvalidRequest(
+            f"a pin lasts {PIN_SECONDS_MAX} seconds (100 years) at most: for a longer one give no time, and it lasts "
+            "until it is unpinned"
+        )
+    return float(seconds)
+
+
+def free_bytes(count: object) -> int | None:
+    """Check how much is to be freed; None for what the store's limits ask for."""
+    if count is None:
+        return None
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise InvalidRequest(
+            "free_bytes is a whole number of bytes above 0, or None to free as much as the store's limits and rules "
+            f"ask for, not {_shown(count)}"
+        )
+    if count > BYTES_MAX:
+        raise InvalidRequest(f"free_bytes is at most {BYTES_MAX}: no disk has more")
+    return count
 
 
 def callback(progress: object) -> None:
@@ -147,6 +179,13 @@ def socket_dir(given: object) -> str:
     if "\0" in path:
         raise InvalidRequest("socket_dir has a NUL byte in it")
     return path
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # an int of thousands of digits
+        return "such a number"
 
 
 def _name(value: object, what: str) -> str:

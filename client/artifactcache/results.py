@@ -126,6 +126,9 @@ class Held:
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     lease_count: int
+    """How many leases protect it now."""
+    pinned_until: float | None
+    """Until when it is pinned: `math.inf` where that has no end, None where it is not pinned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +163,78 @@ class Verified:
 
 
 @dataclass(frozen=True, slots=True)
+class Pinned:
+    """An artifact that was pinned."""
+
+    uri: str
+    """What was asked for; `unpin` takes it as well as the version."""
+    version: str
+    """What the URI resolved to, and what is pinned: it stays so when an alias moves on."""
+    digest: str
+    until: float | None
+    """Until when; None where that has no end."""
+    owner: str
+    """Who pinned it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """A tree that has gone or, in a dry run, would go."""
+
+    digest: str
+    versions: tuple[str, ...]
+    """The versions and URIs that it was held as; empty where nobody asked for it by a name."""
+    size_bytes: int
+    """The sum of its files' sizes."""
+    freed_bytes: int
+    """What its going gives back to the disk: nothing of what others hold too, or have hard links of."""
+    reason: str
+    """Why it goes, and before others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Trees that had to stay."""
+
+    reason: str
+    tree_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What a sweep has evicted or, in a dry run, would evict."""
+
+    dry_run: bool
+    evicted: tuple[Evicted, ...]
+    tree_count: int
+    freed_bytes: int
+    wanted_bytes: int
+    """What was to be freed."""
+    kept: tuple[Kept, ...]
+    """Those that were looked at and had to stay, by reason."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """Why an artifact is kept, or what would have to happen for it to go."""
+
+    artifact: Held
+    is_kept: bool
+    """True where something keeps it from being evicted now."""
+    reasons: tuple[str, ...]
+    """In plain words, a sentence each."""
+    place: int | None
+    """Its place in the queue of what goes first, from 1; None where it is kept."""
+    queue_length: int
+    """How many trees stand in that queue."""
+    freed_bytes: int
+    """What its going would give back to the disk."""
+    refetch_seconds: float
+    """How long it would take to fetch it again."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """Counters: those of the store are of now, the others since the daemon started."""
 
@@ -176,8 +251,16 @@ class Stats:
     origin_bytes: int
     served_bytes: int
     download_count: int
+    coming_bytes: int
+    """Bytes promised to downloads under way that are no blobs yet."""
     session_count: int
     lease_count: int
+    pin_count: int
+    """Artifacts pinned."""
+    evicted_count: int
+    """Trees evicted."""
+    evicted_bytes: int
+    """Bytes that this has given back to the disk."""
     quarantine_count: int
     started_at: float
     store_root: str

@@ -170,12 +170,16 @@ def config_text(
     stale_after: float = 4.0,
     check: str = "none",
     local_roots: tuple[str, ...] = (),
+    grace: float = 60.0,
+    policy: str = "gdsf",
+    more: str = "",
 ) -> str:
-    """A configuration with the keys that are fixed."""
+    """A configuration with the keys that are fixed; `more` is TOML that follows."""
     return (
         f'[store]\nroot = "{root}"\ncapacity = "{capacity}"\nmin_free = "{min_free}"\n'
         f'[origin]\ntracking_uri = "{tracking_uri}"\nunreachable_after = {unreachable_after}\n'
         f"relist_after = {relist_after}\nalias_ttl = {alias_ttl}\nstale_after = {stale_after}\n"
         f"local_roots = {json.dumps(local_roots)}\n"
-        f'[access]\ncheck = "{check}"\n'
+        f'[eviction]\npolicy = "{policy}"\ngrace = {grace}\n'
+        f'[access]\ncheck = "{check}"\n{more}'
     )

@@ -17,13 +17,18 @@ from cacheserver import cli, uris
 from cacheserver.bringing import Ask, Freshness
 from cacheserver.cache import Cache
 from cacheserver.disk import Disk
+from cacheserver.eviction import POLICIES
 from cacheserver.flights import Flight
 from cacheserver.index import Index
+from cacheserver.leases import Leases
 from cacheserver.origin import MlflowOrigin
+from cacheserver.reservations import Reservations
 from cacheserver.selection import Selection
 from cacheserver.space import Amount, Limits
 from cacheserver.staging import Sink
-from cacheserver.store import Store, Tree
+from cacheserver.store import Store
+from cacheserver.sweeper import Clocks, Sweeper
+from cacheserver.trees import Tree
 from cacheserver.uris import Artifact, Kind
 from cacheserver.words import (
     Brought,
@@ -47,6 +52,7 @@ FILES = {"a/one": b"1", "a/two": b"22", "b/three": b"333", "top": b"4444", "zero
 FEW = {f"d{n % 2}/{n}": f"file {n}".encode() for n in range(5)} | {"zero": b""}
 MANY = {f"d{n % 3}/{n}": f"file {n}".encode() for n in range(300)} | {"zero": b"", "d0/none": b"", "hollow/": b""}
 FRESHNESS = Freshness(relist_after=3600.0, alias_ttl=0.0, stale_after=1.0)
+UID = 1000
 ROOMY = Limits(Amount(10**15), Amount(0))
 
 
@@ -219,11 +225,17 @@ class Shelf:
 class House(Shelf):
     """A cache over a store and a fake origin."""
 
-    def __init__(self, root: Path, limits: Limits = ROOMY) -> None:
+    def __init__(
+        self, root: Path, limits: Limits = ROOMY, *, policy: str = "gdsf", grace_seconds: float = 60.0
+    ) -> None:
         super().__init__(root)
         self.now = 1_700_000_000.0
         self.origin = FakeOrigin()
-        self.cache = Cache(self.store, cast(MlflowOrigin, self.origin), limits, FRESHNESS, lambda: self.now)
+        self.leases = Leases(lambda: self.ticks)
+        clocks = Clocks(lambda: self.now, lambda: self.ticks, lambda: None)
+        self.reservations = Reservations(self.store, limits)
+        self.sweeper = Sweeper(self.store, self.leases, self.reservations, POLICIES[policy], grace_seconds, clocks)
+        self.cache = Cache(self.store, cast(MlflowOrigin, self.origin), self.sweeper, FRESHNESS, lambda: self.now)
 
     def close(self) -> None:
         """Brings nothing any more."""
@@ -236,12 +248,20 @@ class House(Shelf):
         return self.cache.bring(uris.parse(uri), selection or Selection(), ask)[0]
 
     def bring(self, uri: str, selection: Selection | None = None, *, refresh: bool = False) -> Brought:
-        """Fetches, and waits for it."""
-        return self.start(uri, selection, refresh=refresh).future.result(timeout=PATIENCE_SECONDS)
+        """Fetches, waits for it, and notes the use, as the service does."""
+        flight = self.start(uri, selection, refresh=refresh)
+        try:
+            brought = flight.future.result(timeout=PATIENCE_SECONDS)
+        finally:
+            self.cache.leave(flight)
+        self.cache.used(brought.held, UID)
+        return brought
 
     def find(self, uri: str, *, view: bool = False) -> Brought | None:
         """What is held and needs no question to the origin."""
-        return self.cache.find(uris.parse(uri), Selection(), view=view)
+        if found := self.cache.find(uris.parse(uri), Selection(), view=view):
+            self.cache.used(found.held, UID)
+        return found
 
 
 def fsck_command(root: Path) -> int:

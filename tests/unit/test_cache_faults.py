@@ -173,7 +173,7 @@ def test_what_is_promised_to_one_download_is_not_promised_again(small: House) ->
         small.bring("s3://bucket/q")
     gate.open(OriginUnavailable("broke off"))
     assert isinstance(first.future.exception(PATIENCE_SECONDS), OriginUnavailable)
-    small.store.drop_arrivals(small.now + 1)
+    small.store.departures.drop_arrivals(small.now + 1)
     assert small.bring("s3://bucket/q").origin_bytes == 6
 
 

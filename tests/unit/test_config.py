@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cacheserver.config import Config, ConfigError, keys, parse
+from cacheserver.config import Config, ConfigError, EvictionConfig, keys, parse
 from cacheserver.place import place, store_root
 from cacheserver.space import Amount
 
@@ -27,10 +27,18 @@ local_roots = ["/srv/mlflow", "/data"]
 [access]
 check = "none"
 users = "all"
+operators = ["alice", "@mlops"]
 hardlink_for_root = true
 
 [server]
 socket_dir = "/run/somewhere"
+
+[eviction]
+policy = "lru"
+high = "80%"
+low = "70.5%"
+grace = "2m"
+trace = "/var/log/cacheserver.trace"
 """
 
 
@@ -43,7 +51,9 @@ def test_every_key_is_read() -> None:
     assert (config.origin.stale_after, config.origin.relist_after, config.origin.alias_ttl) == (0.5, 0.0, 60.0)
     assert config.origin.local_roots == ["/srv/mlflow", "/data"]
     assert config.access.check == "none" and config.access.users == "all" and config.access.hardlink_for_root is True
+    assert config.access.operators == ["alice", "@mlops"]
     assert config.server.socket_dir == "/run/somewhere"
+    assert config.eviction == EvictionConfig("lru", 80.0, 70.5, 120.0, "/var/log/cacheserver.trace")
     only_one_value = {("access", "check")}
     for section, key, default in keys():
         assert (getattr(getattr(config, section), key) != default) == ((section, key) not in only_one_value), (
@@ -54,30 +64,54 @@ def test_every_key_is_read() -> None:
 
 def test_nothing_has_to_be_configured() -> None:
     """An empty text, and sections without keys, are the defaults."""
-    assert parse("", "c.toml") == Config() == parse("[store]\n[origin]\n[access]\n[server]\n", "c.toml")
+    assert (
+        parse("", "c.toml")
+        == Config()
+        == parse("[store]\n[origin]\n[access]\n[server]\n[eviction]\n[quotas]\n", "c.toml")
+    )
 
 
 @pytest.mark.parametrize("value", ["500", "1_000", "0"])
 def test_bytes_may_be_a_plain_number(value: str) -> None:
     """A number without a unit is bytes."""
-    assert parse(f"[store]\ncapacity = {value}", "c.toml").store.capacity == Amount(int(value))
+    assert parse(f"[store]\nmin_free = {value}", "c.toml").store.min_free == Amount(int(value))
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("90", 90), ("0.5", 0.5), ('"90s"', 90), ('"1.5m"', 90), ('" 2 h "', 7200), ('"1d"', 86_400), ('"1w"', 604_800)],
+)
+def test_a_duration_may_have_a_unit(value: str, seconds: float) -> None:
+    """A number without one is seconds; every key that is a duration takes both."""
+    assert parse(f"[origin]\nrelist_after = {value}", "c.toml").origin.relist_after == seconds
+    assert parse('[origin]\nstale_after = "2s"', "c.toml").origin.stale_after == 2.0
 
 
 @pytest.mark.parametrize(
     ("section", "key", "values"),
     [
         ("store", "root", ["1", "true", '""', '"relative/path"', '"~/cache"', "[]", '"/a\\u0000b"', '["/srv"]']),
-        ("store", "capacity", ["-1", "1.5", "true", '""', '"lots"', '"101%"', '"-1GiB"', "[]"]),
-        ("store", "min_free", ["-1", "false", '"5 gib"', "{}"]),
+        (
+            "store",
+            "capacity",
+            ["0", "0.5", '"0%"', '"0.5B"', "-1", "1.5", "true", '""', '"lots"', '"101%"', '"-1GiB"', "[]"],
+        ),
+        ("store", "min_free", ['"100%"', "-1", "false", '"5 gib"', "{}"]),
         ("origin", "tracking_uri", ["5000", '""', '"mlflow.example"', "[]", '["http://x"]']),
         ("origin", "unreachable_after", ["0", "-1", "3601", "nan", "inf", '"10"', "true"]),
         ("origin", "stale_after", ["0", "-1", "3601", '"2"', "true"]),
-        ("origin", "relist_after", ["-1", "nan", "inf", '"1h"', "true", "31622401"]),
+        ("origin", "relist_after", ["-1", "nan", "inf", '"1x"', '"h"', '"-1h"', '"367d"', "true", "31622401"]),
         ("origin", "alias_ttl", ["-0.1", "nan", '"0"', "false", "[]"]),
         ("origin", "local_roots", ['"/srv"', "true", '["srv"]', '[""]', "[1]", '["/srv", "~/x"]', "{}", '[["/srv"]]']),
         ("access", "check", ['"caller"', '"None"', '""', "false", "[]", '["none"]', "{}"]),
         ("access", "users", ['"everybody"', "1", "true", "[]"]),
+        ("access", "operators", ['"alice"', '[""]', "[1]", '["@"]', '["al ice"]', '["@@x"]', '["a:b"]', "{}"]),
         ("access", "hardlink_for_root", ["1", "0", '"true"', "[]"]),
+        ("eviction", "policy", ['"fifo"', '"LRU"', "true", '["lru"]']),
+        ("eviction", "high", ["95", "0.95", '"101%"', '"0%"', '"-1%"', '"nan%"', '"95"', "true"]),
+        ("eviction", "low", ["90", '"100.1%"', '"1e1%"', "[]"]),
+        ("eviction", "grace", ["-1", "nan", '"1"', "true", '"2y"']),
+        ("eviction", "trace", ['"trace"', "1", '"~/t"', "[]"]),
         ("server", "socket_dir", ['"run"', "1", '""', "[]", '"/' + "x" * 95 + '"']),
     ],
 )
@@ -94,7 +128,7 @@ def test_a_value_that_cannot_be_used_is_shown_with_its_line(section: str, key: s
     ("text", "message"),
     [
         ("\n[stores]\n", "c.toml:2: [stores] is no section. Did you mean store?"),
-        ("\n[zzz]\n", "c.toml:2: [zzz] is no section. There are: store, origin, access, server."),
+        ("\n[zzz]\n", "c.toml:2: [zzz] is no section. There are: store, origin, access, server, eviction,"),
         ("[store.more]\n", "c.toml:1: [store] has no key more."),
         ("[store]\ncapacty = 1\n", "c.toml:2: [store] has no key capacty. Did you mean capacity?"),
         ("[store]\n  zzz = 1\n", "c.toml:2: [store] has no key zzz. There are: root, capacity, min_free."),

@@ -146,11 +146,11 @@ def test_arrivals_end_with_their_tree_or_with_time(index: Index) -> None:
     index.record_arrivals([], {"s3://b/other/z": arrived("z")}, Standing.FINISHED, 30.0)
     index.record_tree(tree("x"), [Record("s3://b/p/x", "", "x", Standing.FINISHED, True)], ["s3://b/p/x"], 11.0)
     assert set(index.arrivals("s3://b/p")) == {"s3://b/p/y", "s3://b/p/z"}
-    assert index.drop_arrivals(10.0) == []  # none is older
-    assert index.drop_arrivals(20.0) == [blob("y").digest]  # x has a tree, z has come again since
+    assert list(index.holdings.drop_arrivals(10.0)) == []  # none is older
+    assert list(index.holdings.drop_arrivals(20.0)) == [blob("y").digest]  # x has a tree, z has come again since
     assert index.arrivals("s3://b") == {"s3://b/other/z": (arrived("z"), Standing.FINISHED, 30.0)}
     assert sorted(index.all_digests()) == sorted([blob("x").digest, blob("z").digest])
-    assert index.drop_arrivals(99.0) == [blob("z").digest]
+    assert list(index.holdings.drop_arrivals(99.0)) == [blob("z").digest]
 
 
 def test_a_walk_over_all_blobs_meets_each_once(index: Index) -> None:
@@ -296,7 +296,7 @@ def test_the_schema_holds_its_rows_to_each_other(path: str, index: Index) -> Non
     manifest = record(index, "s3://b/p", "x")
     db = sqlite3.connect(path)
     db.execute("PRAGMA foreign_keys = ON")
-    for statement in ("DELETE FROM blobs", "DELETE FROM trees", "INSERT INTO members VALUES (1, 99)"):
+    for statement in ("DELETE FROM blobs", "DELETE FROM trees", "INSERT INTO members (tree, blob) VALUES (1, 99)"):
         with pytest.raises(sqlite3.IntegrityError):
             db.execute(statement)
     db.close()

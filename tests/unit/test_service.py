@@ -18,6 +18,7 @@ from artifactcache import Client, errors
 from artifactcache.v1 import cache_pb2 as pb
 from cacheserver import service as room
 from cacheserver import statuses
+from cacheserver.administration import Administration
 from cacheserver.cache import Cache
 from cacheserver.handoff import Handoff
 from cacheserver.service import Service, serve
@@ -26,7 +27,7 @@ from cacheserver.words import Resolved
 from tests.rig.until import until
 from tests.rig.wire import Handoff as Wire
 from tests.rig.wire import bearer, error_name, stub
-from tests.unit.house import FILES, PATIENCE_SECONDS, ROOMY, ROOT, Gate, House
+from tests.unit.house import FILES, PATIENCE_SECONDS, ROOT, Gate, House
 
 Serve = Callable[..., Path]
 
@@ -42,9 +43,14 @@ def serving(filled: House, tmp_path: Path) -> Iterator[Serve]:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         listener.bind(os.fsencode(folder / "handoff.sock"))
         listener.listen(100)
-        sessions = Sessions()
+        sessions = Sessions(filled.leases)
         handoff = Handoff(listener, sessions, filled.store, lambda peer: True)
-        service = Service(filled.cache, filled.store, sessions, ROOMY, {}, hardlink_for_root=True)
+        administration = Administration(
+            filled.cache, filled.store, filled.sweeper, lambda peer: True, lambda tree: (), lambda: filled.now
+        )
+        service = Service(
+            filled.cache, filled.store, sessions, filled.sweeper, administration, {}, hardlink_for_root=True
+        )
         server = serve(service, str(folder / "cache.sock"))
         handoff.start()
         server.start()

@@ -6,6 +6,7 @@ import pytest
 
 from artifactcache.errors import InvalidRequest, QuotaExceeded, Unauthenticated
 from cacheserver import sessions as room
+from cacheserver.leases import Leases
 from cacheserver.sessions import Peer, Sessions
 
 ALICE, ALICES_OTHER, BOB = Peer(1001, 1001, 50), Peer(1001, 1001, 51), Peer(1002, 1002, 52)
@@ -13,7 +14,7 @@ ALICE, ALICES_OTHER, BOB = Peer(1001, 1001, 50), Peer(1001, 1001, 51), Peer(1002
 
 def test_a_token_names_its_session_until_that_ends() -> None:
     """Every session has a token of its own, long enough not to be guessed; after the end it is worth nothing."""
-    sessions = Sessions()
+    sessions = Sessions(Leases(lambda: 0.0))
     one, other = sessions.open(ALICE), sessions.open(ALICE)
     assert one.token != other.token and len(one.token) >= 43
     assert sessions.get(one.token) is one and sessions.get(one.token).peer == ALICE
@@ -26,7 +27,7 @@ def test_a_token_names_its_session_until_that_ends() -> None:
 
 def test_only_the_same_process_of_the_same_user_joins() -> None:
     """A token that leaked to another user, or to another process, opens nothing."""
-    sessions = Sessions()
+    sessions = Sessions(Leases(lambda: 0.0))
     session = sessions.open(ALICE)
     assert sessions.join(session.token, Peer(1001, 7, 50, (7,))) is session
     for peer in (ALICES_OTHER, BOB, Peer(1002, 1002, 50)):
@@ -36,7 +37,8 @@ def test_only_the_same_process_of_the_same_user_joins() -> None:
 
 def test_a_lease_is_of_its_session_alone() -> None:
     """A lease gives the tree to the session it was given to, until it is released or the session ends."""
-    sessions = Sessions()
+    leases = Leases(lambda: 0.0)
+    sessions = Sessions(leases)
     alice, bob = sessions.open(ALICE), sessions.open(BOB)
     alices, bobs = sessions.lease(alice, "t1"), sessions.lease(bob, "t1")
     assert alices != bobs
@@ -45,45 +47,47 @@ def test_a_lease_is_of_its_session_alone() -> None:
         with pytest.raises(InvalidRequest):
             sessions.leased(session, lease)
     sessions.release(bob, alices)  # not bob's: nothing happens
-    assert sessions.counts() == (2, {"t1": 2})
+    assert (sessions.count(), leases.count("t1")) == (2, 2)
     sessions.close(alice)
     sessions.close(alice)
-    assert sessions.counts() == (1, {"t1": 1})
+    assert (sessions.count(), leases.count("t1")) == (1, 1)
 
 
 def test_a_tree_given_twice_is_released_twice() -> None:
     """Two views of one tree in one process: the tree stays leased until both are released, and no longer."""
-    sessions = Sessions()
+    leases = Leases(lambda: 0.0)
+    sessions = Sessions(leases)
     alice = sessions.open(ALICE)
     number = sessions.lease(alice, "t1")
     assert sessions.lease(alice, "t1") == number
     other = sessions.lease(alice, "t2")
-    assert sessions.counts() == (1, {"t1": 2, "t2": 1})
+    assert leases.is_leased("t1") and leases.is_leased("t2")
     sessions.release(alice, number)
     assert sessions.leased(alice, number) == "t1"
     for _ in range(3):
         sessions.release(alice, number)
     with pytest.raises(InvalidRequest):
         sessions.leased(alice, number)
-    assert sessions.counts() == (1, {"t2": 1})
+    assert leases.is_leased("t2") and not leases.is_leased("t1")
     assert len({number, other, sessions.lease(alice, "t1")}) == 3, "a number is never given again"
 
 
 def test_a_session_that_has_ended_gets_no_lease() -> None:
     """A fetch that outlives its client leaves no promise behind."""
-    sessions = Sessions()
+    leases = Leases(lambda: 0.0)
+    sessions = Sessions(leases)
     session = sessions.open(ALICE)
     sessions.close(session)
     with pytest.raises(Unauthenticated):
         sessions.lease(session, "t")
-    assert sessions.counts() == (0, {})
+    assert (sessions.count(), leases.total()) == (0, 0)
 
 
 def test_there_is_an_end_to_sessions_and_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asks for more than the limits hears QuotaExceeded, and gets it again once something has ended."""
     monkeypatch.setattr(room, "SESSIONS_PER_USER_MAX", 2)
     monkeypatch.setattr(room, "LEASES_PER_USER_MAX", 2)
-    sessions = Sessions()
+    sessions = Sessions(Leases(lambda: 0.0))
     one, other = sessions.open(ALICE), sessions.open(ALICES_OTHER)
     with pytest.raises(QuotaExceeded):
         sessions.open(ALICE)

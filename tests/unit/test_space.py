@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from cacheserver.space import Amount, Limits, parse_amount, shortage, show
+from cacheserver.space import Amount, Fill, Limits, parse_amount, shortage, show
 
 GIB = 2**30
 
@@ -58,8 +58,7 @@ def fits(
     needed: int, limits: Limits, *, stored: int = 0, coming: int = 0, unwritten: int = 0, free: int = 1000
 ) -> bool:
     """Whether it fits on a disk of 1000 bytes."""
-    why = shortage(needed, stored=stored, coming=coming, unwritten=unwritten, total=1000, free=free, limits=limits)
-    return why is None
+    return shortage(needed, Fill(stored, coming, unwritten, total=1000, free=free), limits) is None
 
 
 def test_the_capacity_holds_to_the_byte() -> None:
@@ -76,19 +75,19 @@ def test_what_stays_free_holds_to_the_byte() -> None:
     assert fits(100, rule, free=200) and not fits(101, rule, free=200)
     assert fits(100, rule, free=300, unwritten=100) and not fits(101, rule, free=300, unwritten=100)
     assert fits(200, rule, free=300, coming=100)
-    why = shortage(150, written=50, stored=0, coming=0, unwritten=0, total=1000, free=200, limits=rule)
+    why = shortage(150, Fill(0, 0, 0, total=1000, free=200), rule, written=50)
     assert why is None, "what an earlier attempt has left is on the disk already"
 
 
 def test_the_words_say_how_much_is_missing_and_what_to_change() -> None:
     """An administrator reads which limit it was, the numbers it was made of, and the key to turn."""
     limits = Limits(Amount(10 * GIB), Amount(GIB))
-    over = shortage(4 * GIB, stored=8 * GIB, coming=GIB, unwritten=0, total=100 * GIB, free=90 * GIB, limits=limits)
+    over = shortage(4 * GIB, Fill(8 * GIB, GIB, 0, total=100 * GIB, free=90 * GIB), limits)
     assert over is not None
     assert all(
         words in over for words in ("4.0 GiB more", "10.0 GiB", "8.0 GiB are held", "3.0 GiB are missing", "capacity")
     )
-    under = shortage(2 * GIB, stored=0, coming=0, unwritten=0, total=100 * GIB, free=2 * GIB, limits=limits)
+    under = shortage(2 * GIB, Fill(0, 0, 0, total=100 * GIB, free=2 * GIB), limits)
     assert under is not None and "1.0 GiB are missing" in under and "free some space" in under
 
 

@@ -205,7 +205,7 @@ def test_what_unfinished_downloads_left_goes_with_time(shelf: Shelf) -> None:
         path = shelf.store.stage()
         Path(path).write_bytes(content)
         shelf.store.keep({f"s3://b/{name}": shelf.store.measure(path)}, Standing.FINISHED, at)
-    assert shelf.store.drop_arrivals(20.0) == 1
+    assert shelf.store.departures.drop_arrivals(20.0) == 1
     assert sorted(shelf.disk.blob_names()) == sorted(shelf.index.all_digests())
     assert len(shelf.index.all_digests()) == 2 and shelf.content(held) == {"x": b"1"}
 

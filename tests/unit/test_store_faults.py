@@ -41,7 +41,7 @@ def test_what_goes_while_it_is_verified_is_not_corrupted(shelf: Shelf) -> None:
         path = shelf.store.stage()
         Path(path).write_bytes(str(n).encode())
         shelf.store.keep({f"s3://b/{n}": shelf.store.measure(path)}, Standing.FINISHED, 1.0)
-    found = shelf.store.verify(None, Interrupted(lambda: shelf.store.drop_arrivals(2.0)))
+    found = shelf.store.verify(None, Interrupted(lambda: shelf.store.departures.drop_arrivals(2.0)))
     assert shelf.index.all_digests() == [] and shelf.store.quarantine_count() == 0
     assert (found.corrupted, found.affected) == ((), ())
 

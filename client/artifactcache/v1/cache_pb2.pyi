@@ -124,7 +124,7 @@ class ListRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class HeldArtifact(_message.Message):
-    __slots__ = ("version", "digest", "file_count", "size_bytes", "fetched_at", "used_at", "include", "exclude", "lease_count")
+    __slots__ = ("version", "digest", "file_count", "size_bytes", "fetched_at", "used_at", "include", "exclude", "lease_count", "pinned_until")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     FILE_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +134,7 @@ class HeldArtifact(_message.Message):
     INCLUDE_FIELD_NUMBER: _ClassVar[int]
     EXCLUDE_FIELD_NUMBER: _ClassVar[int]
     LEASE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    PINNED_UNTIL_FIELD_NUMBER: _ClassVar[int]
     version: str
     digest: str
     file_count: int
@@ -143,7 +144,8 @@ class HeldArtifact(_message.Message):
     include: _containers.RepeatedScalarFieldContainer[str]
     exclude: _containers.RepeatedScalarFieldContainer[str]
     lease_count: int
-    def __init__(self, version: _Optional[str] = ..., digest: _Optional[str] = ..., file_count: _Optional[int] = ..., size_bytes: _Optional[int] = ..., fetched_at: _Optional[float] = ..., used_at: _Optional[float] = ..., include: _Optional[_Iterable[str]] = ..., exclude: _Optional[_Iterable[str]] = ..., lease_count: _Optional[int] = ...) -> None: ...
+    pinned_until: float
+    def __init__(self, version: _Optional[str] = ..., digest: _Optional[str] = ..., file_count: _Optional[int] = ..., size_bytes: _Optional[int] = ..., fetched_at: _Optional[float] = ..., used_at: _Optional[float] = ..., include: _Optional[_Iterable[str]] = ..., exclude: _Optional[_Iterable[str]] = ..., lease_count: _Optional[int] = ..., pinned_until: _Optional[float] = ...) -> None: ...
 
 class InspectRequest(_message.Message):
     __slots__ = ("artifact",)
@@ -208,7 +210,7 @@ class StatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatsReply(_message.Message):
-    __slots__ = ("artifact_count", "tree_count", "blob_count", "blob_bytes", "artifact_bytes", "free_bytes", "capacity_bytes", "min_free_bytes", "fetch_count", "hit_count", "origin_bytes", "served_bytes", "download_count", "session_count", "lease_count", "quarantine_count", "started_at", "store_root")
+    __slots__ = ("artifact_count", "tree_count", "blob_count", "blob_bytes", "artifact_bytes", "free_bytes", "capacity_bytes", "min_free_bytes", "fetch_count", "hit_count", "origin_bytes", "served_bytes", "download_count", "session_count", "lease_count", "quarantine_count", "started_at", "store_root", "evicted_count", "evicted_bytes", "pin_count", "coming_bytes")
     ARTIFACT_COUNT_FIELD_NUMBER: _ClassVar[int]
     TREE_COUNT_FIELD_NUMBER: _ClassVar[int]
     BLOB_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -227,6 +229,10 @@ class StatsReply(_message.Message):
     QUARANTINE_COUNT_FIELD_NUMBER: _ClassVar[int]
     STARTED_AT_FIELD_NUMBER: _ClassVar[int]
     STORE_ROOT_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PIN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    COMING_BYTES_FIELD_NUMBER: _ClassVar[int]
     artifact_count: int
     tree_count: int
     blob_count: int
@@ -245,7 +251,119 @@ class StatsReply(_message.Message):
     quarantine_count: int
     started_at: float
     store_root: str
-    def __init__(self, artifact_count: _Optional[int] = ..., tree_count: _Optional[int] = ..., blob_count: _Optional[int] = ..., blob_bytes: _Optional[int] = ..., artifact_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., min_free_bytes: _Optional[int] = ..., fetch_count: _Optional[int] = ..., hit_count: _Optional[int] = ..., origin_bytes: _Optional[int] = ..., served_bytes: _Optional[int] = ..., download_count: _Optional[int] = ..., session_count: _Optional[int] = ..., lease_count: _Optional[int] = ..., quarantine_count: _Optional[int] = ..., started_at: _Optional[float] = ..., store_root: _Optional[str] = ...) -> None: ...
+    evicted_count: int
+    evicted_bytes: int
+    pin_count: int
+    coming_bytes: int
+    def __init__(self, artifact_count: _Optional[int] = ..., tree_count: _Optional[int] = ..., blob_count: _Optional[int] = ..., blob_bytes: _Optional[int] = ..., artifact_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., min_free_bytes: _Optional[int] = ..., fetch_count: _Optional[int] = ..., hit_count: _Optional[int] = ..., origin_bytes: _Optional[int] = ..., served_bytes: _Optional[int] = ..., download_count: _Optional[int] = ..., session_count: _Optional[int] = ..., lease_count: _Optional[int] = ..., quarantine_count: _Optional[int] = ..., started_at: _Optional[float] = ..., store_root: _Optional[str] = ..., evicted_count: _Optional[int] = ..., evicted_bytes: _Optional[int] = ..., pin_count: _Optional[int] = ..., coming_bytes: _Optional[int] = ...) -> None: ...
+
+class PinRequest(_message.Message):
+    __slots__ = ("artifact", "seconds")
+    ARTIFACT_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    artifact: ArtifactSelection
+    seconds: float
+    def __init__(self, artifact: _Optional[_Union[ArtifactSelection, _Mapping]] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class PinReply(_message.Message):
+    __slots__ = ("version", "digest", "until", "owner")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    digest: str
+    until: float
+    owner: str
+    def __init__(self, version: _Optional[str] = ..., digest: _Optional[str] = ..., until: _Optional[float] = ..., owner: _Optional[str] = ...) -> None: ...
+
+class UnpinRequest(_message.Message):
+    __slots__ = ("artifact",)
+    ARTIFACT_FIELD_NUMBER: _ClassVar[int]
+    artifact: ArtifactSelection
+    def __init__(self, artifact: _Optional[_Union[ArtifactSelection, _Mapping]] = ...) -> None: ...
+
+class UnpinReply(_message.Message):
+    __slots__ = ("versions",)
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    versions: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, versions: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class SweepRequest(_message.Message):
+    __slots__ = ("dry_run", "free_bytes")
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    dry_run: bool
+    free_bytes: int
+    def __init__(self, dry_run: bool = ..., free_bytes: _Optional[int] = ...) -> None: ...
+
+class SweepEvent(_message.Message):
+    __slots__ = ("evicted", "result")
+    EVICTED_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    evicted: Evicted
+    result: SweepResult
+    def __init__(self, evicted: _Optional[_Union[Evicted, _Mapping]] = ..., result: _Optional[_Union[SweepResult, _Mapping]] = ...) -> None: ...
+
+class Evicted(_message.Message):
+    __slots__ = ("digest", "versions", "size_bytes", "freed_bytes", "reason")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    versions: _containers.RepeatedScalarFieldContainer[str]
+    size_bytes: int
+    freed_bytes: int
+    reason: str
+    def __init__(self, digest: _Optional[str] = ..., versions: _Optional[_Iterable[str]] = ..., size_bytes: _Optional[int] = ..., freed_bytes: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class SweepResult(_message.Message):
+    __slots__ = ("tree_count", "freed_bytes", "wanted_bytes", "kept", "seconds")
+    TREE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    FREED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WANTED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    tree_count: int
+    freed_bytes: int
+    wanted_bytes: int
+    kept: _containers.RepeatedCompositeFieldContainer[Kept]
+    seconds: float
+    def __init__(self, tree_count: _Optional[int] = ..., freed_bytes: _Optional[int] = ..., wanted_bytes: _Optional[int] = ..., kept: _Optional[_Iterable[_Union[Kept, _Mapping]]] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class Kept(_message.Message):
+    __slots__ = ("reason", "tree_count")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    TREE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    tree_count: int
+    def __init__(self, reason: _Optional[str] = ..., tree_count: _Optional[int] = ...) -> None: ...
+
+class ExplainRequest(_message.Message):
+    __slots__ = ("artifact",)
+    ARTIFACT_FIELD_NUMBER: _ClassVar[int]
+    artifact: ArtifactSelection
+    def __init__(self, artifact: _Optional[_Union[ArtifactSelection, _Mapping]] = ...) -> None: ...
+
+class ExplainReply(_message.Message):
+    __slots__ = ("artifact", "is_kept", "reasons", "place", "queue_length", "freed_bytes", "refetch_seconds")
+    ARTIFACT_FIELD_NUMBER: _ClassVar[int]
+    IS_KEPT_FIELD_NUMBER: _ClassVar[int]
+    REASONS_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    FREED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REFETCH_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    artifact: HeldArtifact
+    is_kept: bool
+    reasons: _containers.RepeatedScalarFieldContainer[str]
+    place: int
+    queue_length: int
+    freed_bytes: int
+    refetch_seconds: float
+    def __init__(self, artifact: _Optional[_Union[HeldArtifact, _Mapping]] = ..., is_kept: bool = ..., reasons: _Optional[_Iterable[str]] = ..., place: _Optional[int] = ..., queue_length: _Optional[int] = ..., freed_bytes: _Optional[int] = ..., refetch_seconds: _Optional[float] = ...) -> None: ...
 
 class HandoffRequest(_message.Message):
     __slots__ = ("hello", "manifest", "link", "blobs")

@@ -55,6 +55,26 @@ class CacheStub(object):
                 request_serializer=artifactcache_dot_v1_dot_cache__pb2.StatsRequest.SerializeToString,
                 response_deserializer=artifactcache_dot_v1_dot_cache__pb2.StatsReply.FromString,
                 )
+        self.Pin = channel.unary_unary(
+                '/artifactcache.v1.Cache/Pin',
+                request_serializer=artifactcache_dot_v1_dot_cache__pb2.PinRequest.SerializeToString,
+                response_deserializer=artifactcache_dot_v1_dot_cache__pb2.PinReply.FromString,
+                )
+        self.Unpin = channel.unary_unary(
+                '/artifactcache.v1.Cache/Unpin',
+                request_serializer=artifactcache_dot_v1_dot_cache__pb2.UnpinRequest.SerializeToString,
+                response_deserializer=artifactcache_dot_v1_dot_cache__pb2.UnpinReply.FromString,
+                )
+        self.Sweep = channel.unary_stream(
+                '/artifactcache.v1.Cache/Sweep',
+                request_serializer=artifactcache_dot_v1_dot_cache__pb2.SweepRequest.SerializeToString,
+                response_deserializer=artifactcache_dot_v1_dot_cache__pb2.SweepEvent.FromString,
+                )
+        self.Explain = channel.unary_unary(
+                '/artifactcache.v1.Cache/Explain',
+                request_serializer=artifactcache_dot_v1_dot_cache__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=artifactcache_dot_v1_dot_cache__pb2.ExplainReply.FromString,
+                )
 
 
 class CacheServicer(object):
@@ -118,6 +138,35 @@ class CacheServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Pin(self, request, context):
+        """Promises not to evict an artifact that is held, whoever uses it or not. For operators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unpin(self, request, context):
+        """Takes such a promise back. For operators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Sweep(self, request, context):
+        """Plans an eviction and, unless it is a dry run, executes it: any number of evictions, then one result.
+        For operators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Explain(self, request, context):
+        """Says why an artifact is kept, or what would have to happen for it to go.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CacheServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -160,6 +209,26 @@ def add_CacheServicer_to_server(servicer, server):
                     servicer.Stats,
                     request_deserializer=artifactcache_dot_v1_dot_cache__pb2.StatsRequest.FromString,
                     response_serializer=artifactcache_dot_v1_dot_cache__pb2.StatsReply.SerializeToString,
+            ),
+            'Pin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pin,
+                    request_deserializer=artifactcache_dot_v1_dot_cache__pb2.PinRequest.FromString,
+                    response_serializer=artifactcache_dot_v1_dot_cache__pb2.PinReply.SerializeToString,
+            ),
+            'Unpin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unpin,
+                    request_deserializer=artifactcache_dot_v1_dot_cache__pb2.UnpinRequest.FromString,
+                    response_serializer=artifactcache_dot_v1_dot_cache__pb2.UnpinReply.SerializeToString,
+            ),
+            'Sweep': grpc.unary_stream_rpc_method_handler(
+                    servicer.Sweep,
+                    request_deserializer=artifactcache_dot_v1_dot_cache__pb2.SweepRequest.FromString,
+                    response_serializer=artifactcache_dot_v1_dot_cache__pb2.SweepEvent.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=artifactcache_dot_v1_dot_cache__pb2.ExplainRequest.FromString,
+                    response_serializer=artifactcache_dot_v1_dot_cache__pb2.ExplainReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -305,5 +374,73 @@ class Cache(object):
         return grpc.experimental.unary_unary(request, target, '/artifactcache.v1.Cache/Stats',
             artifactcache_dot_v1_dot_cache__pb2.StatsRequest.SerializeToString,
             artifactcache_dot_v1_dot_cache__pb2.StatsReply.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Pin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/artifactcache.v1.Cache/Pin',
+            artifactcache_dot_v1_dot_cache__pb2.PinRequest.SerializeToString,
+            artifactcache_dot_v1_dot_cache__pb2.PinReply.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Unpin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/artifactcache.v1.Cache/Unpin',
+            artifactcache_dot_v1_dot_cache__pb2.UnpinRequest.SerializeToString,
+            artifactcache_dot_v1_dot_cache__pb2.UnpinReply.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Sweep(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(request, target, '/artifactcache.v1.Cache/Sweep',
+            artifactcache_dot_v1_dot_cache__pb2.SweepRequest.SerializeToString,
+            artifactcache_dot_v1_dot_cache__pb2.SweepEvent.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/artifactcache.v1.Cache/Explain',
+            artifactcache_dot_v1_dot_cache__pb2.ExplainRequest.SerializeToString,
+            artifactcache_dot_v1_dot_cache__pb2.ExplainReply.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

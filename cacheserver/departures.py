@@ -1,0 +1,78 @@
+"""What leaves the store: evicted trees, blobs that nothing needs, what unfinished downloads left.
+
+Law of this file: row before unlink, both under the lock that everything takes that adds a blob. What is about to be
+removed stands in the index until it is: a daemon that is killed in between leaves nothing that the next one forgets.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+from cacheserver.disk import Disk
+from cacheserver.eviction import Blob
+from cacheserver.faults import trouble
+from cacheserver.holdings import Gone
+from cacheserver.index import Index
+
+
+class Departures:
+    """Departures from one store.
+
+    Args:
+        lock: held by everything that adds blobs.
+        leave: told of each tree that is gone, before its files are.
+    """
+
+    def __init__(self, disk: Disk, index: Index, lock: threading.Lock, leave: Callable[[str], None]) -> None:
+        self._disk = disk
+        self._index = index
+        self._lock = lock
+        self._leave = leave
+
+    def blobs_of(self, tree: str) -> list[Blob]:
+        """The blobs of a tree, and what becomes of their bytes when their rows go."""
+        found = []
+        for blob, digest, view_links in self._index.holdings.blobs_of(tree):
+            links = 0 if view_links < 0 else self._disk.link_count(digest) - 1 - view_links
+            found.append(blob._replace(is_linked=links > 0))
+        return found
+
+    def evict(self, trees: Sequence[str], *, now: float, young_since: float, age: float) -> Gone:
+        """Removes trees that nobody has leased, as far as nothing else keeps them. Returns what has gone."""
+        with self._lock:
+            gone = self._index.holdings.evict(trees, now=now, young_since=young_since, age=age)
+            aside = self._take_out(gone)
+        self._discard(gone, aside)
+        return gone
+
+    def drop_arrivals(self, before: float) -> int:
+        """Removes what unfinished downloads left before a time. Returns how many blobs went."""
+        with self._lock:
+            self._disk.partials.drop(before)
+            gone = Gone({}, self._index.holdings.drop_arrivals(before))
+            aside = self._take_out(gone)
+        self._discard(gone, aside)
+        return len(gone.blobs)
+
+    def tidy(self) -> None:
+        """Removes blobs that nothing needs, and what an earlier daemon was about to remove when it ended."""
+        with self._lock:
+            self._index.holdings.remove_unheld()
+            gone = self._index.holdings.leaving()
+            aside = self._take_out(gone)
+        self._discard(gone, aside)
+
+    def _take_out(self, gone: Gone) -> list[str]:
+        for tree in gone.trees:
+            self._leave(tree)
+        try:
+            return self._disk.take_out(gone.trees, gone.blobs)
+        except OSError as error:  # the rows are gone, and the index knows what is left to be removed
+            raise trouble(error, "what is not held any more could not be removed") from None
+
+    def _discard(self, gone: Gone, aside: list[str]) -> None:
+        for path in aside:
+            self._disk.discard(path)
+        if gone.trees or gone.blobs:
+            self._index.holdings.left(gone)

@@ -1,0 +1,390 @@
+"""Which trees go when room is needed: policies, and the plan that follows from them.
+
+Law of this file: values in, a plan out; it touches nothing, and the same code decides in the daemon and in the
+simulator. A plan is advice: who executes it looks again at leases and pins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from cacheserver.space import Need
+
+MIB = 1 << 20
+BURST_SECONDS = 600.0  # jobs that one push or one sweep starts: they say once, not thirty times, that a tree is wanted
+USE_EXPONENT = (
+    0.5  # the 100th use says less than the 2nd: 0.3 to 0.5 are alike on generated traces, 1 (GDSF's) is worse
+)
+REMEMBERED = 0.5  # of the uses of a tree that went, when it comes back: it was used, but not enough to stay
+SMALL_SHARE = 0.1  # of the bytes that S3-FIFO gives its small queue: https://doi.org/10.1145/3600006.3613147
+S3_COUNT_MAX = 3  # uses that S3-FIFO counts, from the same paper
+
+
+class Usage(NamedTuple):
+    """What a policy remembers of a tree.
+
+    Attributes:
+        queue: which of the policy's queues it stands in.
+        rank: its place there: the lowest goes first.
+        count: uses, as the policy counts them.
+        used_at: seconds since the epoch.
+    """
+
+    queue: int = 0
+    rank: float = 0.0
+    count: int = 0
+    used_at: float = 0.0
+
+
+class Item(NamedTuple):
+    """A tree as a policy sees it.
+
+    Attributes:
+        tree: its digest.
+        share_bytes: its size, where each blob is divided by the number of trees that have it.
+        seconds: what it would take to fetch that share of it again: see `share_seconds`.
+    """
+
+    tree: str
+    share_bytes: float
+    seconds: float
+    usage: Usage = Usage()
+
+
+class Blob(NamedTuple):
+    """A blob of a tree: how many trees have it, and whether it is hard-linked outside the store: then its bytes stay on
+    the disk when its row goes."""
+
+    key: int
+    size_bytes: int
+    holder_count: int
+    is_linked: bool = False
+
+
+class Candidate(NamedTuple):
+    """A tree in its queue, and why it must stay; empty where it may go."""
+
+    item: Item
+    kept: str = ""
+
+
+class Policy(Protocol):
+    """How trees are ranked. All methods are pure; `age` is a number of the policy's own that grows with what goes."""
+
+    name: str
+    queue_count: int
+
+    def arrived(self, item: Item, before: Usage | None, age: float, now: float) -> Usage:
+        """Of a tree that was just brought; `before` is what was remembered of it when it last went, if it is."""
+
+    def used(self, item: Item, times: int, age: float, now: float) -> Usage:
+        """Of a tree that was handed out so often since it was last looked at."""
+
+    def turn(self, queued_bytes: Sequence[float]) -> int:
+        """Which queue's first is looked at next, by the bytes in each."""
+
+    def spared(self, item: Item, rank: float) -> Usage | None:
+        """Where the first of a queue goes instead of out; `rank` is one behind all others. None where it goes out."""
+
+    def older(self, item: Item, age: float) -> float:
+        """The age, after this one went out."""
+
+    def words(self, item: Item, now: float) -> str:
+        """Why this one goes before others."""
+
+
+class Lru:
+    """The least recently used goes first."""
+
+    name = "lru"
+    queue_count = 1
+
+    def arrived(self, item: Item, before: Usage | None, age: float, now: float) -> Usage:
+        """The newest."""
+        return Usage(0, now, 1, now)
+
+    def used(self, item: Item, times: int, age: float, now: float) -> Usage:
+        """The newest again."""
+        return Usage(0, now, item.usage.count + times, now)
+
+    def turn(self, queued_bytes: Sequence[float]) -> int:
+        """The only queue."""
+        return 0
+
+    def spared(self, item: Item, rank: float) -> Usage | None:
+        """Never."""
+        return None
+
+    def older(self, item: Item, age: float) -> float:
+        """It does not age."""
+        return age
+
+    def words(self, item: Item, now: float) -> str:
+        """When it was used."""
+        return f"used least recently, {_ago(item.usage.used_at, now)}"
+
+
+class Gdsf:
+    """GreedyDual-Size-Frequency: what costs the fewest seconds to fetch again, for its size and its uses, goes first.
+
+    The rank is age + sqrt(uses) * seconds / MiB; the age is the highest rank that went, so that what is not used any
+    more is overtaken by what is. From Cherkasova, HP Labs technical report HPL-98-69R1, which has neither the root nor
+    the bursts: uses come in bursts here and end when a new version comes, and a count of them for ever holds old
+    versions for long. Uses of one burst count as one; `used_at` is when the burst began.
+    """
+
+    name = "gdsf"
+    queue_count = 1
+
+    def arrived(self, item: Item, before: Usage | None, age: float, now: float) -> Usage:
+        """One use; and half of those that are remembered."""
+        return self._usage(item, 1 + (int(before.count * REMEMBERED) if before else 0), age, now)
+
+    def used(self, item: Item, times: int, age: float, now: float) -> Usage:
+        """One use more, unless it is of the last one's burst; at the age of today in any case."""
+        _, _, count, used_at = item.usage
+        is_burst = 0 <= now - used_at < BURST_SECONDS
+        return self._usage(item, count if is_burst else count + 1, age, used_at if is_burst else now)
+
+    def turn(self, queued_bytes: Sequence[float]) -> int:
+        """The only queue."""
+        return 0
+
+    def spared(self, item: Item, rank: float) -> Usage | None:
+        """Never."""
+        return None
+
+    def older(self, item: Item, age: float) -> float:
+        """The highest rank that went."""
+        return max(age, item.usage.rank)
+
+    def words(self, item: Item, now: float) -> str:
+        """What it would cost, and how much it is used."""
+        return (
+            f"cheapest to fetch again for its size and use: {item.seconds:.1f} s for {item.share_bytes / MIB:.1f} MiB,"
+            f" {item.usage.count} uses, the last {_ago(item.usage.used_at, now)}"
+        )
+
+    def _usage(self, item: Item, count: int, age: float, now: float) -> Usage:
+        return Usage(0, age + count**USE_EXPONENT * item.seconds / max(item.share_bytes / MIB, 1 / MIB), count, now)
+
+
+class S3Fifo:
+    """S3-FIFO: a small queue for what is new, a main one for what was used in it (SOSP 2023).
+
+    Its queues are first in, first out: a use is only counted, and looked at when the tree comes to the front.
+    """
+
+    name = "s3-fifo"
+    queue_count = 2
+
+    def arrived(self, item: Item, before: Usage | None, age: float, now: float) -> Usage:
+        """To the end of the small queue; of the main one where it went not long ago."""
+        return Usage(0 if before is None else 1, now, 0, now)
+
+    def used(self, item: Item, times: int, age: float, now: float) -> Usage:
+        """Counted."""
+        return item.usage._replace(count=min(item.usage.count + times, S3_COUNT_MAX), used_at=now)
+
+    def turn(self, queued_bytes: Sequence[float]) -> int:
+        """The small one, where it has more than its share."""
+        return 0 if queued_bytes[0] > SMALL_SHARE * sum(queued_bytes) else 1
+
+    def spared(self, item: Item, rank: float) -> Usage | None:
+        """To the end of the main queue, where it was used: more than once in the small one."""
+        queue, _, count, used_at = item.usage
+        if queue == 0 and count > 1:
+            return Usage(1, rank, 0, used_at)
+        if queue == 1 and count:
+            return Usage(1, rank, count - 1, used_at)
+        return None
+
+    def older(self, item: Item, age: float) -> float:
+        """It does not age."""
+        return age
+
+    def words(self, item: Item, now: float) -> str:
+        """Where it stood."""
+        return f"first in the {'main' if item.usage.queue else 'small'} queue, not used since it came there"
+
+
+POLICIES: Mapping[str, Policy] = {policy.name: policy for policy in (Gdsf(), Lru(), S3Fifo())}
+
+
+class Eviction(NamedTuple):
+    """A tree that is to go, the bytes that this gives back to the disk, and why."""
+
+    tree: str
+    freed_bytes: int
+    reason: str
+
+
+@dataclass
+class Plan:
+    """What is to go, in this order, and what else follows.
+
+    Attributes:
+        freed_bytes: what all of it gives back to the disk.
+        held_bytes: what the store holds less afterwards: more, where blobs are hard-linked outside.
+        spared: what the policy remembers from now on of those that it let stay.
+        kept: of those that had to stay, how many for each reason.
+        age: of the policy, when all of it has gone.
+    """
+
+    age: float
+    evict: list[Eviction] = field(default_factory=list)
+    freed_bytes: int = 0
+    held_bytes: int = 0
+    spared: dict[str, Usage] = field(default_factory=dict)
+    kept: Counter[str] = field(default_factory=Counter)
+
+
+BlobsOf = Callable[[str], Iterable[Blob]]
+Levels = Iterable[Sequence[Iterator[Candidate]]]
+
+
+LINKED = "hard-linked outside the store: evicting it would free nothing"
+
+
+def plan_eviction(
+    policy: Policy,
+    levels: Levels,
+    queued_bytes: Sequence[float],
+    blobs_of: BlobsOf,
+    need: Need,
+    *,
+    age: float,
+    now: float,
+) -> Plan:
+    """What has to go for `need` bytes.
+
+    Args:
+        levels: the policy's queues, each in the order of ranks, for each level of priority: the lower levels first.
+            They are read no further than it takes.
+        queued_bytes: bytes in each of the policy's queues, of all levels.
+        blobs_of: the blobs of a tree, asked for when it is its turn.
+        age: of the policy, until now.
+    """
+    work = _Work(policy, blobs_of, need, now, Plan(age), list(queued_bytes))
+    for queues in levels:
+        work.level(queues)
+        if work.is_done():
+            return work.plan
+    work.last_resort()
+    return work.plan
+
+
+def plan_drops(drops: Iterable[tuple[Candidate, str]], blobs_of: BlobsOf, *, age: float) -> Plan:
+    """What has to go whether or not room is needed: trees, each with the reason that a rule gives."""
+    work = _Work(Lru(), blobs_of, Need(0, 0), 0.0, Plan(age), [0.0])
+    for candidate, reason in drops:
+        if candidate.kept:
+            work.plan.kept[candidate.kept] += 1
+        else:
+            work.out(candidate.item, blobs_of(candidate.item.tree), reason)
+    return work.plan
+
+
+@dataclass
+class _Work:
+    """A plan in the making."""
+
+    policy: Policy
+    blobs_of: BlobsOf
+    need: Need
+    now: float
+    plan: Plan
+    queued: list[float]
+    holders: dict[int, int] = field(default_factory=dict)  # of blobs, less those trees that are to go already
+    linked: list[tuple[Item, tuple[Blob, ...]]] = field(default_factory=list)  # wholly outside the store too
+    spared_count: int = 0
+
+    def is_done(self) -> bool:
+        """Whether enough is to go."""
+        plan, need = self.plan, self.need
+        return plan.freed_bytes >= need.disk_bytes and plan.held_bytes >= need.capacity_bytes
+
+    def level(self, queues: Sequence[Iterator[Candidate]]) -> None:
+        """Goes through one level's queues until enough is to go."""
+        behind: list[deque[Candidate]] = [deque() for _ in queues]  # those that came to the end of a queue by now
+        while not self.is_done():
+            first = self.policy.turn(self.queued)
+            for number in (first, *(n for n in range(len(queues)) if n != first)):
+                candidate = next(queues[number], None) or (behind[number].popleft() if behind[number] else None)
+                if candidate is not None:
+                    break
+            else:
+                return
+            item = candidate.item
+            if candidate.kept:
+                self.plan.kept[candidate.kept] += 1
+                self.queued[number] -= item.share_bytes
+                continue
+            self.spared_count += 1
+            usage = self.policy.spared(item, self.now + self.spared_count * 1e-6)
+            self.queued[number] -= item.share_bytes
+            if usage is None:
+                blobs = tuple(self.blobs_of(item.tree))
+                if blobs and all(blob.is_linked for blob in blobs):  # nothing comes of it, now or with other trees
+                    self.linked.append((item, blobs))
+                else:
+                    self.out(item, blobs, self.policy.words(item, self.now))
+                continue
+            self.plan.spared[item.tree] = usage
+            self.queued[usage.queue] += item.share_bytes
+            behind[usage.queue].append(Candidate(item._replace(usage=usage)))
+
+    def out(self, item: Item, blobs: Iterable[Blob], reason: str) -> None:
+        """This one is to go."""
+        freed = held = 0
+        for blob in blobs:
+            left = self.holders.get(blob.key, blob.holder_count) - 1
+            self.holders[blob.key] = left
+            if left <= 0:
+                held += blob.size_bytes
+                freed += 0 if blob.is_linked else blob.size_bytes
+        plan = self.plan
+        plan.evict.append(Eviction(item.tree, freed, reason))
+        plan.freed_bytes += freed
+        plan.held_bytes += held
+        plan.age = self.policy.older(item, plan.age)
+        plan.spared.pop(item.tree, None)
+
+    def last_resort(self) -> None:
+        """What frees nothing on the disk still counts for the capacity, and goes only for that."""
+        for item, blobs in self.linked:
+            if self.plan.held_bytes >= self.need.capacity_bytes:
+                self.plan.kept[LINKED] += 1
+            else:
+                self.out(
+                    item, blobs, f"{self.policy.words(item, self.now)}; its bytes stay on the disk, linked elsewhere"
+                )
+
+
+def refetch_seconds(seconds: float, fetched_bytes: int, size_bytes: int, seconds_per_byte: float) -> float:
+    """What it would take to fetch a tree again: what it took, in proportion where only a part was fetched then.
+
+    Args:
+        seconds, fetched_bytes: measured when it was fetched; 0 where all of it was there already.
+        seconds_per_byte: of all fetches, for what was never measured.
+    """
+    if fetched_bytes:
+        return seconds * max(1.0, size_bytes / fetched_bytes)
+    return size_bytes * seconds_per_byte
+
+
+def share_seconds(seconds: float, size_bytes: float, share_bytes: float) -> float:
+    """What it would take to fetch a tree's share of its bytes again: what others have too is not fetched for it alone."""
+    return seconds * share_bytes / size_bytes if size_bytes else seconds
+
+
+def _ago(at: float, now: float) -> str:
+    seconds = max(0.0, now - at)
+    for length, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= length:
+            return f"{math.floor(seconds / length)} {unit} ago"
+    return f"{seconds:.0f} s ago"

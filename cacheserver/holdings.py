@@ -1,0 +1,374 @@
+"""What the index knows of trees for eviction: their places in the queues, what holds them, what goes with them.
+
+Law of this file: what is planned is read aside, so that no hit waits for it; what goes is decided in one transaction,
+which looks again at pins and rules, and returns what it has really removed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from cacheserver.database import VARIABLES_MAX, Tables
+from cacheserver.eviction import Blob, Candidate, Item, Policy, Usage, refetch_seconds
+
+CHUNK_TREES = 256  # read at a time: a millisecond
+GHOSTS_MAX = 100_000  # evicted trees that are remembered: about 15 MB
+LINK_CHECK_HOLDERS_MAX = 100  # whose views are counted, to tell which links are outside the store
+
+YOUNG = "younger than the grace time"
+PINNED = "pinned"
+RULED = "kept by a retention rule"
+
+_ROW = """
+    SELECT t.id, t.digest, t.share_bytes, t.fetch_seconds, t.fetch_bytes, t.size_bytes, t.queue, t.rank, t.counted,
+        t.used_at, t.recorded_at, t.kept_until,
+        EXISTS (SELECT 1 FROM artifacts a JOIN pins p USING (origin, uri, selection)
+            WHERE a.tree = t.id AND p.expires_at > ?)
+    FROM trees t
+"""
+
+
+class Gone(NamedTuple):
+    """What a transaction has removed: trees, with whether each had a view, and blobs with their sizes."""
+
+    trees: dict[str, bool]
+    blobs: dict[str, int]
+
+
+class Tree(NamedTuple):
+    """What is known of one tree."""
+
+    item: Item
+    level: int
+    kept: str
+    use_count: int
+    recorded_at: float
+    kept_until: float
+    drop_at: float | None
+
+
+class Holdings:
+    """Trees of all origins, as something to be evicted."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    # -- planning ---------------------------------------------------------------------------------------------------
+
+    def levels(self) -> list[int]:
+        """The levels of priority that trees have, the lowest first."""
+        return [row[0] for row in self._tables.survey("SELECT DISTINCT level FROM trees ORDER BY level")]
+
+    def queued_bytes(self, queue_count: int) -> list[float]:
+        """Bytes in each queue of the policy."""
+        found = dict(self._tables.survey("SELECT queue, sum(share_bytes) FROM trees GROUP BY queue"))
+        return [found.get(queue, 0.0) for queue in range(queue_count)]
+
+    def queue(self, level: int, queue: int, *, now: float, young_since: float) -> Iterator[Candidate]:
+        """One queue of a level, in the order of ranks, read as it is needed.
+
+        Args:
+            young_since: what was brought since then must stay.
+        """
+        rate, last = self._rate(), (-math.inf, -1)
+        while True:
+            rows = self._tables.survey(
+                _ROW + "WHERE t.level = ? AND t.queue = ? AND (t.rank, t.id) > (?, ?) ORDER BY t.rank, t.id LIMIT ?",
+                now,
+                level,
+                queue,
+                *last,
+                CHUNK_TREES,
+            )
+            for row in rows:
+                yield Candidate(_item(row, rate), _kept(row, now, young_since))
+            if len(rows) < CHUNK_TREES:
+                return
+            last = rows[-1][7], rows[-1][0]
+
+    def drops(self, *, now: float, young_since: float) -> list[tuple[Candidate, str]]:
+        """What is to go whether or not room is needed, each with the reason."""
+        rate = self._rate()
+        due = self._tables.survey(_ROW + "WHERE t.drop_at <= ?", now, now)
+        nameless = self._tables.survey(
+            _ROW + "WHERE NOT EXISTS (SELECT 1 FROM artifacts WHERE tree = t.id)",
+            now,
+        )
+        found = [(row, "a retention rule wants it gone") for row in due]
+        found += [
+            (row, "no artifact is this tree any more: the origin has something else, or nothing") for row in nameless
+        ]
+        return [(Candidate(_item(row, rate), _kept(row, now, young_since)), why) for row, why in found]
+
+    def blobs_of(self, tree: str) -> list[tuple[Blob, str, int]]:
+        """The blobs of a tree, with their digests, and how many links views have to each; -1 where too many trees have
+        it to count them."""
+        rows = self._tables.survey(
+            "SELECT b.id, b.size, b.holder_count, b.digest, CASE WHEN b.holder_count > ? THEN -1 ELSE"
+            " (SELECT coalesce(sum(x.path_count), 0) FROM members x JOIN trees y ON y.id = x.tree"
+            " WHERE x.blob = b.id AND y.has_view) END"
+            " FROM trees t JOIN members m ON m.tree = t.id JOIN blobs b ON b.id = m.blob WHERE t.digest = ?",
+            LINK_CHECK_HOLDERS_MAX,
+            tree,
+        )
+        return [(Blob(*row[:3]), row[3], row[4]) for row in rows]
+
+    def age(self) -> float:
+        """The policy's age."""
+        return float(self._tables.one("SELECT age FROM ranking")[0])
+
+    def tree(self, digest: str, *, now: float, young_since: float) -> Tree | None:
+        """What is known of one tree."""
+        row = self._tables.row(_ROW + "WHERE t.digest = ?", now, digest)
+        if row is None:
+            return None
+        more = self._tables.one(
+            "SELECT level, use_count, recorded_at, kept_until, drop_at FROM trees WHERE id = ?", row[0]
+        )
+        return Tree(_item(row, self._rate()), more[0], _kept(row, now, young_since), *more[1:])
+
+    def place(self, tree: Tree) -> tuple[int, int]:
+        """How many trees stand before this one, and how many there are; by the ranks alone, whatever keeps them."""
+        usage = tree.item.usage
+        before = self._tables.survey(
+            "SELECT count(*) FROM trees WHERE level < ? OR (level = ? AND (queue, rank) < (?, ?))",
+            tree.level,
+            tree.level,
+            usage.queue,
+            usage.rank,
+        )
+        return before[0][0], self._tables.one("SELECT tree_count FROM counters")[0]
+
+    def described(self, trees: Iterable[str]) -> dict[str, tuple[tuple[str, ...], int]]:
+        """The URIs that clients asked for and that are a tree, and its files' sizes in all, for each that is held."""
+        found = {}
+        for tree in trees:
+            rows = self._tables.survey(
+                "SELECT t.size_bytes, a.uri FROM trees t LEFT JOIN artifacts a ON a.tree = t.id AND a.asked"
+                " WHERE t.digest = ? ORDER BY a.uri",
+                tree,
+            )
+            if rows:
+                found[tree] = tuple(dict.fromkeys(uri for _, uri in rows if uri)), rows[0][0]
+        return found
+
+    def has(self, tree: str) -> bool:
+        """Whether a tree is held."""
+        return self._tables.row("SELECT 1 FROM trees WHERE digest = ?", tree) is not None
+
+    # -- what changes ranks -----------------------------------------------------------------------------------------
+
+    def arrived(self, tree: str, policy: Policy, *, seconds: float, fetched_bytes: int, now: float) -> None:
+        """A tree was brought: what that took, and its place in the queues."""
+        with self._tables.transaction():
+            self._tables.do(
+                "UPDATE trees SET recorded_at = ?, fetch_seconds = ?, fetch_bytes = ? WHERE digest = ?"
+                " AND (? OR NOT fetch_bytes)",
+                now,
+                seconds,
+                fetched_bytes,
+                tree,
+                fetched_bytes,
+            )
+            if fetched_bytes:
+                self._tables.do(
+                    "UPDATE ranking SET fetch_seconds = fetch_seconds + ?, fetch_bytes = fetch_bytes + ?",
+                    seconds,
+                    fetched_bytes,
+                )
+            placed = self._tables.row("SELECT queue FROM trees WHERE digest = ?", tree)
+            if placed is None or (placed[0] >= 0 and not fetched_bytes):
+                return  # it was there already, and nothing came of it
+            ghost = self._tables.row("SELECT queue, rank, counted, used_at FROM ghosts WHERE tree = ?", tree)
+            self._tables.do("DELETE FROM ghosts WHERE tree = ?", tree)
+            self._rank(tree, lambda item: policy.arrived(item, Usage(*ghost) if ghost else None, self.age(), now))
+
+    def used(self, uses: dict[str, tuple[int, float]], policy: Policy) -> None:
+        """Trees were handed out so often, the last time then."""
+        with self._tables.transaction():
+            for tree, (times, at) in uses.items():
+                self._tables.do(
+                    "UPDATE trees SET use_count = use_count + ?, used_at = max(used_at, ?) WHERE digest = ?",
+                    times,
+                    at,
+                    tree,
+                )
+                self._rank(tree, lambda item, times=times, at=at: policy.used(item, times, self.age(), at))  # type: ignore[misc]
+
+    def charge(self, users: dict[tuple[str, int], float]) -> None:
+        """Trees, by digest and user ID, that users have fetched then come on their accounts."""
+        with self._tables.transaction():
+            self._tables.many(
+                "INSERT INTO accounts (tree, uid, used_at) SELECT id, ?, ? FROM trees WHERE digest = ?"
+                " ON CONFLICT (tree, uid) DO UPDATE SET used_at = max(used_at, excluded.used_at)",
+                [(uid, at, tree) for (tree, uid), at in users.items()],
+            )
+
+    def moved(self, spared: dict[str, Usage]) -> None:
+        """Trees that a plan has moved to other places of the queues."""
+        with self._tables.transaction():
+            self._tables.many(
+                "UPDATE trees SET queue = ?, rank = ?, counted = ? WHERE digest = ?",
+                [(u.queue, u.rank, u.count, tree) for tree, u in spared.items()],
+            )
+
+    def rank_some(self, policy: Policy, limit: int) -> bool:
+        """Gives trees that have no place in the policy's queues one. Returns whether there may be more.
+
+        Ranks of another policy are worth nothing: all trees lose their place first.
+        """
+        if self._tables.one("SELECT policy FROM ranking")[0] != policy.name:
+            with self._tables.transaction():
+                self._tables.do("UPDATE trees SET queue = -1, counted = 0")
+                self._tables.do("UPDATE ranking SET policy = ?, age = 0", policy.name)
+                self._tables.do("DELETE FROM ghosts")
+        rows = self._tables.survey("SELECT digest, used_at, use_count FROM trees WHERE queue = -1 LIMIT ?", limit)
+        with self._tables.transaction():
+            for tree, at, count in rows:
+                self._rank(tree, lambda item, at=at, count=count: _from_history(policy, item, at, count))  # type: ignore[misc]
+        return len(rows) == limit
+
+    def _rank(self, tree: str, usage: Any) -> None:
+        """Places a tree anew, by its share of the bytes as it is now. Inside a transaction."""
+        row = self._tables.row(_ROW + "WHERE t.digest = ?", 0.0, tree)
+        if row is None:
+            return
+        share = self._tables.one(
+            "SELECT coalesce(sum(CAST(b.size AS REAL) / max(1, b.holder_count)), 0) FROM members m"
+            " JOIN blobs b ON b.id = m.blob WHERE m.tree = ?",
+            row[0],
+        )[0]
+        placed: Usage = usage(_item(row, self._rate())._replace(share_bytes=share))
+        self._tables.do(
+            "UPDATE trees SET share_bytes = ?, queue = ?, rank = ?, counted = ? WHERE id = ?",
+            share,
+            placed.queue,
+            placed.rank,
+            placed.count,
+            row[0],
+        )
+
+    def _rate(self) -> float:
+        """Seconds that a byte takes, of all that was fetched."""
+        seconds, count = self._tables.one("SELECT fetch_seconds, fetch_bytes FROM ranking")
+        return seconds / count if count else 1e-8
+
+    # -- going ------------------------------------------------------------------------------------------------------
+
+    def evict(self, trees: Sequence[str], *, now: float, young_since: float, age: float) -> Gone:
+        """Removes trees with all that is held as them, and the blobs that nothing needs then.
+
+        Pinned ones stay, and those that a rule keeps, whatever was planned. Their files are the caller's to remove.
+        """
+        gone = Gone({}, {})
+        with self._tables.transaction(durable=True):
+            for digest in trees:
+                row = self._tables.row(_ROW + "WHERE t.digest = ?", now, digest)
+                if row is None or _kept(row, now, young_since):
+                    continue
+                self._remember(row, now)
+                gone.trees[digest] = bool(self._tables.one("SELECT has_view FROM trees WHERE id = ?", row[0])[0])
+                gone.blobs.update(self._remove(row[0]))
+            self._tables.do("UPDATE ranking SET age = max(age, ?)", age)
+            self._leave(gone)
+        return gone
+
+    def drop_arrivals(self, before: float) -> dict[str, int]:
+        """Ends arrivals older than `before`. Returns the blobs that nothing needs then, with their sizes.
+
+        Their rows are gone, their files are the caller's to remove.
+        """
+        with self._tables.transaction(durable=True):
+            self._tables.do("DELETE FROM arrivals WHERE arrived_at < ?", before)
+            return self._remove_unheld()
+
+    def remove_unheld(self) -> None:
+        """Removes blobs that no tree and no download needs; `leaving` has them then."""
+        with self._tables.transaction(durable=True):
+            self._remove_unheld()
+
+    def _remove_unheld(self) -> dict[str, int]:
+        blobs = dict(
+            self._tables.all(
+                "DELETE FROM blobs WHERE holder_count = 0"
+                " AND NOT EXISTS (SELECT 1 FROM arrivals WHERE blob = blobs.id) RETURNING digest, size"
+            )
+        )
+        self._leave(Gone({}, blobs))
+        return blobs
+
+    def left(self, gone: Gone) -> None:
+        """The files of what has gone are removed."""
+        with self._tables.transaction():
+            names = [(f"tree:{t}",) for t in gone.trees] + [(f"blob:{b}",) for b in gone.blobs]
+            self._tables.many("DELETE FROM leaving WHERE name = ?", names)
+
+    def leaving(self) -> Gone:
+        """What was about to be removed when a daemon ended, and is not held again."""
+        names = [row[0].split(":") for row in self._tables.survey("SELECT name FROM leaving")]
+        trees = {digest: True for kind, digest in names if kind == "tree" and not self.has(digest)}
+        blobs = {
+            digest: 0
+            for kind, digest in names
+            if kind == "blob" and not self._tables.row("SELECT 1 FROM blobs WHERE digest = ?", digest)
+        }
+        return Gone(trees, blobs)
+
+    def _leave(self, gone: Gone) -> None:
+        names = [(f"tree:{t}",) for t in gone.trees] + [(f"blob:{b}",) for b in gone.blobs]
+        self._tables.many("INSERT OR IGNORE INTO leaving (name) VALUES (?)", names)
+
+    def _remember(self, row: Any, now: float) -> None:
+        digest, queue, rank, counted, used_at = row[1], *row[6:10]
+        self._tables.do(
+            "INSERT OR REPLACE INTO ghosts (tree, queue, rank, counted, used_at, gone_at) VALUES (?, ?, ?, ?, ?, ?)",
+            digest,
+            queue,
+            rank,
+            counted,
+            used_at,
+            now,
+        )
+        self._tables.do(
+            "DELETE FROM ghosts WHERE rowid IN (SELECT rowid FROM ghosts ORDER BY gone_at DESC LIMIT 10 OFFSET ?)",
+            GHOSTS_MAX,
+        )
+
+    def _remove(self, tree: int) -> dict[str, int]:
+        blobs = [row[0] for row in self._tables.all("SELECT blob FROM members WHERE tree = ?", tree)]
+        for table in ("artifacts", "accounts", "members"):
+            self._tables.do(f"DELETE FROM {table} WHERE tree = ?", tree)
+        self._tables.do("DELETE FROM trees WHERE id = ?", tree)
+        gone: dict[str, int] = {}
+        for start in range(0, len(blobs), VARIABLES_MAX):
+            some = blobs[start : start + VARIABLES_MAX]
+            gone.update(
+                self._tables.all(
+                    f"DELETE FROM blobs WHERE id IN ({','.join('?' * len(some))}) AND holder_count = 0"
+                    " AND NOT EXISTS (SELECT 1 FROM arrivals WHERE blob = blobs.id) RETURNING digest, size",
+                    *some,
+                )
+            )
+        return gone
+
+
+def _item(row: Any, rate: float) -> Item:
+    _, digest, share, seconds, fetched, size, queue, rank, counted, used_at, *_ = row
+    return Item(digest, share, refetch_seconds(seconds, fetched, size, rate), Usage(queue, rank, counted, used_at))
+
+
+def _kept(row: Any, now: float, young_since: float) -> str:
+    recorded_at, kept_until, pinned = row[10:13]
+    if pinned:
+        return PINNED
+    if kept_until > now:
+        return RULED
+    # A time that is yet to come is that of a clock which was set back since: it says nothing.
+    return YOUNG if young_since < recorded_at <= now else ""
+
+
+def _from_history(policy: Policy, item: Item, used_at: float, count: int) -> Usage:
+    first = policy.arrived(item, None, 0.0, used_at)
+    return policy.used(item._replace(usage=first), count - 1, 0.0, used_at) if count > 1 else first

@@ -1,0 +1,101 @@
+"""Leases: who promises that a tree stays, and how a sweep takes one that nobody needs.
+
+Law of this file: a tree is doomed only while nobody has it leased, and leased only while it is not doomed; both under
+one lock that is held for no longer than that takes. Who wants a doomed one waits for its end, which takes one step of a
+sweep, and then looks whether it is there.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+
+class Leases:
+    """The trees that are leased: to sessions, to downloads that count on them, to processes that outlived a daemon.
+
+    Args:
+        ticks: seconds of a clock that never jumps.
+    """
+
+    def __init__(self, ticks: Callable[[], float]) -> None:
+        self._ticks = ticks
+        self._lock = threading.Lock()
+        self._spared = threading.Condition(self._lock)
+        self._counts: Counter[str] = Counter()
+        self._until: dict[str, float] = {}  # what was just brought, or handed out: its caller is about to lease it
+        self._doomed: set[str] = set()
+
+    def take(self, tree: str) -> None:
+        """Leases a tree. Whether it is held has to be looked at afterwards: it may have gone until now."""
+        with self._spared:
+            while tree in self._doomed:
+                self._spared.wait()
+            self._counts[tree] += 1
+
+    def give_back(self, tree: str) -> None:
+        """Takes back one lease of a tree."""
+        with self._lock:
+            self._counts[tree] -= 1
+            if not self._counts[tree]:
+                del self._counts[tree]
+
+    @contextmanager
+    def holding(self, trees: list[str], *, linger_seconds: float) -> Iterator[Callable[[str], None]]:
+        """Leases what the block asks for until it ends; for some seconds more it stays all the same.
+
+        Args:
+            trees: filled with what was asked for.
+        """
+
+        def hold(tree: str) -> None:
+            if tree not in trees:
+                self.take(tree)
+                trees.append(tree)
+
+        try:
+            yield hold
+        finally:
+            self.linger(trees, linger_seconds)
+            for tree in trees:
+                self.give_back(tree)
+
+    def linger(self, trees: Iterable[str], seconds: float) -> None:
+        """Trees stay for so many seconds from now on, whether or not anybody has leased them."""
+        with self._lock:
+            self._until.update(dict.fromkeys(trees, self._ticks() + seconds))
+
+    def is_leased(self, tree: str) -> bool:
+        """Whether somebody has it, or is about to."""
+        with self._lock:
+            return self._is_leased(tree)
+
+    def count(self, tree: str) -> int:
+        """How many leases a tree has."""
+        with self._lock:
+            return self._counts.get(tree, 0)
+
+    def total(self) -> int:
+        """How many leases there are."""
+        with self._lock:
+            return self._counts.total()
+
+    def doom(self, trees: Iterable[str]) -> list[str]:
+        """Those of some trees that nobody has leased. Nobody can lease them until `spare` is called with them."""
+        with self._lock:
+            now = self._ticks()
+            self._until = {tree: until for tree, until in self._until.items() if until > now}
+            doomed = [tree for tree in trees if not self._is_leased(tree)]
+            self._doomed.update(doomed)
+            return doomed
+
+    def spare(self, trees: Iterable[str]) -> None:
+        """Whatever was to be done with doomed trees is done."""
+        with self._spared:
+            self._doomed.difference_update(trees)
+            self._spared.notify_all()
+
+    def _is_leased(self, tree: str) -> bool:
+        return tree in self._counts or self._until.get(tree, 0.0) > self._ticks()

@@ -1,0 +1,265 @@
+"""What a value of the configuration may be: a reader for each kind.
+
+Law of this file: a value of TOML in, ours out, or a ValueError whose words finish "… must be".
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+from urllib.parse import urlsplit
+
+from artifactcache.errors import InvalidRequest
+from cacheserver import uris
+from cacheserver.selection import Selection
+from cacheserver.space import Amount, parse_amount
+
+DURATION_SECONDS_MAX = 366 * 86_400
+RETENTION_SECONDS_MAX = 10 * DURATION_SECONDS_MAX
+SECONDS_MAX = 3600
+SOCKET_DIR_BYTES_MAX = 107 - len("/handoff.sock")  # sun_path of unix(7)
+TEXT_LENGTH_MAX = 1000
+COUNT_MAX = 1_000_000
+PRIORITY_MAX = 1000
+
+_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+_DURATION = re.compile(r"\s*([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*([smhdw])\s*")
+_PERCENT = re.compile(r"\s*([0-9]{1,3}(?:\.[0-9]{1,12})?)\s*%\s*")
+_NAME = re.compile(r"[^\s:/,@]{1,256}")
+
+
+def text(value: Any) -> str:
+    """Any text."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("a text in quotes, not empty")
+    return value
+
+
+def line(value: Any) -> str:
+    """A short text: a name, or a pattern of names."""
+    if not isinstance(value, str) or not 0 < len(value) <= TEXT_LENGTH_MAX or not value.isprintable():
+        raise ValueError(f"a text in quotes, not empty, on one line and at most {TEXT_LENGTH_MAX} characters long")
+    return value
+
+
+def path(value: Any) -> str:
+    """An absolute path."""
+    found = text(value)
+    if not found.startswith("/"):
+        raise ValueError("an absolute path")
+    return found
+
+
+def path_or_none(value: Any) -> str:
+    """An absolute path, or an empty text."""
+    if value == "":
+        return ""
+    try:
+        return path(value)
+    except ValueError:
+        raise ValueError('an absolute path, or "" for none') from None
+
+
+def socket_dir(value: Any) -> str:
+    """A folder for sockets."""
+    found = path(value)
+    if len(found.encode("utf-8", "surrogateescape")) > SOCKET_DIR_BYTES_MAX:
+        raise ValueError(f"at most {SOCKET_DIR_BYTES_MAX} bytes long: Linux takes no longer path for a socket")
+    return found
+
+
+def paths(value: Any) -> list[str]:
+    """Absolute paths."""
+    return _each(value, path, 'a list of absolute paths, as in ["/srv/mlflow"]')
+
+
+def amount(value: Any) -> Amount:
+    """Bytes, or per cent of the filesystem."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return Amount(value)
+    return parse_amount(value if isinstance(value, str) else "")
+
+
+def some(value: Any) -> Amount:
+    """As `amount`, but not nothing."""
+    found = amount(value)
+    if found.number <= 0 or (not found.percent and found.number < 1):
+        raise ValueError('more than nothing: bytes as in "500GiB", or per cent of the filesystem as in "10%"')
+    return found
+
+
+def not_all(value: Any) -> Amount:
+    """As `amount`, but not the whole filesystem."""
+    found = amount(value)
+    if found.percent and found.number >= 100:
+        raise ValueError("less than 100%: else nothing could be held")
+    return found
+
+
+def rate(value: Any) -> int:
+    """Bytes per second."""
+    words = 'bytes per second, as in "100MiB", and more than nothing'
+    try:
+        found = amount(value)
+    except ValueError:
+        raise ValueError(words) from None
+    if found.percent or found.number < 1:
+        raise ValueError(words)
+    return int(found.number)
+
+
+def percent(value: Any) -> float:
+    """Per cent."""
+    found = _PERCENT.fullmatch(value) if isinstance(value, str) else None
+    if not found or not 0 < float(found[1]) <= 100:
+        raise ValueError('per cent, above 0 and at most 100, as in "95%"')
+    return float(found[1])
+
+
+def uri(value: Any) -> str:
+    """A tracking URI."""
+    found = text(value)
+    try:
+        parts = urlsplit(found)
+        has_scheme = bool(parts.scheme) and parts.port != 0  # a password with "/" in it makes another port of it
+    except ValueError:
+        has_scheme = False
+    if not has_scheme and not found.startswith("/"):
+        raise ValueError('a tracking URI, as in "http://mlflow.example:5000" or "sqlite:////var/lib/mlflow.db"')
+    return found
+
+
+def server(value: Any) -> str:
+    """A pattern of tracking URIs; a slash at the end is none of it."""
+    return line(value).rstrip("/") or line("")
+
+
+def artifact(value: Any) -> str:
+    """An artifact URI."""
+    try:
+        uris.parse(line(value))
+    except InvalidRequest as error:
+        raise ValueError(f"an artifact URI. {str(error).rstrip('.')}") from None
+    return str(value)
+
+
+def patterns(value: Any) -> tuple[str, ...]:
+    """Patterns of paths in an artifact."""
+    found = _each(value, line, 'a list of patterns, as in ["*.onnx", "tokenizer/**"]')
+    try:
+        Selection.of(found, ())
+    except InvalidRequest as error:
+        raise ValueError(f"patterns that can be read. {str(error).rstrip('.')}") from None
+    return tuple(found)
+
+
+def duration(value: Any) -> float:
+    """Seconds, from 0 to a year."""
+    return _seconds(value, 0, DURATION_SECONDS_MAX, 'seconds, from 0 to a year, as in 90 or "15m"')
+
+
+def seconds(value: Any) -> float:
+    """Seconds, above 0 and at most an hour."""
+    return _seconds(value, 1e-9, SECONDS_MAX, f'seconds, above 0 and at most {SECONDS_MAX}, as in 10 or "2s"')
+
+
+def period(value: Any) -> float:
+    """Seconds, from 1 to a year."""
+    return _seconds(value, 1, DURATION_SECONDS_MAX, 'seconds, from 1 to a year, as in 900 or "15m"')
+
+
+def keep(value: Any) -> float:
+    """Seconds above 0, or for ever."""
+    if value == "always":
+        return math.inf
+    return _seconds(value, 1e-9, RETENTION_SECONDS_MAX, '"always", or how long since the last use, as in "30d"')
+
+
+def drop(value: Any) -> float:
+    """Seconds from 0 on."""
+    return _seconds(value, 0, RETENTION_SECONDS_MAX, 'how long after it was fetched, as in "1d", or "0s" for at once')
+
+
+def count(value: Any) -> int:
+    """A number from 1 on."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= COUNT_MAX:
+        raise ValueError(f"a whole number from 1 to {COUNT_MAX}")
+    return value
+
+
+def priority(value: Any) -> int:
+    """A whole number on either side of 0."""
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > PRIORITY_MAX:
+        raise ValueError(f"a whole number from -{PRIORITY_MAX} to {PRIORITY_MAX}")
+    return value
+
+
+def flag(value: Any) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def tags(value: Any) -> dict[str, str]:
+    """Patterns of a run's tags, by key."""
+    words = 'patterns by tag, as in { team = "vision", "mlflow.source.type" = "JOB" }'
+    if not isinstance(value, dict) or not value:
+        raise ValueError(words)
+    try:
+        return {line(key): line(pattern) for key, pattern in value.items()}
+    except ValueError:
+        raise ValueError(f"{words}: a key with a dot in it stands in quotes") from None
+
+
+def people(value: Any) -> list[str]:
+    """Users, and groups behind an @."""
+    return _each(value, _person, 'a list of user names, or of groups behind an @, as in ["alice", "@admins"]')
+
+
+def name(value: Any) -> str:
+    """The name of a user or a group."""
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise ValueError("the name of a user or a group, as the host knows it")
+    return value
+
+
+def one_of(*words: str) -> Callable[[Any], str]:
+    """One of these words."""
+
+    def check(value: Any) -> str:
+        if value not in words:
+            raise ValueError(" or ".join(f'"{word}"' for word in words))
+        return str(value)
+
+    return check
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """What may have been meant, as a sentence."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" Did you mean {close[0]}?" if close else f" There are: {', '.join(known)}."
+
+
+def _person(value: Any) -> str:
+    name(value.removeprefix("@") if isinstance(value, str) else value)
+    return str(value)
+
+
+def _each(value: Any, reader: Callable[[Any], str], words: str) -> list[str]:
+    try:
+        return [reader(one) for one in (value if isinstance(value, list) else [None])]
+    except ValueError:
+        raise ValueError(words) from None
+
+
+def _seconds(value: Any, least: float, most: float, words: str) -> float:
+    if isinstance(value, str) and (found := _DURATION.fullmatch(value)):
+        value = float(found[1]) * _UNITS[found[2]]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise ValueError(words)
+    return float(value)

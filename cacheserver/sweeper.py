@@ -1,0 +1,289 @@
+"""The sweeper: room for what comes, by letting go what is worth the least.
+
+Law of this file: nothing is let go for what cannot fit all the same; sweeps take turns, in small steps, and whoever is
+handed something out waits for none of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+
+from artifactcache.errors import NoSpace
+from cacheserver import space
+from cacheserver.eviction import Candidate, Eviction, Plan, Policy, plan_drops, plan_eviction
+from cacheserver.leases import Leases
+from cacheserver.reservations import Promise, Reservations
+from cacheserver.space import Need
+from cacheserver.store import Store
+from cacheserver.words import Progress
+
+STEP_TREES = 32  # evicted together: one transaction, one sync
+ROOM_ATTEMPTS = 8  # others may take the room that was made
+RANKED_TREES = 200  # given a place at a time
+PAUSE_EVERY_TREES = 32  # while a plan is made, others have their turn of the interpreter
+FAILED_ROUNDS = 10  # looks before what could not be freed is tried again
+NAMES_SHOWN_MAX = 3
+HAND_OVER_SECONDS = 10.0  # at most, between the end of a download and the leases of those who have waited for it
+
+LEASED = "leased, or handed out just now"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """The edge's clocks: seconds since the epoch, seconds that never jump, and a moment's pause."""
+
+    now: Callable[[], float]
+    ticks: Callable[[], float]
+    pause: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """A tree that has gone, or would go: what it was held as, how large it was, what that gives back, and why."""
+
+    tree: str
+    names: tuple[str, ...]
+    size_bytes: int
+    freed_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A sweep: what went, or would go; what was wanted; and what had to stay, by reason."""
+
+    leaving: tuple[Leaving, ...]
+    wanted: Need
+    kept: dict[str, int]
+    enough: bool
+
+    @property
+    def freed_bytes(self) -> int:
+        """What it gave back to the disk."""
+        return sum(one.freed_bytes for one in self.leaving)
+
+
+class Sweeper:
+    """Sweeps one store.
+
+    Args:
+        grace_seconds: what was brought since is not evicted.
+
+    Attributes:
+        note_uses: writes down what was used until now, so that a plan knows of it.
+        evicted_count, evicted_bytes: trees that have gone, and what that gave back to the disk.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        leases: Leases,
+        reservations: Reservations,
+        policy: Policy,
+        grace_seconds: float,
+        clocks: Clocks,
+    ) -> None:
+        self.policy = policy
+        self.leases = leases
+        self.reservations = reservations
+        self.grace_seconds = grace_seconds
+        self.note_uses: Callable[[], None] = lambda: None
+        self.evicted_count = self.evicted_bytes = 0
+        self._store = store
+        self._holdings = store.index.holdings
+        self._clocks = clocks
+        self._turn = threading.Lock()
+        self._patience = 0  # looks until a sweep that could not free enough is tried again
+
+    # -- what comes -------------------------------------------------------------------------------------------------
+
+    def holding(self, progress: Progress) -> AbstractContextManager[Callable[[str], None]]:
+        """What a download leases while it runs, and until those who have waited for it have leased what it brought."""
+        return self.leases.holding(progress.trees, linger_seconds=max(self.grace_seconds, HAND_OVER_SECONDS))
+
+    def handed_over(self, progress: Progress) -> None:
+        """Whoever has waited for a download has leased what it brought, or does not want it any more."""
+        self.leases.linger(progress.trees, self.grace_seconds)
+
+    def arrived(self, tree: str, seconds: float, fetched_bytes: int) -> None:
+        """A tree was brought, which took so long."""
+        with suppress(NoSpace):  # then it gets its place with the next sweep
+            self._holdings.arrived(
+                tree, self.policy, seconds=seconds, fetched_bytes=fetched_bytes, now=self._clocks.now()
+            )
+
+    # -- room for downloads -----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def room(self, what: str, needed: int, file_count: int, progress: Progress, *, written: int = 0) -> Iterator[None]:
+        """Promises space to a download for as long as this lasts, after a sweep where that is needed.
+
+        Args:
+            what: names the download in messages.
+            needed, file_count, progress, written: as in `Reservations.promise`.
+
+        Raises NoSpace, having evicted nothing, where it cannot fit.
+        """
+        promise = self._promise(what, needed, file_count, progress, written)
+        try:
+            yield
+        finally:
+            self.reservations.give_back(promise)
+
+    def _promise(self, what: str, needed: int, file_count: int, progress: Progress, written: int) -> Promise:
+        found = self.reservations.promise(needed, file_count, progress, written=written)
+        kept: dict[str, int] = {}
+        for _ in range(ROOM_ATTEMPTS):
+            if isinstance(found, Promise):
+                return found
+            with self._turn:
+                # The sweep that this one has waited for may have made the room.
+                found = self.reservations.promise(needed, file_count, progress, written=written)
+                if isinstance(found, Promise):
+                    return found
+                swept = self._sweep(found.need, all_or_nothing=True)
+                kept = swept.kept
+                if not swept.enough:
+                    break
+            found = self.reservations.promise(needed, file_count, progress, written=written)
+        if isinstance(found, Promise):
+            return found
+        raise NoSpace(f"{what}: {found.why}{_stayed(kept)}")
+
+    # -- sweeps -----------------------------------------------------------------------------------------------------
+
+    def sweep(self, *, free_bytes: int = 0, dry_run: bool = False) -> Swept:
+        """Lets go what rules want gone, and what is above the low watermark, at least `free_bytes`."""
+        with self._turn:
+            limits = self.reservations.limits
+            need = space.pressure(self.reservations.fill(), limits, above=limits.low)
+            need = Need(max(need.disk_bytes, free_bytes), need.capacity_bytes)
+            drops = self._drops(dry_run=dry_run)
+            freed = drops.freed_bytes
+            rest = Need(max(0, need.disk_bytes - freed), max(0, need.capacity_bytes - freed))
+            swept = self._sweep(rest, dry_run=dry_run, without=frozenset(one.tree for one in drops.leaving))
+            return Swept(drops.leaving + swept.leaving, need, _sum(drops.kept, swept.kept), swept.enough)
+
+    def watch(self) -> None:
+        """Looks how full the disk and the store are, and sweeps where that is too full."""
+        limits = self.reservations.limits
+        self._patience = max(0, self._patience - 1)
+        if self._patience or not space.pressure(self.reservations.fill(), limits, above=limits.high):
+            return
+        with self._turn:
+            need = space.pressure(self.reservations.fill(), limits, above=limits.high)
+            if need and not self._sweep(need).enough:
+                self._patience = FAILED_ROUNDS
+
+    def tidy(self) -> None:
+        """Lets go what rules want gone, and what nobody can reach any more; writes down what was used."""
+        with self._turn:
+            self._look_around()
+            self._store.departures.tidy()
+            self._drops(dry_run=False)
+
+    def _sweep(
+        self, need: Need, *, all_or_nothing: bool = False, dry_run: bool = False, without: frozenset[str] = frozenset()
+    ) -> Swept:
+        if not need:
+            return Swept((), need, {}, True)
+        self._look_around()
+        plan = self._plan(need, without)
+        enough = plan.freed_bytes >= need.disk_bytes and plan.held_bytes >= need.capacity_bytes
+        if not enough:
+            _log.warning(
+                "a sweep finds %s to free, and %s are wanted.%s",
+                space.show(plan.freed_bytes),
+                space.show(max(need)),
+                _stayed(plan.kept),
+            )
+        if dry_run or (all_or_nothing and not enough):
+            return Swept(self._described(plan.evict) if dry_run else (), need, dict(plan.kept), enough)
+        return Swept(self._execute(plan), need, dict(plan.kept), enough)
+
+    def _plan(self, need: Need, without: frozenset[str]) -> Plan:
+        now, holdings = self._clocks.now(), self._holdings
+
+        def queue(level: int, number: int) -> Iterator[Candidate]:
+            found = holdings.queue(level, number, now=now, young_since=now - self.grace_seconds)
+            return self._unleased(one for one in found if one.item.tree not in without)
+
+        levels = ([queue(level, n) for n in range(self.policy.queue_count)] for level in holdings.levels())
+        queued = holdings.queued_bytes(self.policy.queue_count)
+        blobs_of = self._store.departures.blobs_of
+        return plan_eviction(self.policy, levels, queued, blobs_of, need, age=holdings.age(), now=now)
+
+    def _drops(self, *, dry_run: bool) -> Swept:
+        now = self._clocks.now()
+        due = self._holdings.drops(now=now, young_since=now - self.grace_seconds)
+        reasons = {candidate.item.tree: why for candidate, why in due}
+        free = self._unleased(candidate for candidate, _ in due)
+        plan = plan_drops(
+            ((one, reasons[one.item.tree]) for one in free),
+            self._store.departures.blobs_of,
+            age=self._holdings.age(),
+        )
+        leaving = self._described(plan.evict) if dry_run else self._execute(plan)
+        return Swept(leaving, Need(0, 0), dict(plan.kept), True)
+
+    def _unleased(self, candidates: Iterator[Candidate]) -> Iterator[Candidate]:
+        for number, one in enumerate(candidates, start=1):
+            if number % PAUSE_EVERY_TREES == 0:
+                self._clocks.pause()
+            yield Candidate(one.item, LEASED) if not one.kept and self.leases.is_leased(one.item.tree) else one
+
+    def _execute(self, plan: Plan) -> tuple[Leaving, ...]:
+        went: list[Leaving] = []
+        for start in range(0, len(plan.evict), STEP_TREES):
+            step = self._described(plan.evict[start : start + STEP_TREES])
+            trees = self.leases.doom([one.tree for one in step])
+            now, last = self._clocks.now(), start + STEP_TREES >= len(plan.evict)
+            try:
+                gone = self._store.departures.evict(
+                    trees, now=now, young_since=now - self.grace_seconds, age=plan.age if last else 0.0
+                )
+            finally:
+                self.leases.spare(trees)
+            for one in step:
+                if one.tree in gone.trees:
+                    went.append(one)
+                    self.evicted_count += 1
+                    self.evicted_bytes += one.freed_bytes
+                    _log.info(
+                        "evicted tree=%s held_as=%s freed=%d reason=%r",
+                        one.tree,
+                        ascii(",".join(one.names[:NAMES_SHOWN_MAX])),
+                        one.freed_bytes,
+                        one.reason,
+                    )
+            self._clocks.pause()
+        self._holdings.moved(plan.spared)
+        return tuple(went)
+
+    def _described(self, evictions: Sequence[Eviction]) -> tuple[Leaving, ...]:
+        known = self._holdings.described([one.tree for one in evictions])
+        return tuple(Leaving(e.tree, *known[e.tree], e.freed_bytes, e.reason) for e in evictions if e.tree in known)
+
+    def _look_around(self) -> None:
+        """Hears of what has happened since the last time: uses, and whatever has no place in the queues yet."""
+        self.note_uses()
+        while self._holdings.rank_some(self.policy, RANKED_TREES):
+            self._clocks.pause()
+
+
+def _sum(*counts: dict[str, int]) -> dict[str, int]:
+    return dict(sum((Counter(one) for one in counts), Counter()))
+
+
+def _stayed(kept: dict[str, int]) -> str:
+    if not kept:
+        return ""
+    told = ", ".join(f"{count} {reason}" for reason, count in sorted(kept.items()))
+    return f" What had to stay, in trees: {told}."
