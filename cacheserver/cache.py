@@ -128,9 +128,9 @@ class Cache:
         return Brought(held)
 
     def bring(self, artifact: Artifact, selection: Selection, ask: Ask) -> tuple[Flight[Brought], bool, bool]:
-        """Brings an artifact into the store, with everybody who asks for the same at the same time. Each has to `leave`.
+        """Brings an artifact into the store, with everybody who asks for the same at the same time.
 
-        Returns the flight, whether this call started it, and whether its answer may be older than this call: where that
+        Each has to `leave` the flight. Returns the flight, whether this call started it, and whether its answer may be older than this call: where that
         is of a running run, it has to be asked for again.
         """
         resolved = self._versions.resolved(artifact.base)
@@ -172,6 +172,7 @@ class Cache:
                 self._index.record_uses(noted.artifacts)
                 self._index.holdings.used(noted.trees, self._sweeper.policy)
                 self._index.holdings.charge(noted.users)
+                self._sweeper.judge(list(noted.trees))  # what rules keep, they keep since its last use
         except NoSpace:  # when a hit was is not worth an error: the next time may have room for it
             self._uses.put_back(noted)
 

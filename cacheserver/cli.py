@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -48,7 +49,46 @@ def _parser() -> argparse.ArgumentParser:
     fsck = commands.add_parser("fsck", help="check a store whose daemon is stopped, and mend what can be mended")
     fsck.add_argument("--config", metavar="PATH", help="the TOML file that the daemon is started with")
     fsck.set_defaults(run=_fsck)
+    _add_simulate(commands.add_parser("simulate", help="replay a trace: what would more capacity, or another policy, buy?"))
     return parser
+
+
+def _add_simulate(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--trace", metavar="FILE", help="a trace that the daemon has recorded")
+    source.add_argument("--generate", metavar="NAME", default="mixed", help="a made one: mixed, zipf, versions, …")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the made one; it is printed")
+    parser.add_argument("--requests", type=int, default=10_000, metavar="N", help="fetches of the made one")
+    parser.add_argument(
+        "--capacity",
+        nargs="+",
+        default=(),
+        metavar="AMOUNT",
+        help='as in "2TiB", or per cent of the bytes of all that is fetched, as in "10%%"; several are compared',
+    )
+    parser.add_argument("--policy", nargs="+", default=(), metavar="NAME", help="only these: gdsf, lru, s3-fifo, …")
+    parser.add_argument("--plot", metavar="FILE", help="draw it too: FILE.svg or FILE.png")
+    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    parser.set_defaults(run=_simulate)
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    from cacheserver.whatif import Question, answer
+
+    found = answer(
+        Question(
+            arguments.trace,
+            arguments.generate,
+            arguments.seed,
+            arguments.requests,
+            arguments.capacity,
+            arguments.policy,
+        ),
+        arguments.plot,
+    )
+    for line in [json.dumps(found.document(), indent=2)] if arguments.json else found.lines():
+        print(line)
+    return 0
 
 
 def _serve(arguments: argparse.Namespace) -> int:

@@ -31,15 +31,21 @@ from cacheserver.place import Place, place
 from cacheserver.refusals import without_credentials, without_secrets
 from cacheserver.register import Register
 from cacheserver.reservations import Reservations
+from cacheserver.retaining import Retaining
+from cacheserver.selection import Selection
 from cacheserver.service import CONNECTIONS_MAX, Service, serve
 from cacheserver.sessions import Peer, Sessions
 from cacheserver.space import Limits
 from cacheserver.store import Store
 from cacheserver.sweeper import Clocks, Sweeper
 from cacheserver.upkeep import Upkeep
+from cacheserver.warming import Warm, Warming
 
 SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7), without its NUL
 STOP_SECONDS = 5
+CHORES_SECONDS = 30
+RULES_SECONDS = 600  # between two questions about what the retention rules need
+ARRIVALS_KEPT_SECONDS = 86_400  # how long an unfinished download is worth resuming
 PAUSE_SECONDS = 0.0005  # between the small steps of what nobody waits for
 
 _log = logging.getLogger(__name__)
@@ -74,7 +80,9 @@ def run(config: Config) -> None:
     handoff = Handoff(_listener(here, "handoff.sock"), sessions, store, admits)
     about = {"tracking_uri": origin.name, "access_check": config.access.check}
     operators = Operators(config.access.operators, uid)
-    administration = Administration(cache, store, sweeper, operators.admits, lambda tree: (), time.time)
+    retaining = Retaining(store.index, origin, config.retention, time.time, clocks.pause)
+    sweeper.judge = retaining.judge
+    administration = Administration(cache, store, sweeper, operators.admits, retaining.because, time.time)
     service = Service(
         cache,
         store,
@@ -98,14 +106,16 @@ def run(config: Config) -> None:
         "every user" if here.serves_all else f"uid {uid}",
     )
 
-    upkeep = Upkeep(sweeper, sessions, store, time.time)
-    upkeep.start()
+    threads = _upkeep(config, store, sessions, sweeper, cache, retaining)
+    for thread in threads:
+        thread.start()
     select.select([stop], [], [])
 
     _log.info("stopping")
     server.stop(STOP_SECONDS).wait()
     handoff.stop()
-    upkeep.stop()
+    for thread in threads:
+        thread.stop()
     cache.close()
     store.index.close()
     logging.shutdown()
@@ -144,6 +154,37 @@ def _origin(here: Place, config: Config, disk: Disk) -> MlflowOrigin:
             f" {without_secrets(str(error)) or type(error).__name__} Write MLFLOW_TRACKING_URI, or [origin]"
             " tracking_uri in the configuration, as in http://mlflow.example:5000."
         ) from None
+
+
+def _upkeep(
+    config: Config, store: Store, sessions: Sessions, sweeper: Sweeper, cache: Cache, retaining: Retaining
+) -> list[Upkeep]:
+    """What is done by itself: beside the disk, what waits for the origin keeps nothing else waiting."""
+    warming = Warming(
+        cache,
+        store.index,
+        [Warm(one.uri, one.every, Selection.of(one.include, one.exclude)) for one in config.warm],
+        time.time,
+        time.monotonic,
+    )
+
+    def drop() -> None:
+        store.index.pins.expire(time.time())
+        store.departures.drop_arrivals(time.time() - ARRIVALS_KEPT_SECONDS)
+
+    return [
+        Upkeep(
+            "upkeep",
+            [
+                (1, sweeper.watch),
+                (CHORES_SECONDS, sessions.reap),
+                (CHORES_SECONDS, sweeper.tidy),
+                (CHORES_SECONDS, drop),
+            ],
+        ),
+        Upkeep("retain", [(RULES_SECONDS, retaining.refresh)]),
+        Upkeep("warm", [(1, warming.look)]),
+    ]
 
 
 def _take_socket_folder(here: Place) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from cacheserver.database import VARIABLES_MAX, Tables
 from cacheserver.holdings import Holdings
 from cacheserver.pins import Pins
+from cacheserver.rulings import Rulings
 from cacheserver.versions import Versions
 from cacheserver.words import Arrived, BlobRow, Held, Manifest, Record, Standing
 
@@ -40,6 +41,7 @@ class Index:
         self.versions = Versions(self._tables, self._origin)
         self.holdings = Holdings(self._tables)
         self.pins = Pins(self._tables, self._origin)
+        self.rulings = Rulings(self._tables, self._origin)
 
     def close(self) -> None:
         """Writes the log back into the database and closes it."""

@@ -52,13 +52,13 @@ class Pins:
             )
         return sorted({row[0] for row in rows})
 
-    def keep_warm(self, asked: str, selection: str, uri: str, *, now: float, seconds: float) -> bool:
+    def keep_warm(self, asked: str, selection: str, uri: str, *, now: float) -> bool:
         """Keeps the version that a URI of the configuration stands for now, and not the one before any more.
 
         Returns False where it is not held.
         """
         with self._tables.transaction():
-            if not self._insert(uri, selection, CONFIGURATION, asked, now, seconds):
+            if not self._insert(uri, selection, CONFIGURATION, asked, now, math.inf):
                 return False
             self._tables.do(
                 "DELETE FROM pins WHERE origin = ? AND owner = ? AND asked = ? AND selection = ? AND uri != ?",

@@ -1,8 +1,8 @@
 """Retention rules: what they say of a tree, by what the origin says of the artifacts that are held as it.
 
 Law of this file: the most protective wins. A `keep` beats every `drop`, the longest `keep` counts, and where something
-is not known, a rule that protects applies and one that does not protect does not. So no answer that is missing, no order
-of the rules, and no second name of a tree ever takes a protection away. Values in, values out.
+is not known, a rule that protects applies and one that does not protect does not. So no answer that is missing, no
+order of the rules, and no second name of a tree ever takes a protection away. Values in, values out.
 """
 
 from __future__ import annotations

@@ -78,6 +78,7 @@ class Sweeper:
 
     Attributes:
         note_uses: writes down what was used until now, so that a plan knows of it.
+        judge: writes down what retention rules say of trees.
         evicted_count, evicted_bytes: trees that have gone, and what that gave back to the disk.
     """
 
@@ -95,6 +96,7 @@ class Sweeper:
         self.reservations = reservations
         self.grace_seconds = grace_seconds
         self.note_uses: Callable[[], None] = lambda: None
+        self.judge: Callable[[Sequence[str]], None] = lambda trees: None
         self.evicted_count = self.evicted_bytes = 0
         self._store = store
         self._holdings = store.index.holdings
@@ -118,6 +120,7 @@ class Sweeper:
             self._holdings.arrived(
                 tree, self.policy, seconds=seconds, fetched_bytes=fetched_bytes, now=self._clocks.now()
             )
+            self.judge([tree])
 
     # -- room for downloads -----------------------------------------------------------------------------------------
 

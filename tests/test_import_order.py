@@ -37,6 +37,13 @@ ORDER = (
     "quotas",
     "uses",
     "eviction",
+    "traces",
+    "workloads",
+    "simulate",
+    "foresight",
+    "comparing",
+    "plots",
+    "whatif",
     "leases",
     "register",
     "sessions",
@@ -57,6 +64,7 @@ ORDER = (
     "versions",
     "holdings",
     "pins",
+    "rulings",
     "index",
     "departures",
     "verify",
@@ -87,6 +95,8 @@ ORDER = (
     "evidence",
     "bringing",
     "cache",
+    "retaining",
+    "warming",
     "explaining",
     "answers",
     "administration",
@@ -105,6 +115,7 @@ ORDER = (
 PURE = (
     *("names", "words", "bounded", "selection", "uris", "space", "retention", "allowances", "readers", "toml_lines"),
     *("config", "advice", "place", "flights", "trees", "eviction"),
+    *("traces", "workloads", "simulate", "foresight"),
 )
 IMPURE = {
     *("os", "time", "datetime", "sqlite3", "sqlite_utils", "grpc", "mlflow", "io", "pathlib", "shutil", "tempfile"),
@@ -211,7 +222,7 @@ def test_only_the_index_speaks_sql() -> None:
         texts = [n.value for n in ast.walk(_tree(DAEMON / f"{room}.py")) if isinstance(n, ast.Constant)]
         if any(isinstance(text, str) and SQL.search(text) for text in texts):
             speakers.add(room)
-    assert speakers == {"database", "holdings", "index", "pins", "schema", "versions"}
+    assert speakers == {"database", "holdings", "index", "pins", "rulings", "schema", "versions"}
 
 
 def test_the_client_imports_nothing_of_the_daemon() -> None:

@@ -1,0 +1,178 @@
+"""Retention rules at work: asks the origin for what they need, and writes down what they say of each tree.
+
+Law of this file: what the origin does not say is not known, and what is not known lets nothing go that a rule keeps.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from artifactcache.errors import InvalidRequest, OriginUnavailable
+from cacheserver import uris
+from cacheserver.index import Index
+from cacheserver.retention import Facts, Rule, Verdict, needs, unmatched, verdict
+from cacheserver.rulings import Named
+from cacheserver.uris import Kind
+
+TREES_AT_A_TIME = 200
+VERSIONS_AT_A_TIME = 1000
+FACTS_KEPT_SECONDS = 30 * 86_400.0
+# So many versions that are all gone at once are a tracking server that has lost its memory, rather than a clean-up.
+GONE_AT_ONCE_MIN = 20
+
+_log = logging.getLogger(__name__)
+
+
+class Describes(Protocol):
+    """What an origin says of versions."""
+
+    @property
+    def name(self) -> str:
+        """Its tracking URI, without credentials."""
+
+    def describe(self, versions: list[str], needs: frozenset[str]) -> dict[str, Facts]:
+        """What is known of each. Raises OriginUnavailable."""
+
+
+class Retaining:
+    """The rules, for all trees of a store.
+
+    Args:
+        clock: seconds since the epoch.
+        pause: lets others have their turn.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        origin: Describes,
+        rules: Sequence[Rule],
+        clock: Callable[[], float],
+        pause: Callable[[], None],
+    ) -> None:
+        self._index = index
+        self._rulings = index.rulings
+        self._origin = origin
+        self._rules = tuple(rules)
+        self._needs = needs(rules)
+        self._clock = clock
+        self._pause = pause
+        self._told: set[str] = set()
+        self._is_away = False
+        self._unknown: dict[str, set[str]] = {}  # versions that nobody has asked about yet, and the trees they are
+        if not rules:
+            self._rulings.forget_all()
+
+    def judge(self, trees: Sequence[str]) -> None:
+        """Writes down what the rules say of some trees, by what is known now."""
+        if not self._rules or not trees:
+            return
+        held = self._rulings.artifacts(trees)
+        self._rulings.record({tree: self._verdict(named) for tree, named in held.items()})
+        versions = {base: tree for tree, named in held.items() for one in named if (base := self._version(one))}
+        if self._needs:
+            for version in versions.keys() - self._rulings.facts(versions).keys():
+                self._unknown.setdefault(version, set()).add(versions[version])
+
+    def because(self, tree: str) -> tuple[str, ...]:
+        """What the rules say of a tree, a sentence each."""
+        return self._verdict(self._rulings.artifacts([tree])[tree]).because if self._rules else ()
+
+    def look(self) -> None:
+        """Asks the origin about what has come since the last time."""
+        unknown, self._unknown = self._unknown, {}
+        if not unknown:
+            return
+        try:
+            self._ask(sorted(unknown), self._clock())
+        except OriginUnavailable as error:
+            self._tell_away(error)
+            return  # `refresh` asks again
+        self.judge(sorted({tree for trees in unknown.values() for tree in trees}))
+
+    def refresh(self) -> None:
+        """Asks the origin about everything that is held, as far as a rule needs it, and judges all trees anew."""
+        if not self._rules:
+            return
+        now, versions = self._clock(), set[str]()
+        for trees in self._walk():
+            for named in self._rulings.artifacts(trees).values():
+                versions |= {base for one in named if (base := self._version(one))}
+            self._pause()
+        try:
+            self._ask(sorted(versions), now)
+        except OriginUnavailable as error:
+            self._tell_away(error)
+        known: list[Facts] = []
+        self._unknown.clear()
+        for trees in self._walk():
+            self._rulings.record({tree: self._verdict(held) for tree, held in self._rulings.artifacts(trees).items()})
+            named = [one for some in self._rulings.artifacts(trees).values() for one in some]
+            known += self._facts(named).values()
+            self._pause()
+        self._warn(known)
+
+    def _ask(self, versions: list[str], now: float) -> None:
+        if not self._needs:
+            return
+        asked = self._rulings.facts(versions)
+        versions.sort(key=lambda version: asked[version][1] if version in asked else 0.0)  # the oldest answers first
+        answers: dict[str, Facts] = {}
+        for start in range(0, len(versions), VERSIONS_AT_A_TIME):
+            answers |= self._origin.describe(versions[start : start + VERSIONS_AT_A_TIME], self._needs)
+        gone = sum(facts.is_deleted is True for facts in answers.values())
+        if gone == len(answers) >= GONE_AT_ONCE_MIN:
+            raise OriginUnavailable(
+                f"all {gone} versions that are held have gone at once: that is not believed. If it is so, start the"
+                " daemon with an empty store"
+            )
+        self._rulings.record_facts({version: facts.encode() for version, facts in answers.items()}, now)
+        self._rulings.forget_facts(now - FACTS_KEPT_SECONDS)
+        self._is_away = False
+
+    def _verdict(self, named: Sequence[Named]) -> Verdict:
+        facts = self._facts(named)
+        return verdict(self._rules, [(facts[one], one.fetched_at, one.used_at) for one in named])
+
+    def _facts(self, named: Sequence[Named]) -> dict[Named, Facts]:
+        told = self._rulings.facts(base for one in named if (base := self._version(one)))
+        found = {}
+        for one in named:
+            base = self._version(one)
+            if base in told:
+                found[one] = Facts.decode(told[base][0])
+            else:
+                try:
+                    found[one] = Facts.of(uris.parse(one.uri), one.tracking_uri)
+                except InvalidRequest:  # of an older release
+                    found[one] = Facts(one.uri, one.tracking_uri)
+        return found
+
+    def _version(self, one: Named) -> str:
+        """The version that this origin can be asked about; empty where it cannot."""
+        if one.tracking_uri != self._origin.name:
+            return ""
+        try:
+            artifact = uris.parse(one.uri)
+        except InvalidRequest:
+            return ""
+        return "" if artifact.kind is Kind.BARE else artifact.base
+
+    def _walk(self) -> Iterator[list[str]]:
+        after = -1
+        while rows := self._rulings.some_trees(after, TREES_AT_A_TIME):
+            yield [digest for _, digest in rows]
+            after = rows[-1][0]
+
+    def _tell_away(self, error: OriginUnavailable) -> None:
+        if not self._is_away:
+            _log.warning("retention rules go by what was known before: %s", error)
+        self._is_away = True
+
+    def _warn(self, known: list[Facts]) -> None:
+        for name in unmatched(self._rules, known):
+            if known and name not in self._told:
+                self._told.add(name)
+                _log.warning('the retention rule "%s" matches nothing that is held: is it spelled as meant?', name)

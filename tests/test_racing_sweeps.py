@@ -1,0 +1,70 @@
+"""Nobody who fetches misses a file, however much is swept meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CallerOf, StartDaemon
+from tests.rig import crowd
+from tests.rig.mlflow_server import MlflowServer
+from tests.rig.trees import read
+from tests.rig.upkeep import call
+
+SEED = 20_000
+# Sweeps until it is told to stop: now what the limits want, now a little more, now all that may go.
+_SWEEP = """
+    import artifactcache, random, select, sys
+    chance, sweeps, evicted, fullest = random.Random(seed), 0, 0, 0.0
+    with artifactcache.Client() as client:
+        while not select.select([sys.stdin], [], [], 0)[0]:
+            if sweeps % 5 == 0:
+                stats = client.stats()
+                fullest = max(fullest, stats.blob_bytes / stats.capacity_bytes)
+            swept = client.sweep(free_bytes=chance.choice([None, None, 1, some_bytes] * 10 + [2**62]))
+            sweeps, evicted = sweeps + 1, evicted + swept.tree_count
+    result = [sweeps, evicted, fullest]
+"""
+
+
+@pytest.mark.parametrize(
+    ("fetch_count", "artifact_count"),
+    [(600, 60), pytest.param(10_000, 400, marks=(pytest.mark.slow, pytest.mark.timeout(1800)))],
+)
+def test_fetches_race_sweeps(
+    start_daemon: StartDaemon,
+    caller_of: CallerOf,
+    mlflow_file: MlflowServer,
+    room: Path,
+    fetch_count: int,
+    artifact_count: int,
+) -> None:
+    """Views, links and copies of four processes of two users, of a store at the edge of its capacity that is swept
+    without a pause: every file of every fetch is there and right, for as long as a view is kept, and nothing fails."""
+    with crowd.shelf(mlflow_file, artifact_count=artifact_count, file_count=5, file_bytes=20_000) as shelf:
+        daemon = start_daemon(mlflow_file.uri, grace=0.0, capacity=str(shelf.total_bytes * 6 // 10))
+        alice, bob, operator = (caller_of(daemon, room, role) for role in ("alice", "bob", "root"))
+        with (
+            operator.start(_SWEEP, seed=SEED, some_bytes=3 * shelf.artifact_bytes) as sweeping,
+            crowd.crowd([alice, bob, alice, bob], shelf, seed=SEED, fetch_count=fetch_count // 4) as jobs,
+        ):
+            found = crowd.outcome(jobs)
+            with contextlib.suppress(BrokenPipeError):  # it has met an error, which it tells
+                sweeping.say("enough")
+            sweeps, evicted, fullest = sweeping.result()
+        print(dict(found), f"{sweeps} sweeps, {evicted} trees evicted by them, at most {fullest:.1%} of the capacity")
+        assert found["fetches"] == fetch_count
+        assert all(found[mode] for mode in ("view", "hardlink", "copy"))
+        assert sweeps and evicted
+        assert fullest > 0.9, "the store was never full: the race was none"
+        _assert_whole(shelf, alice, operator)
+    assert "disk is full" not in daemon.read_log()
+
+
+def _assert_whole(shelf: crowd.Shelf, alice: crowd.Caller, operator: crowd.Caller) -> None:
+    """The store is what its index says, and everything can still be had of it."""
+    assert not call(operator, "verify")["corrupted"]
+    for number in range(0, shelf.artifact_count, 10):
+        assert read(alice.fetch(shelf.uri_of(number)).path) == shelf.files(number)
