@@ -14,7 +14,8 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from artifactcache.errors import Corrupted, NoSpace, NotFound, OriginUnavailable
-from cacheserver.downloads import Downloads, key
+from cacheserver.budgets import Budgets
+from cacheserver.downloads import Downloads, Way, key
 from cacheserver.evidence import Evidence, is_same, wants_etag
 from cacheserver.origin import MlflowOrigin
 from cacheserver.selection import Selection
@@ -27,6 +28,7 @@ from cacheserver.words import (
     Held,
     Location,
     Manifest,
+    Payer,
     Progress,
     Record,
     Resolved,
@@ -86,22 +88,24 @@ class Superseded(Exception):
     """While a version was brought, another one of the same name was made."""
 
 
-class _Errand(NamedTuple):
+class Errand(NamedTuple):
     """An artifact to bring, and how.
 
     Attributes:
+        hold: leases a tree until it is done, and a moment more: what it counts on must not be evicted meanwhile.
+        payer: on whose account it comes; None for the daemon's own.
         since: what somebody else began to bring before this mark is too old.
         patience: seconds that an answer may take, where that is not `unreachable_after`.
-        hold: leases a tree until it is done, and a moment more: what it counts on must not be evicted meanwhile.
     """
 
     artifact: Artifact
     selection: Selection
     ask: Ask
-    since: int
-    patience: float | None
     progress: Progress
     hold: Callable[[str], None]
+    payer: Payer | None = None
+    since: int = 0
+    patience: float | None = None
 
 
 class Bringing:
@@ -116,6 +120,7 @@ class Bringing:
         store: Store,
         origin: MlflowOrigin,
         sweeper: Sweeper,
+        budgets: Budgets,
         freshness: Freshness,
         clock: Callable[[], float],
     ) -> None:
@@ -128,28 +133,25 @@ class Bringing:
         self._downloads = Downloads(store, origin, clock)
         self.evidence = Evidence(store, lambda at: freshness.is_recent(at, clock()))
         self._sweeper = sweeper
+        self._budgets = budgets
         self._resolving = threading.Lock()
 
     def close(self) -> None:
         """Brings nothing any more."""
         self._downloads.close()
 
-    def sync(
-        self, artifact: Artifact, selection: Selection, ask: Ask, progress: Progress, hold: Callable[[str], None]
-    ) -> Held:
+    def sync(self, errand: Errand) -> Held:
         """Brings what the origin has and the store lacks, and records the tree. Returns what is held then.
-
-        Args:
-            hold: leases a tree: those that are counted on, and the one that is recorded.
 
         Raises errors of ours, MissingBlobs where a blob that was counted on went meanwhile, Vanished and Superseded.
         """
-        before = self._index.held(artifact.uri, selection.key)
+        artifact, ask = errand.artifact, errand.ask
+        before = self._index.held(artifact.uri, errand.selection.key)
         if before and ask is Ask.NOTHING:
             return before
         since = self._downloads.mark() if ask is Ask.STRICTLY else 0
         patience = self._freshness.stale_after if before and ask is Ask.WHAT_IS_DUE else None
-        errand = _Errand(artifact, selection, ask, since, patience, progress, hold)
+        errand = errand._replace(since=since, patience=patience)
         locations, standing, of = self._remembered(artifact, ask)
         parts = self._parts(errand, locations, standing)
         if not parts and artifact.kind is not Kind.BARE:
@@ -157,7 +159,7 @@ class Bringing:
             if ask is Ask.NOTHING:
                 raise OriginUnavailable(f"{artifact.uri} is not held.")
             of = self._resolved(artifact, patience)
-            before = self._index.held(artifact.uri, selection.key)
+            before = self._index.held(artifact.uri, errand.selection.key)
             locations = of.locations(artifact.path)
             standing = Standing.FINISHED if of.settled else Standing.OPEN
             parts = self._parts(errand, locations, standing)
@@ -197,7 +199,7 @@ class Bringing:
         known = self._versions.resolved(of.version)
         return known is None or known.identity == of.identity
 
-    def _record(self, errand: _Errand, parts: list[Part], before: Held | None) -> Held:
+    def _record(self, errand: Errand, parts: list[Part], before: Held | None) -> Held:
         """Records the tree that the parts are together."""
         artifact, selection, whole = errand.artifact, errand.selection, parts[0].manifest
         for part in parts[1:]:
@@ -247,7 +249,7 @@ class Bringing:
             return (), Standing.FINISHED, None
         return resolved.locations(artifact.path), Standing.FINISHED, resolved
 
-    def _parts(self, errand: _Errand, locations: tuple[Location, ...], standing: Standing) -> list[Part]:
+    def _parts(self, errand: Errand, locations: tuple[Location, ...], standing: Standing) -> list[Part]:
         found: list[Part] = []
         may_trust = errand.ask is Ask.WHAT_IS_DUE and not self._origin.guards(errand.artifact)
         for location in locations:
@@ -262,7 +264,7 @@ class Bringing:
                 found.append(part)
         return found
 
-    def _without_asking(self, errand: _Errand, location: Location, standing: Standing) -> Part | None:
+    def _without_asking(self, errand: Errand, location: Location, standing: Standing) -> Part | None:
         """What one location has by a whole tree that is held at or above it."""
         offline = errand.ask is Ask.NOTHING
         if standing is Standing.OPEN and not offline:
@@ -270,7 +272,7 @@ class Bringing:
         whole = self.evidence.whole(location, errand.selection, standing, errand.hold, trusted_only=not offline)
         return Part(location, *whole) if whole else None
 
-    def _listed(self, errand: _Errand, location: Location, standing: Standing) -> Part | None:
+    def _listed(self, errand: Errand, location: Location, standing: Standing) -> Part | None:
         """What one location has by its listing, with what is missing downloaded."""
         asked_at, strict, progress = self._clock(), errand.ask is Ask.STRICTLY, errand.progress
         named_by_client = errand.artifact.kind is Kind.BARE
@@ -304,13 +306,16 @@ class Bringing:
             progress.bytes_total += needed
             progress.transports.add(listing.transport)
             written = self._store.partials.bytes_of(key(location, file) for file in missing)
-            with self._sweeper.room(location.uri, needed, len(missing), progress, written=written):
+            with (
+                self._budgets.holding(errand.payer, location.uri, needed),
+                self._sweeper.room(location.uri, needed, len(missing), progress, written=written),
+            ):
                 try:
                     have |= self._downloads.bring(
                         location,
                         missing,
                         progress,
-                        named_by_client=named_by_client,
+                        way=Way(named_by_client, self._budgets.pace(errand.payer)),
                         standing=standing,
                         since=errand.since,
                         known=held,

@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from artifactcache.errors import Corrupted, NoSpace, NotFound, OriginUnavailable
-from cacheserver.bringing import Ask, Bringing, Freshness, Superseded, Vanished, location
+from cacheserver.bringing import Ask, Bringing, Errand, Freshness, Superseded, Vanished, location
+from cacheserver.budgets import Budgets
 from cacheserver.flights import Flight, Flights
 from cacheserver.index import MissingBlobs
 from cacheserver.origin import MlflowOrigin
@@ -21,7 +22,7 @@ from cacheserver.store import Store
 from cacheserver.sweeper import Sweeper
 from cacheserver.uris import MOVING, Artifact
 from cacheserver.uses import Uses
-from cacheserver.words import Brought, Held, Manifest, Progress
+from cacheserver.words import Brought, Held, Manifest, Payer, Progress
 
 FLIGHTS_MAX = 512  # artifacts being brought at a time; more than one user's calls can ask for
 COMMIT_ATTEMPTS = 3
@@ -56,6 +57,7 @@ class Cache:
         store: Store,
         origin: MlflowOrigin,
         sweeper: Sweeper,
+        budgets: Budgets,
         freshness: Freshness,
         clock: Callable[[], float],
     ) -> None:
@@ -66,10 +68,12 @@ class Cache:
         self._freshness = freshness
         self._clock = clock
         self._sweeper = sweeper
-        self._bringing = Bringing(store, origin, sweeper, freshness, clock)
+        self._budgets = budgets
+        self._bringing = Bringing(store, origin, sweeper, budgets, freshness, clock)
         self._pool = ThreadPoolExecutor(max_workers=FLIGHTS_MAX, thread_name_prefix="flight")
         self._flights: Flights[Brought] = Flights(self._pool)
         self._uses = Uses()
+        self.trace: Callable[[str, float], None] = lambda tree, at: None  # told of each fetch
         sweeper.note_uses = self.record_uses
 
     def close(self) -> None:
@@ -127,19 +131,29 @@ class Cache:
             return None
         return Brought(held)
 
-    def bring(self, artifact: Artifact, selection: Selection, ask: Ask) -> tuple[Flight[Brought], bool, bool]:
+    def bring(
+        self, artifact: Artifact, selection: Selection, ask: Ask, payer: Payer | None = None
+    ) -> tuple[Flight[Brought], bool, bool]:
         """Brings an artifact into the store, with everybody who asks for the same at the same time.
 
-        Each has to `leave` the flight. Returns the flight, whether this call started it, and whether its answer may be older than this call: where that
-        is of a running run, it has to be asked for again.
+        Each has to `leave` the flight. Returns it, whether this call started it, and whether its answer may be older
+        than this call: where that is of a running run, it has to be asked for again.
+
+        Args:
+            payer: on whose account it comes, where nobody else is bringing it already; None for the daemon's own.
+
+        Raises QuotaExceeded where the payer may bring no more at a time.
         """
         resolved = self._versions.resolved(artifact.base)
         fresh = ask is not Ask.WHAT_IS_DUE or (resolved is not None and not resolved.settled)
         flight, started = self._flights.join(
             (artifact.uri, selection.key, ask),
-            lambda progress: self._bring(artifact, selection, ask, progress),
+            lambda progress: self._bring(artifact, selection, ask, payer, progress),
             fresh=fresh,
+            admit=lambda: self._budgets.take_download(payer) if payer else None,
         )
+        if started and payer:
+            flight.future.add_done_callback(lambda _: self._budgets.end_download(payer))
         return flight, started, not (started or fresh)
 
     def leave(self, flight: Flight[Brought]) -> None:
@@ -160,9 +174,12 @@ class Cache:
             )
         return held, tree.manifest
 
-    def used(self, held: Held, uid: int) -> None:
+    def used(self, held: Held, payer: Payer, *, is_hit: bool) -> None:
         """An artifact is handed out to a user."""
-        self._uses.note((held.uri, held.selection), held.tree, uid, self._clock())
+        now = self._clock()
+        self._uses.note((held.uri, held.selection), held.tree, payer.uid, now, is_hit=is_hit)
+        self.trace(held.tree, now)
+        self._budgets.meet(payer)
 
     def record_uses(self) -> None:
         """Writes down what was used since the last time."""
@@ -171,7 +188,7 @@ class Cache:
             if noted.artifacts:
                 self._index.record_uses(noted.artifacts)
                 self._index.holdings.used(noted.trees, self._sweeper.policy)
-                self._index.holdings.charge(noted.users)
+                self._index.ledger.charge(noted.users)
                 self._sweeper.judge(list(noted.trees))  # what rules keep, they keep since its last use
         except NoSpace:  # when a hit was is not worth an error: the next time may have room for it
             self._uses.put_back(noted)
@@ -182,13 +199,15 @@ class Cache:
 
     # -- one flight -------------------------------------------------------------------------------------------------
 
-    def _bring(self, artifact: Artifact, selection: Selection, ask: Ask, progress: Progress) -> Brought:
+    def _bring(
+        self, artifact: Artifact, selection: Selection, ask: Ask, payer: Payer | None, progress: Progress
+    ) -> Brought:
         held = self._index.held(artifact.uri, selection.key)
         damaged = held is not None and not self._sound(held)
         began = self._store.ticks()
         with self._sweeper.holding(progress) as hold:
             try:
-                brought = self._attempts(artifact, selection, ask, progress, hold)
+                brought = self._attempts(Errand(artifact, selection, ask, progress, hold, payer))
             except (OriginUnavailable, NotFound) as error:
                 if damaged:
                     raise Corrupted(
@@ -198,19 +217,20 @@ class Cache:
                 if isinstance(error, NotFound) or ask in (Ask.STRICTLY, Ask.AGAIN) or self._origin.guards(artifact):
                     raise
                 try:
-                    brought = replace(self._attempts(artifact, selection, Ask.NOTHING, progress, hold), stale=True)
+                    brought = replace(
+                        self._attempts(Errand(artifact, selection, Ask.NOTHING, progress, hold)), stale=True
+                    )
                 except (OriginUnavailable, NotFound):
                     raise error from None
             self._sweeper.arrived(brought.held.tree, self._store.ticks() - began, brought.origin_bytes)
             return brought
 
-    def _attempts(
-        self, artifact: Artifact, selection: Selection, ask: Ask, progress: Progress, hold: Callable[[str], None]
-    ) -> Brought:
+    def _attempts(self, errand: Errand) -> Brought:
+        artifact, progress = errand.artifact, errand.progress
         gone: NotFound | OriginUnavailable | None = None
         for _ in range(COMMIT_ATTEMPTS):
             try:
-                found = self._bringing.sync(artifact, selection, ask, progress, hold)
+                found = self._bringing.sync(errand)
             except MissingBlobs:
                 continue  # a blob that was counted on went into quarantine meanwhile
             except Superseded:
@@ -219,7 +239,7 @@ class Cache:
             except Vanished as error:
                 gone = NotFound(str(error))
                 continue  # whoever writes there has removed a file since it was listed
-            hold(found.tree)
+            errand.hold(found.tree)
             if self._sound(found):
                 self._store.view_is_sound(found.tree)  # one that is not is built again when it is handed out
                 taken = progress.bytes_done - progress.bytes_found  # of all attempts

@@ -49,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     fsck = commands.add_parser("fsck", help="check a store whose daemon is stopped, and mend what can be mended")
     fsck.add_argument("--config", metavar="PATH", help="the TOML file that the daemon is started with")
     fsck.set_defaults(run=_fsck)
-    _add_simulate(commands.add_parser("simulate", help="replay a trace: what would more capacity, or another policy, buy?"))
+    _add_simulate(
+        commands.add_parser("simulate", help="replay a trace: what would more capacity, or another policy, buy?")
+    )
     return parser
 
 

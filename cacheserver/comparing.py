@@ -1,7 +1,7 @@
 """The same trace through the policies of libcachesim, whose authors are those of S3-FIFO and SIEVE.
 
-Law of this file: it is the only one that imports libcachesim, when it is asked to. There a tree is one object that shares
-nothing, and room is made for one at a time; so ours are run in the same way beside it.
+Law of this file: it is the only one that imports libcachesim, when it is asked to. There a tree is one object that
+shares nothing, and room is made for one at a time; so ours are run in the same way beside it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from cacheserver.traces import Fetch
 
 MISSING = "libcachesim is not installed: pip install 'cacheserver[simulate]'"
 PREFIX = "libcachesim "
-# By name, the class there. BeladySize is not among them: with trees nearly as large as the cache, of which some are never
-# used again, 0.3.5 finds nothing to evict and never returns.
+# By name, the class there. BeladySize is not among them: with trees nearly as large as the cache, of which some are
+# never used again, that of 0.3.5 finds nothing to evict and never returns.
 POLICIES: Mapping[str, str] = {
     "lru": "LRU",
     "s3-fifo": "S3FIFO",
@@ -54,14 +54,14 @@ def compared(fetches: Sequence[Fetch], name: str, capacity_bytes: int) -> Outcom
     cache: Any = getattr(libcachesim, POLICIES[name])(capacity_bytes, hashpower=HASH_POWER)
     keys: dict[tuple[str, int], int] = {}  # a tree that has become larger is another object
     seen: set[tuple[str, int]] = set()
-    hits = requested = hit_bytes = 0
+    hits = requested = hit_bytes = brought = 0
     seconds = again = 0.0
     for (_, tree), following in zip(fetches, _following(fetches), strict=True):
         size = tree.size_bytes
         key = (tree.name, size)
         requested += size
-        # What does not fit is not asked for: it would be a miss with a warning.
-        if size <= capacity_bytes and cache.get(
+        fits = size <= capacity_bytes  # what does not is not asked for: it would be a miss with a warning
+        if fits and cache.get(
             libcachesim.Request(
                 obj_size=max(size, 1), obj_id=keys.setdefault(key, len(keys) + 1), next_access_vtime=following
             )
@@ -69,13 +69,12 @@ def compared(fetches: Sequence[Fetch], name: str, capacity_bytes: int) -> Outcom
             hits += 1
             hit_bytes += size
             continue
+        brought += fits
         seconds += tree.seconds
         again += tree.seconds if key in seen else 0.0
         seen.add(key)
-    evictions = len(fetches) - hits - int(cache.get_n_obj())
-    return Outcome(
-        PREFIX + name, capacity_bytes, len(fetches), hits, requested, hit_bytes, seconds, again, max(0, evictions)
-    )
+    gone = brought - int(cache.get_n_obj())  # also what S3-FIFO did not let in
+    return Outcome(PREFIX + name, capacity_bytes, len(fetches), hits, requested, hit_bytes, seconds, again, gone)
 
 
 def _following(fetches: Sequence[Fetch]) -> list[int]:

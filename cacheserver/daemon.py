@@ -17,6 +17,7 @@ from artifactcache.errors import CacheError
 from cacheserver import lock
 from cacheserver.administration import Administration
 from cacheserver.bringing import Freshness
+from cacheserver.budgets import Budgets
 from cacheserver.cache import Cache
 from cacheserver.config import Config, ConfigError
 from cacheserver.disk import Disk
@@ -72,7 +73,8 @@ def run(config: Config) -> None:
     reservations, policy = Reservations(store, limits), POLICIES[config.eviction.policy]
     clocks = Clocks(time.time, time.monotonic, lambda: time.sleep(PAUSE_SECONDS))
     sweeper = Sweeper(store, leases, reservations, policy, config.eviction.grace, clocks)
-    cache = Cache(store, origin, sweeper, freshness, time.time)
+    budgets = Budgets(store, sweeper, config.quotas, time.monotonic, time.sleep)
+    cache = Cache(store, origin, sweeper, budgets, freshness, time.time)
 
     def admits(peer: Peer) -> bool:
         return here.serves_all or peer.uid == uid

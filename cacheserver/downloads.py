@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from typing import NamedTuple
 
 from artifactcache.errors import OriginUnavailable
 from cacheserver import names
@@ -25,6 +26,7 @@ from cacheserver.words import Arrived, File, Location, Progress, Standing, join
 DOWNLOADS_MAX = 16  # files at a time, of all artifacts together; as many more of artifact stores
 AT_HAND = frozenset({"", "file", "http", "https", "mlflow-artifacts"})  # the tracking server or this host has them
 WINDOW = 8  # files at a time of one artifact: no artifact keeps the others waiting for all of its files
+WINDOW_PACED = 2  # of somebody who has to wait: the threads are everybody's
 BATCH_FILES = 1000  # kept together: one sync for all
 BATCH_BYTES = 1 << 30
 
@@ -35,6 +37,14 @@ RESUMABLE_BYTES_MIN = 16 << 20  # smaller ones begin anew: to write down what th
 CLAIM_ATTEMPTS = 2
 
 Submit = Callable[..., "Future[None]"]
+
+
+class Way(NamedTuple):
+    """How files are downloaded: whether a client has named the location itself, and what is told of bytes that come and
+    waits where they come too fast."""
+
+    named_by_client: bool
+    spend: Callable[[int], None] | None = None
 
 
 class _Work:
@@ -172,7 +182,7 @@ class Downloads:
         files: list[File],
         progress: Progress,
         *,
-        named_by_client: bool,
+        way: Way,
         standing: Standing,
         since: int,
         known: Callable[[], dict[bytes, Arrived]],
@@ -191,7 +201,7 @@ class Downloads:
         for _ in range(CLAIM_ATTEMPTS):  # what somebody else could not finish, perhaps for another file's sake
             try:
                 left = [f for f in files if f.path not in arrived]
-                self._bring(location, left, progress, arrived, named_by_client, standing, since, known)
+                self._bring(location, left, progress, arrived, way, standing, since, known)
                 return arrived
             except _Abandoned as abandoned:
                 error = abandoned.error
@@ -203,7 +213,7 @@ class Downloads:
         files: list[File],
         progress: Progress,
         arrived: dict[bytes, Arrived],
-        named_by_client: bool,
+        way: Way,
         standing: Standing,
         since: int,
         known: Callable[[], dict[bytes, Arrived]],
@@ -219,7 +229,7 @@ class Downloads:
                 del mine[uri]
             self._release(found, claim)
             claim.settle({uri: there[file.path] for uri, file in found.items()})
-            for batch in self._batches(location, mine, progress, named_by_client):
+            for batch in self._batches(location, mine, progress, way):
                 staged_by_key = {key(location, mine[uri]): staged for uri, staged in batch.items()}
                 self._store.keep(staged_by_key, standing, self._clock())
                 kept = {uri: Arrived(s.row.digest, s.row.size, s.etag) for uri, s in batch.items()}
@@ -264,16 +274,16 @@ class Downloads:
                     del self._claims[uri]
 
     def _batches(
-        self, location: Location, mine: dict[str, File], progress: Progress, named_by_client: bool
+        self, location: Location, mine: dict[str, File], progress: Progress, way: Way
     ) -> Iterator[dict[str, Staged]]:
         """Downloads, and gives what is finished in batches that are worth a sync."""
-        work = _Work(mine, lambda file: self._one(location, file, progress, named_by_client))
+        work = _Work(mine, lambda file: self._one(location, file, progress, way))
         store = scheme(location.root)
         submit: Submit = self._pool.submit
         if store not in AT_HAND:
             submit = partial(self._crews.submit, f"{store}://{server(location.root)}")
         try:
-            for _ in range(min(WINDOW, len(mine))):
+            for _ in range(min(WINDOW_PACED if way.spend else WINDOW, len(mine))):
                 submit(self._run, work, submit)
             while batch := work.batch():
                 yield batch
@@ -295,18 +305,18 @@ class Downloads:
         except BaseException as error:  # noqa: BLE001 - whoever waits for the batch must hear of it
             work.fail(error)
 
-    def _one(self, location: Location, file: File, progress: Progress, named_by_client: bool) -> Staged:
+    def _one(self, location: Location, file: File, progress: Progress, way: Way) -> Staged:
         what, is_large = key(location, file), (file.size or 0) >= RESUMABLE_BYTES_MIN
         path, etag = (self._store.partials.take(what) if is_large else None) or (self._store.stage(), "")
         note = partial(self._store.partials.note, path, what) if is_large else None
         progress.active[path] = file.size or 0
         try:
             shown = names.show(join(location.root, file.remote))
-            with Sink(path, file.size, shown, etag=etag, note=note) as sink:
-                self._origin.fill(location, file, sink, named_by_client=named_by_client)
+            with Sink(path, file.size, shown, etag=etag, note=note, spend=way.spend) as sink:
+                self._origin.fill(location, file, sink, named_by_client=way.named_by_client)
                 staged = sink.finish()
             if file.etag not in ("", staged.etag):  # rewritten meanwhile, or another one each time
-                told = self._origin.identified(location, [file], named_by_client=named_by_client)
+                told = self._origin.identified(location, [file], named_by_client=way.named_by_client)
                 if file.path in told and told[file.path].etag != staged.etag:
                     staged = staged._replace(etag="")
         except OriginUnavailable:

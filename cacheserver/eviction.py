@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -36,7 +36,7 @@ class Usage(NamedTuple):
 
     queue: int = 0
     rank: float = 0.0
-    count: int = 0
+    count: int = 0  # type: ignore[assignment]  # hides tuple.count, which nobody misses here
     used_at: float = 0.0
 
 
@@ -59,7 +59,7 @@ class Blob(NamedTuple):
     """A blob of a tree: how many trees have it, and whether it is hard-linked outside the store: then its bytes stay on
     the disk when its row goes."""
 
-    key: int
+    key: Hashable
     size_bytes: int
     holder_count: int
     is_linked: bool = False
@@ -183,8 +183,8 @@ class S3Fifo:
     queue_count = 2
 
     def arrived(self, item: Item, before: Usage | None, age: float, now: float) -> Usage:
-        """To the end of the small queue; of the main one where it went not long ago."""
-        return Usage(0 if before is None else 1, now, 0, now)
+        """To the end of the small queue; of the main one where it had left the small one too early."""
+        return Usage(1 if before and before.queue == 0 else 0, now, 0, now)
 
     def used(self, item: Item, times: int, age: float, now: float) -> Usage:
         """Counted."""
@@ -299,7 +299,7 @@ class _Work:
     now: float
     plan: Plan
     queued: list[float]
-    holders: dict[int, int] = field(default_factory=dict)  # of blobs, less those trees that are to go already
+    holders: dict[Hashable, int] = field(default_factory=dict)  # of blobs, less those trees that are to go already
     linked: list[tuple[Item, tuple[Blob, ...]]] = field(default_factory=list)  # wholly outside the store too
     spared_count: int = 0
 
@@ -378,7 +378,7 @@ def refetch_seconds(seconds: float, fetched_bytes: int, size_bytes: int, seconds
 
 
 def share_seconds(seconds: float, size_bytes: float, share_bytes: float) -> float:
-    """What it would take to fetch a tree's share of its bytes again: what others have too is not fetched for it alone."""
+    """What it would take to fetch a tree's share of its bytes again: what others have too costs it a part."""
     return seconds * share_bytes / size_bytes if size_bytes else seconds
 
 

@@ -38,12 +38,20 @@ class Flights(Generic[V]):
         self._lock = threading.Lock()
         self._under_way: dict[Hashable, _UnderWay[V]] = {}
 
-    def join(self, key: Hashable, work: Callable[[Progress], V], *, fresh: bool = False) -> tuple[Flight[V], bool]:
-        """The flight under this key, and whether this call started it.
+    def join(
+        self,
+        key: Hashable,
+        work: Callable[[Progress], V],
+        *,
+        fresh: bool = False,
+        admit: Callable[[], None] = lambda: None,
+    ) -> tuple[Flight[V], bool]:
+        """The flight under this key, and whether this call started it. Who has joined has to `leave`.
 
         Args:
             fresh: whether its answer must not be older than this call. Then a flight that has begun is not joined, but
                 the one after it: however many ask, one runs and one waits.
+            admit: called before a flight is started, under a lock; what it raises stops that.
         """
         with self._lock:
             ahead = self._under_way.get(key)
@@ -52,8 +60,10 @@ class Flights(Generic[V]):
             if ahead is not None:
                 started = not ahead.following
                 if started:
+                    admit()
                     ahead.following.append((Flight(), work))
                 return self._joined(ahead.following[0][0]), started
+            admit()
             flight = self._joined(Flight[V]())
             self._under_way[key] = _UnderWay(flight)
         self._start(key, work, flight)

@@ -1,8 +1,8 @@
 """Policies that know the future: how little refetching there could be.
 
-Law of this file: they run in the simulator only, in the very engine that the others run in. Nobody knows how to find the
-best plan for trees of different size and cost in any reasonable time; the best of these orders is what "offline best"
-means here. The true best may be a little better, and no daemon can know what these know.
+Law of this file: they run in the simulator only, in the very engine that the others run in. Nobody knows how to find
+the best plan for trees of different size and cost in any reasonable time; the best of these orders is what "offline
+best" means here. The true best may be a little better, and no daemon can know what these know.
 """
 
 from __future__ import annotations

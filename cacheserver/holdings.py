@@ -23,7 +23,7 @@ RULED = "kept by a retention rule"
 
 _ROW = """
     SELECT t.id, t.digest, t.share_bytes, t.fetch_seconds, t.fetch_bytes, t.size_bytes, t.queue, t.rank, t.counted,
-        t.used_at, t.recorded_at, t.kept_until,
+        t.counted_at, t.recorded_at, t.kept_until,
         EXISTS (SELECT 1 FROM artifacts a JOIN pins p USING (origin, uri, selection)
             WHERE a.tree = t.id AND p.expires_at > ?)
     FROM trees t
@@ -96,11 +96,23 @@ class Holdings:
             _ROW + "WHERE NOT EXISTS (SELECT 1 FROM artifacts WHERE tree = t.id)",
             now,
         )
-        found = [(row, "a retention rule wants it gone") for row in due]
-        found += [
-            (row, "no artifact is this tree any more: the origin has something else, or nothing") for row in nameless
-        ]
-        return [(Candidate(_item(row, rate), _kept(row, now, young_since)), why) for row, why in found]
+        nobodys = "no artifact is this tree any more: the origin has something else, or nothing"
+        found = {row[1]: (row, nobodys) for row in nameless}
+        found |= {row[1]: (row, "a retention rule wants it gone") for row in due}
+        return [(Candidate(_item(row, rate), _kept(row, now, young_since)), why) for row, why in found.values()]
+
+    def of_users(self, users: Sequence[int], *, now: float, young_since: float) -> Iterator[Candidate]:
+        """What is on these users' accounts and on nobody else's, in the order in which it goes."""
+        some, rate = ",".join("?" * len(users)), self._rate()
+        rows = self._tables.survey(
+            _ROW + f"WHERE t.id IN (SELECT tree FROM accounts WHERE uid IN ({some}))"
+            f" AND NOT EXISTS (SELECT 1 FROM accounts x WHERE x.tree = t.id AND x.uid NOT IN ({some}))"
+            " ORDER BY t.level, t.queue, t.rank, t.id",
+            now,
+            *users,
+            *users,
+        )
+        return (Candidate(_item(row, rate), _kept(row, now, young_since)) for row in rows)
 
     def blobs_of(self, tree: str) -> list[tuple[Blob, str, int]]:
         """The blobs of a tree, with their digests, and how many links views have to each; -1 where too many trees have
@@ -154,6 +166,16 @@ class Holdings:
                 found[tree] = tuple(dict.fromkeys(uri for _, uri in rows if uri)), rows[0][0]
         return found
 
+    def as_traced(self, tree: str) -> tuple[float, list[tuple[str, int]]] | None:
+        """What fetching a tree takes, in seconds, and its blobs with their sizes; None where it is not held."""
+        row = self._tables.survey(_ROW + "WHERE t.digest = ?", 0.0, tree)
+        if not row:
+            return None
+        blobs = self._tables.survey(
+            "SELECT b.digest, b.size FROM members m JOIN blobs b ON b.id = m.blob WHERE m.tree = ?", row[0][0]
+        )
+        return round(_item(row[0], self._rate()).seconds, 3), blobs
+
     def has(self, tree: str) -> bool:
         """Whether a tree is held."""
         return self._tables.row("SELECT 1 FROM trees WHERE digest = ?", tree) is not None
@@ -164,13 +186,12 @@ class Holdings:
         """A tree was brought: what that took, and its place in the queues."""
         with self._tables.transaction():
             self._tables.do(
-                "UPDATE trees SET recorded_at = ?, fetch_seconds = ?, fetch_bytes = ? WHERE digest = ?"
-                " AND (? OR NOT fetch_bytes)",
+                "UPDATE trees SET recorded_at = ?1, fetch_seconds = ?2, fetch_bytes = ?3, use_count = use_count + 1,"
+                " used_at = ?1 WHERE digest = ?4 AND (?3 OR NOT fetch_bytes)",
                 now,
                 seconds,
                 fetched_bytes,
                 tree,
-                fetched_bytes,
             )
             if fetched_bytes:
                 self._tables.do(
@@ -181,7 +202,7 @@ class Holdings:
             placed = self._tables.row("SELECT queue FROM trees WHERE digest = ?", tree)
             if placed is None or (placed[0] >= 0 and not fetched_bytes):
                 return  # it was there already, and nothing came of it
-            ghost = self._tables.row("SELECT queue, rank, counted, used_at FROM ghosts WHERE tree = ?", tree)
+            ghost = self._tables.row("SELECT queue, rank, counted, counted_at FROM ghosts WHERE tree = ?", tree)
             self._tables.do("DELETE FROM ghosts WHERE tree = ?", tree)
             self._rank(tree, lambda item: policy.arrived(item, Usage(*ghost) if ghost else None, self.age(), now))
 
@@ -195,23 +216,15 @@ class Holdings:
                     at,
                     tree,
                 )
-                self._rank(tree, lambda item, times=times, at=at: policy.used(item, times, self.age(), at))  # type: ignore[misc]
-
-    def charge(self, users: dict[tuple[str, int], float]) -> None:
-        """Trees, by digest and user ID, that users have fetched then come on their accounts."""
-        with self._tables.transaction():
-            self._tables.many(
-                "INSERT INTO accounts (tree, uid, used_at) SELECT id, ?, ? FROM trees WHERE digest = ?"
-                " ON CONFLICT (tree, uid) DO UPDATE SET used_at = max(used_at, excluded.used_at)",
-                [(uid, at, tree) for (tree, uid), at in users.items()],
-            )
+                if times:
+                    self._rank(tree, lambda item, times=times, at=at: policy.used(item, times, self.age(), at))  # type: ignore[misc]
 
     def moved(self, spared: dict[str, Usage]) -> None:
         """Trees that a plan has moved to other places of the queues."""
         with self._tables.transaction():
             self._tables.many(
-                "UPDATE trees SET queue = ?, rank = ?, counted = ? WHERE digest = ?",
-                [(u.queue, u.rank, u.count, tree) for tree, u in spared.items()],
+                "UPDATE trees SET queue = ?, rank = ?, counted = ?, counted_at = ? WHERE digest = ?",
+                [(u.queue, u.rank, u.count, u.used_at, tree) for tree, u in spared.items()],
             )
 
     def rank_some(self, policy: Policy, limit: int) -> bool:
@@ -242,11 +255,12 @@ class Holdings:
         )[0]
         placed: Usage = usage(_item(row, self._rate())._replace(share_bytes=share))
         self._tables.do(
-            "UPDATE trees SET share_bytes = ?, queue = ?, rank = ?, counted = ? WHERE id = ?",
+            "UPDATE trees SET share_bytes = ?, queue = ?, rank = ?, counted = ?, counted_at = ? WHERE id = ?",
             share,
             placed.queue,
             placed.rank,
             placed.count,
+            placed.used_at,
             row[0],
         )
 
@@ -321,14 +335,14 @@ class Holdings:
         self._tables.many("INSERT OR IGNORE INTO leaving (name) VALUES (?)", names)
 
     def _remember(self, row: Any, now: float) -> None:
-        digest, queue, rank, counted, used_at = row[1], *row[6:10]
+        digest, queue, rank, counted, counted_at = row[1], *row[6:10]
         self._tables.do(
-            "INSERT OR REPLACE INTO ghosts (tree, queue, rank, counted, used_at, gone_at) VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO ghosts (tree, queue, rank, counted, counted_at, gone_at) VALUES (?, ?, ?, ?, ?, ?)",
             digest,
             queue,
             rank,
             counted,
-            used_at,
+            counted_at,
             now,
         )
         self._tables.do(
@@ -355,8 +369,8 @@ class Holdings:
 
 
 def _item(row: Any, rate: float) -> Item:
-    _, digest, share, seconds, fetched, size, queue, rank, counted, used_at, *_ = row
-    return Item(digest, share, refetch_seconds(seconds, fetched, size, rate), Usage(queue, rank, counted, used_at))
+    _, digest, share, seconds, fetched, size, queue, rank, counted, counted_at, *_ = row
+    return Item(digest, share, refetch_seconds(seconds, fetched, size, rate), Usage(queue, rank, counted, counted_at))
 
 
 def _kept(row: Any, now: float, young_since: float) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from cacheserver.database import VARIABLES_MAX, Tables
 from cacheserver.holdings import Holdings
+from cacheserver.ledger import Ledger
 from cacheserver.pins import Pins
 from cacheserver.rulings import Rulings
 from cacheserver.versions import Versions
@@ -40,6 +41,7 @@ class Index:
         self._origin = self._open_origin(tracking_uri) if tracking_uri else 0
         self.versions = Versions(self._tables, self._origin)
         self.holdings = Holdings(self._tables)
+        self.ledger = Ledger(self._tables)
         self.pins = Pins(self._tables, self._origin)
         self.rulings = Rulings(self._tables, self._origin)
 

@@ -1,6 +1,7 @@
 """The simulator's figures as a picture: seconds of refetching, and hits, over capacity.
 
-Law of this file: it is the only one that imports matplotlib, when a plot is asked for; it draws to a file, never a screen.
+Law of this file: it is the only one that imports matplotlib, when a plot is asked for; it draws to a file, never to a
+screen. What libcachesim's way of counting makes of it stands in a row of its own: the two cannot be compared.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from cacheserver.simulate import Outcome
 GIB = 1 << 30
 FORMATS = (".svg", ".png")
 DOTS_PER_INCH = 150
-HEIGHT, WIDTH = 5.2, 11.0  # inches
+HEIGHT, WIDTH = 4.6, 11.0  # inches, of a row
+THEIRS = "libcachesim"
+WHOLE = " (whole trees)"
 OURS = {"gdsf": "#1b6ca8", "lru": "#d1495b", "s3-fifo": "#6a994e", "offline best": "#333333"}
 
 
@@ -30,44 +33,40 @@ def draw(outcomes: Sequence[Outcome], trace: str, path: str) -> None:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import StrMethodFormatter
     except ImportError:
         raise InvalidRequest("matplotlib is not installed: pip install 'cacheserver[simulate]'.") from None
-    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    rows = [found for is_whole in (False, True) if (found := [o for o in outcomes if _is_whole(o.policy) is is_whole])]
+    figure = Figure(figsize=(WIDTH, HEIGHT * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
-    seconds, hits = figure.subplots(1, 2)
-    by_policy: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        by_policy.setdefault(outcome.policy, []).append(outcome)
-    for policy, found in by_policy.items():
-        capacities = [outcome.capacity_bytes / GIB for outcome in found]
-        style = _style(policy)
-        seconds.plot(capacities, [outcome.refetch_seconds / 3600 for outcome in found], label=policy, **style)
-        hits.plot(capacities, [100 * outcome.hit_ratio for outcome in found], label=policy, **style)
-    for axes, title, label in (
-        (seconds, "What more capacity would buy", "hours of refetching"),
-        (hits, "Fetches that needed no origin", "hit ratio (%)"),
-    ):
-        axes.set(title=title, xlabel="capacity (GiB)", ylabel=label)
-        axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+    for found, (seconds, hits) in zip(rows, figure.subplots(len(rows), 2, squeeze=False), strict=True):
+        way = "whole trees, one by one" if _is_whole(found[0].policy) else "as in the daemon"
+        for policy in dict.fromkeys(outcome.policy for outcome in found):
+            line = [outcome for outcome in found if outcome.policy == policy]
+            capacities = [outcome.capacity_bytes / GIB for outcome in line]
+            style = _style(policy)
+            seconds.plot(capacities, [outcome.refetch_seconds for outcome in line], label=policy, **style)
+            hits.plot(capacities, [100 * outcome.hit_ratio for outcome in line], label=policy, **style)
+        seconds.set(title=f"What more capacity would buy: {way}", ylabel="refetching (s)")
+        seconds.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        hits.set(title="Fetches that needed no origin", ylabel="hit ratio (%)")
+        for axes in (seconds, hits):
+            axes.set_xlabel("capacity (GiB)")
+            axes.set_xlim(left=0)
+            axes.set_ylim(bottom=0)
+            axes.grid(alpha=0.25)
+            axes.spines[["top", "right"]].set_visible(False)
+        hits.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8)
     figure.suptitle(f"cacheserver simulate: {trace}", fontsize=11)
-    handles, labels = seconds.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
     figure.savefig(path, dpi=DOTS_PER_INCH)
 
 
+def _is_whole(policy: str) -> bool:
+    return policy.startswith(THEIRS) or policy.endswith(WHOLE)
+
+
 def _style(policy: str) -> dict[str, Any]:
-    """Ours in full lines; in the way of libcachesim dashed, libcachesim's own thin and dotted."""
-    name = policy.removesuffix(" (whole trees)")
-    if policy.startswith("libcachesim"):
-        return {"linestyle": ":", "linewidth": 1.2, "marker": ".", "markersize": 4}
-    full = name == policy
-    return {
-        "color": OURS.get(name),
-        "linestyle": "-" if full else "--",
-        "linewidth": 2.0 if full else 1.0,
-        "marker": "o" if full else ".",
-        "markersize": 4,
-    }
+    """Ours in full lines and colours of their own, libcachesim's dotted."""
+    if policy.startswith(THEIRS):
+        return {"linestyle": ":", "linewidth": 1.5, "marker": ".", "markersize": 5}
+    return {"color": OURS.get(policy.removesuffix(WHOLE)), "linewidth": 2.0, "marker": "o", "markersize": 4}

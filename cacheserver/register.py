@@ -7,6 +7,7 @@ it cannot be written, a lease is worth as much as its connection, and views are 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -16,7 +17,7 @@ from typing import NamedTuple
 
 COMPACT_BYTES_MIN = 1 << 20  # a register that has grown to this, and to four times what counts, is written anew
 _STARTED = 19  # in /proc/PID/stat, counted behind the name: field 22 of proc_pid_stat(5)
-_LINE = re.compile(r"([+-]) ([0-9]+) ([0-9]+) ([0-9a-f]{64})")
+_LINE = re.compile(r"([+-]) ([0-9]{1,10}) ([0-9]{1,20}) ([0-9a-f]{64})")
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ class Register:
             if self._fd < 0:
                 self._fd = self._write_anew()
             else:
-                os.write(self._fd, _line(sign, one, tree))
+                _write(self._fd, _line(sign, one, tree))
                 self._compact()
         except OSError as error:
             self._failed(error)
@@ -135,12 +136,17 @@ class Register:
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             text = b"".join(_line("+", one, tree) for one, trees in self._trees.items() for tree in trees)
-            os.write(fd, self._boot.encode() + text)
+            _write(fd, self._boot.encode() + text)
             os.rename(fresh, self._path)
         except OSError:
             os.close(fd)
             raise
         return fd
+
+
+def _write(fd: int, data: bytes) -> None:
+    if os.write(fd, data) != len(data):  # what a full disk, or a limit, leaves room for
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _line(sign: str, one: Process, tree: str) -> bytes:

@@ -164,6 +164,8 @@ ALTER TABLE trees ADD COLUMN
 ALTER TABLE trees ADD COLUMN
     counted INTEGER NOT NULL DEFAULT 0;  -- uses, as the policy counts them
 ALTER TABLE trees ADD COLUMN
+    counted_at REAL NOT NULL DEFAULT 0;  -- the time that the policy remembers of them, seconds since the epoch
+ALTER TABLE trees ADD COLUMN
     kept_until REAL NOT NULL DEFAULT 0;  -- until when a retention rule keeps it, seconds since the epoch
 ALTER TABLE trees ADD COLUMN
     drop_at REAL;                      -- when a retention rule wants it gone, seconds since the epoch
@@ -199,7 +201,7 @@ CREATE TABLE ghosts (
     queue INTEGER NOT NULL,            -- as in trees
     rank REAL NOT NULL,                -- as in trees
     counted INTEGER NOT NULL,          -- as in trees
-    used_at REAL NOT NULL,             -- as in trees
+    counted_at REAL NOT NULL,          -- as in trees
     gone_at REAL NOT NULL              -- when it was evicted, seconds since the epoch
 ) STRICT;
 CREATE INDEX ghosts_by_time ON ghosts(gone_at);

@@ -30,11 +30,11 @@ from cacheserver.bringing import Ask
 from cacheserver.cache import Cache
 from cacheserver.quotas import Quota
 from cacheserver.selection import Selection
-from cacheserver.sessions import Session, Sessions
+from cacheserver.sessions import Peer, Session, Sessions
 from cacheserver.statuses import stream, unary
 from cacheserver.store import Store
 from cacheserver.sweeper import Sweeper
-from cacheserver.words import Brought, Held, Progress, Standing
+from cacheserver.words import Brought, Held, Payer, Progress, Standing
 
 # A fetch that waits for a download holds a thread; they are made as they are needed, and cost about 40 KB each.
 REQUESTS_MAX = 1024
@@ -128,7 +128,7 @@ class Service(cache_pb2_grpc.CacheServicer):
             for _ in range(HAND_OVER_ATTEMPTS):
                 started = brought is not None
                 if brought is None:
-                    found = yield from self._bring(asked, selection, request, context, ends)
+                    found = yield from self._bring(session.peer, asked, selection, request, context, ends)
                     if found is None:
                         return None
                     brought, started = found
@@ -151,13 +151,14 @@ class Service(cache_pb2_grpc.CacheServicer):
 
     def _bring(
         self,
+        peer: Peer,
         asked: uris.Artifact,
         selection: Selection,
         request: pb.FetchRequest,
         context: Context,
         ends: ExitStack,
     ) -> Generator[pb.FetchEvent, None, tuple[Brought, bool] | None]:
-        """Asks the origin, telling the caller how far that is. Returns what was brought and whether this call
+        """Has it brought, telling the caller how far that is. Returns what was brought and whether this call
         started it, None where the caller has gone. Flights are left when the call `ends`."""
         version = self._cache.version_of(asked, refresh=request.refresh)
         ask = Ask.STRICTLY if request.refresh else Ask.AGAIN if version.is_new else Ask.WHAT_IS_DUE
@@ -166,7 +167,7 @@ class Service(cache_pb2_grpc.CacheServicer):
             brought = self._cache.find(version.artifact, selection, view=request.view)
         may_be_old = brought is None
         while may_be_old:
-            flight, started, may_be_old = self._cache.bring(version.artifact, selection, ask)
+            flight, started, may_be_old = self._cache.bring(version.artifact, selection, ask, _payer(peer))
             ends.callback(self._cache.leave, flight)
             for progress in _wait(flight.future, flight.progress, self._store, context):
                 yield pb.FetchEvent(progress=progress)
@@ -183,7 +184,7 @@ class Service(cache_pb2_grpc.CacheServicer):
         held = brought.held
         origin_bytes = brought.origin_bytes if started else 0
         path = self._store.view(held.tree) if view else ""
-        self._cache.used(held, session.peer.uid)
+        self._cache.used(held, _payer(session.peer), is_hit=origin_bytes == 0)
         with self._lock:
             self._served.update(
                 fetch_count=1, hit_count=int(origin_bytes == 0), origin_bytes=origin_bytes, served_bytes=held.size_bytes
@@ -342,6 +343,10 @@ def serve(service: Service, address: str, connections_max: int = CONNECTIONS_MAX
     cache_pb2_grpc.add_CacheServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     server.add_insecure_port(f"unix:{quote(os.fsencode(address))}")  # a URI, in which %, # and ? have a meaning
     return server
+
+
+def _payer(peer: Peer) -> Payer:
+    return Payer(peer.uid, (peer.gid, *peer.groups))
 
 
 def _wait(future: Future[Any], progress: Progress, store: Store, context: Context) -> Iterator[pb.Progress]:

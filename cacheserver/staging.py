@@ -48,6 +48,7 @@ class Sink:
         what: names it in messages.
         etag: the entity tag of what is there already; empty where nothing is.
         note: told of the entity tag of what is about to be written, when that is known.
+        spend: told of bytes that have come; it may wait.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Sink:
         *,
         etag: str = "",
         note: Callable[[str], None] | None = None,
+        spend: Callable[[int], None] | None = None,
     ) -> None:
         self.path = path
         self.etag = etag
@@ -65,6 +67,7 @@ class Sink:
         self._expected = expected
         self._what = what
         self._note = note
+        self._spend = spend
         how = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
         self._fd = os.open(path, how if etag else how | os.O_CREAT | os.O_EXCL, 0o600)
         self._blake, self._xxh3 = blake3(), xxh3_128()
@@ -104,6 +107,8 @@ class Sink:
             self._begun = self.size
         self._blake.update(chunk)
         self._xxh3.update(chunk)
+        if self._spend:
+            self._spend(len(chunk))
 
     def restart(self) -> None:
         """Forgets what was written: the origin begins anew."""
@@ -142,6 +147,8 @@ class Sink:
         os.replace(path, self.path)
         self.etag, self.resumed = "", 0
         self._hash_again()
+        if self._spend:
+            self._spend(self.size)
 
     def check(self) -> None:
         """Raises Corrupted where bytes are missing."""

@@ -174,6 +174,26 @@ class Sweeper:
             swept = self._sweep(rest, dry_run=dry_run, without=frozenset(one.tree for one in drops.leaving))
             return Swept(drops.leaving + swept.leaving, need, _sum(drops.kept, swept.kept), swept.enough)
 
+    def relieve(self, users: Sequence[int], excess: float, why: str) -> dict[str, int]:
+        """Lets go what only these users have on their accounts, until that is so many bytes less; nothing where so much
+        may not go. Returns what had to stay, by reason."""
+        chosen: list[tuple[Candidate, str]] = []
+        kept: Counter[str] = Counter()
+        with self._turn:
+            self._look_around()
+            now = self._clocks.now()
+            for one in self._unleased(self._holdings.of_users(users, now=now, young_since=now - self.grace_seconds)):
+                if excess <= 0:
+                    break
+                if one.kept:
+                    kept[one.kept] += 1
+                else:
+                    chosen.append((one, f"{why}; {self.policy.words(one.item, now)}"))
+                    excess -= one.item.share_bytes
+            if excess <= 0:
+                self._execute(plan_drops(chosen, self._store.departures.blobs_of, age=self._holdings.age()))
+        return dict(kept)
+
     def watch(self) -> None:
         """Looks how full the disk and the store are, and sweeps where that is too full."""
         limits = self.reservations.limits

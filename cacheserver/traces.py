@@ -2,9 +2,9 @@
 
 Law of this file: text in, values out, and back; it touches nothing. What is wrong in a trace is said with its line.
 
-A trace is text, one JSON document a line. The first is `{"artifactcache_trace": 1}`. A tree is told before it is fetched
-first, and again when something of it has changed: `{"tree": "…", "seconds": 12.5, "blobs": {"…": 1048576}}` with the
-seconds that fetching all of it takes, and its blobs in bytes. A fetch is `{"at": 1767225600.0, "fetch": "…"}`.
+A trace is text, one JSON document a line. The first is `{"artifactcache_trace": 1}`. A tree is told before it is
+fetched first, and again when something of it has changed: `{"tree": "…", "seconds": 12.5, "blobs": {"…": 1048576}}`
+with the seconds that fetching all of it takes, and its blobs in bytes. A fetch is `{"at": 1767225600.0, "fetch": "…"}`.
 """
 
 from __future__ import annotations

@@ -38,10 +38,10 @@ class Uses:
         self._lock = threading.Lock()
         self._noted = Noted()
 
-    def note(self, artifact: tuple[str, str], tree: str, uid: int, at: float) -> None:
-        """A user was handed out an artifact (URI and selection), which is this tree."""
+    def note(self, artifact: tuple[str, str], tree: str, uid: int, at: float, *, is_hit: bool) -> None:
+        """A user was handed out an artifact (URI and selection) that is this tree. What brought it is no use of it."""
         with self._lock:
-            self._noted.add(Noted({artifact: at}, {tree: (1, at)}, {(tree, uid): at}))
+            self._noted.add(Noted({artifact: at}, {tree: (int(is_hit), at)}, {(tree, uid): at}))
 
     def take(self) -> Noted:
         """All of them, to be written down."""

@@ -12,16 +12,15 @@ from typing import Any, NamedTuple
 from artifactcache.errors import InvalidRequest
 from cacheserver import comparing, foresight
 from cacheserver.eviction import POLICIES
-from cacheserver.plots import check_name, draw
-from cacheserver.simulate import ONE_BY_ONE, Outcome, Watermarks, replay
+from cacheserver.plots import WHOLE, check_name, draw
+from cacheserver.simulate import LOW_HIGH, ONE_BY_ONE, Outcome, Watermarks, replay
 from cacheserver.space import parse_amount, show
 from cacheserver.traces import Fetch, read
 from cacheserver.workloads import WORKLOADS, generate
 
 CAPACITIES = ("5%", "10%", "20%", "40%", "60%")  # of the trace's distinct bytes
-REQUESTS = 10_000  # a month of a busy host; about ten seconds of work
+REQUESTS = 10_000  # a month of a busy host; half a minute of work
 REQUESTS_MAX = 1_000_000
-WHOLE = " (whole trees)"
 FORESIGHT = "offline-best"
 CHOICES = (*POLICIES, FORESIGHT, *(f"libcachesim-{name}" for name in comparing.POLICIES))
 COLUMNS = ("policy", "capacity", "hits", "bytes hit", "fetching", "refetching", "evictions", "more capacity saves")
@@ -156,10 +155,10 @@ def _runs(chosen: Sequence[str], fetches: list[Fetch]) -> tuple[list[Run], list[
     theirs = [name for name in comparing.POLICIES if not chosen or f"libcachesim-{name}" in chosen]
     future = foresight.Future(fetches)
 
-    def ours(name: str, trace: Sequence[Fetch], marks: Watermarks | None = None) -> Run:
+    def ours(name: str, trace: Sequence[Fetch], marks: Watermarks = LOW_HIGH) -> Run:
         if name == FORESIGHT:
-            return lambda size: foresight.offline_best(trace, size, *([marks] if marks else []), future=future)
-        return lambda size: replay(trace, POLICIES[name], size, *([marks] if marks else []))
+            return lambda size: foresight.offline_best(trace, size, marks, future)
+        return lambda size: replay(trace, POLICIES[name], size, marks)
 
     names = [name for name in (*POLICIES, FORESIGHT) if not chosen or name in chosen]
     runs = [ours(name, fetches) for name in names]
@@ -171,7 +170,7 @@ def _runs(chosen: Sequence[str], fetches: list[Fetch]) -> tuple[list[Run], list[
         whole = comparing.unshared(fetches)
         runs += [_named(ours(name, whole, ONE_BY_ONE)) for name in names]
         runs += [_theirs(name, whole) for name in theirs]
-        notes.append(f"libcachesim knows no shared blobs and evicts one by one; ours in the same way:{WHOLE}.")
+        notes.append(f"libcachesim knows no shared blobs and evicts one by one;{WHOLE}: ours in the same way.")
     return runs, notes
 
 

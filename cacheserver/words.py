@@ -297,6 +297,13 @@ class BlobRow(NamedTuple):
     mtime_ns: int
 
 
+class Payer(NamedTuple):
+    """On whose account something is brought: the user, and the groups, as the kernel attested them."""
+
+    uid: int
+    groups: tuple[int, ...]
+
+
 @dataclass
 class Progress:
     """How far a piece of work is. One side adds, others read; each number on its own is true.

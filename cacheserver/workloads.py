@@ -156,7 +156,7 @@ def _zipf(world: _World, count: int) -> Iterator[Fetch]:
 
 
 def _versions(world: _World, count: int) -> Iterator[Fetch]:
-    """Registered models whose new versions take the place of old ones: jobs ask for the newest, few for the one before."""
+    """Registered models whose new versions take the place of old ones: most jobs ask for the newest."""
     models = []
     for _ in range(40):
         kind, origin = world.kind(), world.origin()
@@ -176,7 +176,7 @@ def _versions(world: _World, count: int) -> Iterator[Fetch]:
 
 
 def _finetunes(world: _World, count: int) -> Iterator[Fetch]:
-    """Fine-tunes of few base models, whose files they share: each is tried for some days, and a few go to production."""
+    """Fine-tunes of few base models, whose files they share: most are tried for some days, few are kept."""
     bases = []
     for _ in range(5):
         origin = world.origin()
@@ -199,7 +199,7 @@ def _finetunes(world: _World, count: int) -> Iterator[Fetch]:
 
 
 def _ci(world: _World, count: int) -> Iterator[Fetch]:
-    """Pipelines: a push starts many jobs that fetch the same few artifacts within minutes; now and then one is changed."""
+    """Pipelines: a push starts many jobs that fetch the same few artifacts within minutes; they seldom change."""
     pipelines = []
     for _ in range(20):
         kinds = [world.kind() for _ in range(world.dice.randrange(1, 5))]
@@ -223,7 +223,7 @@ def _ci(world: _World, count: int) -> Iterator[Fetch]:
 
 
 def _experiments(world: _World, count: int) -> Iterator[Fetch]:
-    """Sweeps: each run fetches the data set and is looked at once, seldom again; the best are fetched some days more."""
+    """Sweeps: each run fetches the data set and is looked at once; a tenth again."""
     left = count
     while left > 0:
         start, origin = world.moment(), world.origin()

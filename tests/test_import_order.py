@@ -65,6 +65,7 @@ ORDER = (
     "holdings",
     "pins",
     "rulings",
+    "ledger",
     "index",
     "departures",
     "verify",
@@ -93,6 +94,8 @@ ORDER = (
     "origin",
     "downloads",
     "evidence",
+    "pace",
+    "budgets",
     "bringing",
     "cache",
     "retaining",
@@ -222,7 +225,7 @@ def test_only_the_index_speaks_sql() -> None:
         texts = [n.value for n in ast.walk(_tree(DAEMON / f"{room}.py")) if isinstance(n, ast.Constant)]
         if any(isinstance(text, str) and SQL.search(text) for text in texts):
             speakers.add(room)
-    assert speakers == {"database", "holdings", "index", "pins", "rulings", "schema", "versions"}
+    assert speakers == {"database", "holdings", "index", "ledger", "pins", "rulings", "schema", "versions"}
 
 
 def test_the_client_imports_nothing_of_the_daemon() -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.bench import cases, cold, object_store
+from tests.bench import cases, cold, eviction, object_store
 from tests.bench.figures import Figure, table
 from tests.rig.base import make_base, remove_base
 from tests.rig.interpreter import own_interpreter
@@ -31,6 +31,7 @@ CASES: dict[str, Callable[[cases.Ground], Iterator[Figure]]] = {
     "dead_server": cold.dead_server,
     "herd": cases.herd,
     "memory": cases.memory,
+    "eviction": eviction.eviction,
 }
 
 

@@ -15,7 +15,9 @@ from blake3 import blake3
 from artifactcache.errors import NotFound, OriginUnavailable
 from cacheserver import cli, uris
 from cacheserver.bringing import Ask, Freshness
+from cacheserver.budgets import Budgets
 from cacheserver.cache import Cache
+from cacheserver.config import QuotasConfig
 from cacheserver.disk import Disk
 from cacheserver.eviction import POLICIES
 from cacheserver.flights import Flight
@@ -38,6 +40,7 @@ from cacheserver.words import (
     Listing,
     Location,
     Manifest,
+    Payer,
     Record,
     Resolved,
     Standing,
@@ -52,7 +55,7 @@ FILES = {"a/one": b"1", "a/two": b"22", "b/three": b"333", "top": b"4444", "zero
 FEW = {f"d{n % 2}/{n}": f"file {n}".encode() for n in range(5)} | {"zero": b""}
 MANY = {f"d{n % 3}/{n}": f"file {n}".encode() for n in range(300)} | {"zero": b"", "d0/none": b"", "hollow/": b""}
 FRESHNESS = Freshness(relist_after=3600.0, alias_ttl=0.0, stale_after=1.0)
-UID = 1000
+PAYER = Payer(1000, (1000,))
 ROOMY = Limits(Amount(10**15), Amount(0))
 
 
@@ -226,7 +229,13 @@ class House(Shelf):
     """A cache over a store and a fake origin."""
 
     def __init__(
-        self, root: Path, limits: Limits = ROOMY, *, policy: str = "gdsf", grace_seconds: float = 60.0
+        self,
+        root: Path,
+        limits: Limits = ROOMY,
+        *,
+        policy: str = "gdsf",
+        grace_seconds: float = 60.0,
+        quotas: QuotasConfig | None = None,
     ) -> None:
         super().__init__(root)
         self.now = 1_700_000_000.0
@@ -235,12 +244,18 @@ class House(Shelf):
         clocks = Clocks(lambda: self.now, lambda: self.ticks, lambda: None)
         self.reservations = Reservations(self.store, limits)
         self.sweeper = Sweeper(self.store, self.leases, self.reservations, POLICIES[policy], grace_seconds, clocks)
-        self.cache = Cache(self.store, cast(MlflowOrigin, self.origin), self.sweeper, FRESHNESS, lambda: self.now)
+        self.budgets = Budgets(self.store, self.sweeper, quotas or QuotasConfig(), lambda: self.ticks, self._sleep)
+        self.cache = Cache(
+            self.store, cast(MlflowOrigin, self.origin), self.sweeper, self.budgets, FRESHNESS, lambda: self.now
+        )
 
     def close(self) -> None:
         """Brings nothing any more."""
         self.cache.close()
         super().close()
+
+    def _sleep(self, seconds: float) -> None:
+        self.ticks += seconds
 
     def start(self, uri: str, selection: Selection | None = None, *, refresh: bool = False) -> Flight[Brought]:
         """Starts a fetch."""
@@ -254,13 +269,13 @@ class House(Shelf):
             brought = flight.future.result(timeout=PATIENCE_SECONDS)
         finally:
             self.cache.leave(flight)
-        self.cache.used(brought.held, UID)
+        self.cache.used(brought.held, PAYER, is_hit=brought.origin_bytes == 0)
         return brought
 
     def find(self, uri: str, *, view: bool = False) -> Brought | None:
         """What is held and needs no question to the origin."""
         if found := self.cache.find(uris.parse(uri), Selection(), view=view):
-            self.cache.used(found.held, UID)
+            self.cache.used(found.held, PAYER, is_hit=True)
         return found
 
 

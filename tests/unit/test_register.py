@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -54,9 +55,12 @@ def me() -> Process:
 
 
 def known(path: Path, boot: str = BOOT) -> dict[Process, set[str]]:
-    """What the next daemon knows."""
-    register = Register(str(path), boot)
+    """What the next daemon would know; of a copy, for it writes its register anew."""
+    copy = path.with_name("copy")
+    shutil.copy(path, copy)
+    register = Register(str(copy), boot)
     register.close()
+    assert Register(str(copy), boot).trees() == register.trees(), "and the one after that"
     return register.trees()
 
 
@@ -81,15 +85,14 @@ def test_the_next_daemon_knows_who_has_what(path: Path, child: subprocess.Popen[
     one.add(of(child.pid), ONE)
     expected = {me(): {ONE, TWO}, of(child.pid): {ONE}}
     assert one.trees() == expected and known(path) == expected
-    assert known(path) == expected, "and the one after that"
     assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_another_boot_knows_nothing(path: Path) -> None:
     """Its processes are others, whatever their numbers."""
     Register(str(path), BOOT).add(me(), ONE)
-    assert known(path, "boot 2") == {}
-    assert known(path) == {}, "it is another boot's register now"
+    assert known(path, "boot 2") == {} and known(path) == {me(): {ONE}}
+    assert Register(str(path), "boot 2").trees() == {} == known(path), "it is another boot's register now"
 
 
 def test_what_has_ended_is_not_known(path: Path, child: subprocess.Popen[bytes]) -> None:
@@ -109,15 +112,15 @@ def test_what_is_given_back_as_often_as_it_was_had_is_gone(path: Path) -> None:
         one.add(me(), tree)
     one.remove(me(), ONE)
     assert known(path) == {me(): {ONE, TWO}}
-    again = Register(str(path), BOOT)
-    again.add(me(), ONE)
-    again.remove(me(), ONE)
+    one = Register(str(path), BOOT)
+    one.add(me(), ONE)
+    one.remove(me(), ONE)
     assert known(path) == {me(): {ONE, TWO}}, "what it had of an earlier daemon, it has still"
     for tree in (ONE, TWO):
-        again.remove(me(), tree)
-    assert again.trees() == {} == known(path)
-    again.add(me(), THREE)
-    assert known(path) == {}, "that one had the file before it was written anew"
+        one.remove(me(), tree)
+    assert one.trees() == {} == known(path)
+    one.add(me(), THREE)
+    assert known(path) == {me(): {THREE}}
 
 
 def test_counts_are_of_each_process(path: Path, child: subprocess.Popen[bytes]) -> None:
@@ -163,7 +166,8 @@ def test_a_last_line_that_is_torn_counts_for_nothing(path: Path, torn: int) -> N
         f"+ -1 2 {ONE}".encode(),
         f"+ 999999999999 2 {ONE}".encode(),
         f" + 1 2 {ONE}".encode(),
-        # A digit is enough of a number for `int` up to 4,300 of them.
+        # BUG (reported, not fixed when this was written): of more than 4,300 digits `int` makes no number, and raises
+        # ValueError out of Register(): the daemon does not start until somebody has removed the file.
         f"+ {'9' * 5000} 2 {ONE}".encode(),
         f"+ 1 {'9' * 5000} {ONE}".encode(),
     ],
@@ -217,20 +221,39 @@ def test_a_register_that_grew_is_written_anew(path: Path, monkeypatch: pytest.Mo
     assert known(path) == {me(): {ONE} | many}
 
 
+def with_bytes_left(path: Path, size: int, then: str) -> subprocess.CompletedProcess[str]:
+    """Runs a program with `register`, in a process that gets no file longer than so many bytes: as on a full disk, what
+    is written ends there without an error, and what comes after that gets one."""
+    program = f"""
+        import logging, os, resource
+        from cacheserver.register import Register, process
+        logging.basicConfig(format="%(message)s")
+        resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, resource.RLIM_INFINITY))
+        register = Register({str(path)!r}, {BOOT!r})
+    """
+    text = textwrap.dedent(program) + textwrap.dedent(then)
+    return subprocess.run([sys.executable, "-c", text], check=True, capture_output=True, text=True)
+
+
 # BUG (reported, not fixed when this was written): `_write_anew` does not look at what os.write() says. On a disk that
 # is full but for some bytes it writes half of the register without an error, and renames that over the whole one.
 def test_a_full_disk_takes_nothing_that_was_known(path: Path) -> None:
-    """A daemon that starts on a full disk loses no line of the register that it has read."""
+    """A daemon that starts on a full disk loses no line of the register that it has read, and says so."""
     one, many = Register(str(path), BOOT), {f"{n:064x}" for n in range(100)}
     for tree in many:
         one.add(me(), tree)
-    starting = f"""
-        import resource
-        from cacheserver.register import Register
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))  # as a disk with 1,000 bytes left
-        register = Register({str(path)!r}, {BOOT!r})
-        print(sum(map(len, register.trees().values())))
-    """
-    ran = subprocess.run([sys.executable, "-c", textwrap.dedent(starting)], check=True, capture_output=True, text=True)
+    ran = with_bytes_left(path, 1000, "print(sum(map(len, register.trees().values())))")
     assert ran.stdout.strip() == "100"
     assert known(path) == {me(): many}
+    assert "cannot be written" in ran.stderr
+
+
+# BUG (reported, not fixed when this was written): `_append` does not look at what os.write() says either.
+def test_half_of_a_line_is_told(path: Path) -> None:
+    """Where only a part of a line could be written, nobody is left to think that the view is registered."""
+    Register(str(path), BOOT).add(me(), ONE)
+    left = path.stat().st_size + 20
+    ran = with_bytes_left(path, left, f"register.add(process({os.getpid()}), {TWO!r})")
+    assert "cannot be written" in ran.stderr
+    Register(str(path), BOOT).add(me(), THREE)
+    assert known(path) == {me(): {ONE, THREE}}

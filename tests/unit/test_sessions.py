@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 
 from artifactcache.errors import InvalidRequest, QuotaExceeded, Unauthenticated
 from cacheserver import sessions as room
 from cacheserver.leases import Leases
-from cacheserver.sessions import Peer, Sessions
+from cacheserver.register import Register
+from cacheserver.sessions import Peer, Session, Sessions
+from tests.unit.house import PATIENCE_SECONDS
 
 ALICE, ALICES_OTHER, BOB = Peer(1001, 1001, 50), Peer(1001, 1001, 51), Peer(1002, 1002, 52)
 
@@ -103,3 +112,116 @@ def test_there_is_an_end_to_sessions_and_leases(monkeypatch: pytest.MonkeyPatch)
     sessions.open(ALICE)
     with pytest.raises(QuotaExceeded):
         sessions.open(ALICE)
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    """A client's process, which lives until it is told otherwise."""
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    yield child
+    end(child)
+
+
+def end(child: subprocess.Popen[bytes]) -> None:
+    """Kills a process, and leaves nothing of it."""
+    child.kill()
+    child.wait()
+    assert child.stdin is not None
+    child.stdin.close()
+
+
+class Daemon:
+    """What of a daemon has to do with leases; another one on the same register is the one after it."""
+
+    def __init__(self, path: Path) -> None:
+        self.leases = Leases(lambda: 0.0)
+        self.sessions = Sessions(self.leases, Register(str(path), "boot"))
+
+    def open(self, pid: int) -> Session:
+        """A session of a process."""
+        return self.sessions.open(Peer(1001, 1001, pid))
+
+
+TREES = [digit * 64 for digit in "abcd"]
+
+
+def test_a_view_is_leased_by_the_next_daemon_until_its_process_ends(
+    tmp_path: Path, child: subprocess.Popen[bytes]
+) -> None:
+    """The daemon is killed and started again, twice: who has a view still reads it; when he ends, it may go."""
+    before = Daemon(tmp_path / "leases")
+    mine, childs = before.open(os.getpid()), before.open(child.pid)
+    for session, trees in ((mine, TREES[:2]), (childs, TREES[1:3])):
+        for tree in trees:
+            before.sessions.lease(session, tree, view=True)
+    before.sessions.lease(childs, TREES[3])  # linked, or copied: when that is done nobody needs it
+    for _ in range(2):
+        after = Daemon(tmp_path / "leases")
+        assert [after.leases.count(tree) for tree in TREES] == [1, 2, 1, 0] and after.sessions.count() == 0
+        after.sessions.reap()
+        assert after.leases.total() == 4, "all live"
+    end(child)
+    after.sessions.reap()
+    after.sessions.reap()
+    assert [after.leases.count(tree) for tree in TREES] == [1, 1, 0, 0]
+    assert [Daemon(tmp_path / "leases").leases.count(tree) for tree in TREES] == [1, 1, 0, 0]
+
+
+def test_a_view_that_is_released_is_not_leased_by_the_next_daemon(tmp_path: Path) -> None:
+    """Nor are those of a connection that has ended; a tree that was given twice is until both are released."""
+    before = Daemon(tmp_path / "leases")
+    mine, other = before.open(os.getpid()), before.open(os.getpid())
+    for tree in TREES[:3]:
+        number = before.sessions.lease(mine, tree, view=True)
+        before.sessions.lease(mine, tree, view=True)
+        before.sessions.release(mine, number)
+        if tree != TREES[0]:
+            before.sessions.release(mine, number)
+    for tree in TREES[2:]:
+        before.sessions.lease(other, tree, view=True)
+    before.sessions.close(other)
+    after = Daemon(tmp_path / "leases")
+    assert [after.leases.count(tree) for tree in TREES] == [1, 0, 0, 0]
+
+
+def test_a_view_counts_whatever_else_of_its_tree_is_released(tmp_path: Path) -> None:
+    """One process has a tree linked and as a view, in any order: one lease, which is registered while it lasts."""
+    for view_first in (True, False):
+        before = Daemon(tmp_path / "leases")
+        mine = before.open(os.getpid())
+        number = before.sessions.lease(mine, TREES[0], view=view_first)
+        assert before.sessions.lease(mine, TREES[0], view=not view_first) == number
+        before.sessions.release(mine, number)
+        assert Daemon(tmp_path / "leases").leases.count(TREES[0]) == 1
+        (tmp_path / "leases").unlink()
+
+
+def test_who_comes_back_to_the_next_daemon_keeps_what_he_had(tmp_path: Path) -> None:
+    """A process asks anew for the view that it has, and releases that: what it had before is its own until it ends."""
+    before = Daemon(tmp_path / "leases")
+    before.sessions.lease(before.open(os.getpid()), TREES[0], view=True)
+    after = Daemon(tmp_path / "leases")
+    again = after.open(os.getpid())
+    number = after.sessions.lease(again, TREES[0], view=True)
+    assert after.leases.count(TREES[0]) == 2
+    after.sessions.release(again, number)
+    after.sessions.close(again)
+    assert after.leases.count(TREES[0]) == 1
+    assert Daemon(tmp_path / "leases").leases.count(TREES[0]) == 1
+
+
+def test_a_lease_waits_for_a_sweep_and_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """While one session waits for a doomed tree, others lease and end; who has gone meanwhile leaves no lease."""
+    daemon = Daemon(tmp_path / "leases")
+    mine, other = daemon.open(os.getpid()), daemon.open(os.getpid())
+    assert daemon.leases.doom([TREES[0]]) == [TREES[0]]
+    with ThreadPoolExecutor(2) as pool:
+        stays, goes = (pool.submit(daemon.sessions.lease, one, TREES[0], view=True) for one in (mine, other))
+        assert daemon.sessions.lease(mine, TREES[1], view=True)
+        daemon.sessions.close(other)
+        assert not stays.done() and not goes.done() and daemon.leases.count(TREES[0]) == 0
+        daemon.leases.spare([TREES[0]])
+        with pytest.raises(Unauthenticated):
+            goes.result(timeout=PATIENCE_SECONDS)
+        assert daemon.sessions.leased(mine, stays.result(timeout=PATIENCE_SECONDS)) == TREES[0]
+    assert daemon.leases.count(TREES[0]) == 1 and daemon.leases.total() == 2

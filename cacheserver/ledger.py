@@ -1,0 +1,49 @@
+"""Whose account holds how much.
+
+Law of this file: what is shared is split: each blob among the trees that have it, and each tree's part among the users
+who have fetched it. So all accounts together are never more than what the store holds.
+"""
+
+from __future__ import annotations
+
+from cacheserver.database import Tables
+
+_CHARGE = """
+    SELECT coalesce(sum(CAST(b.size AS REAL) / b.holder_count / (SELECT count(*) FROM accounts x WHERE x.tree = a.tree)), 0)
+    FROM accounts a JOIN members m ON m.tree = a.tree JOIN blobs b ON b.id = m.blob WHERE
+"""
+
+
+class Ledger:
+    """The accounts of all users."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    def charge(self, users: dict[tuple[str, int], float]) -> None:
+        """Trees, by digest and user ID, that users have fetched then come on their accounts."""
+        with self._tables.transaction():
+            self._tables.many(
+                "INSERT INTO accounts (tree, uid, used_at) SELECT id, ?, ? FROM trees WHERE digest = ?"
+                " ON CONFLICT (tree, uid) DO UPDATE SET used_at = max(used_at, excluded.used_at)",
+                [(uid, at, tree) for (tree, uid), at in users.items()],
+            )
+
+    def of_user(self, uid: int) -> float:
+        """Bytes on a user's account."""
+        return float(self._tables.survey(_CHARGE + "a.uid = ?", uid)[0][0])
+
+    def of_group(self, gid: int) -> float:
+        """Bytes on the accounts of all users who were seen in a group, together."""
+        where = "a.uid IN (SELECT uid FROM memberships WHERE gid = ?)"
+        return float(self._tables.survey(_CHARGE + where, gid)[0][0])
+
+    def members(self, gid: int) -> list[int]:
+        """The users who were seen in a group."""
+        return [row[0] for row in self._tables.survey("SELECT uid FROM memberships WHERE gid = ?", gid)]
+
+    def record_membership(self, uid: int, gids: frozenset[int], known: frozenset[int]) -> None:
+        """A user is in these groups now, of all those that count."""
+        with self._tables.transaction():
+            self._tables.many("DELETE FROM memberships WHERE uid = ? AND gid = ?", [(uid, gid) for gid in known - gids])
+            self._tables.many("INSERT OR IGNORE INTO memberships (uid, gid) VALUES (?, ?)", [(uid, g) for g in gids])
