@@ -29,6 +29,7 @@ from cacheserver.operators import Operators
 from cacheserver.origin import MlflowOrigin
 from cacheserver.partials import boot_id
 from cacheserver.place import Place, place
+from cacheserver.recorder import Recorder
 from cacheserver.refusals import without_credentials, without_secrets
 from cacheserver.register import Register
 from cacheserver.reservations import Reservations
@@ -84,6 +85,8 @@ def run(config: Config) -> None:
     operators = Operators(config.access.operators, uid)
     retaining = Retaining(store.index, origin, config.retention, time.time, clocks.pause)
     sweeper.judge = retaining.judge
+    recorder = Recorder(config.eviction.trace, store.index.holdings)
+    cache.trace = recorder.note
     administration = Administration(cache, store, sweeper, operators.admits, retaining.because, time.time)
     service = Service(
         cache,
@@ -108,7 +111,7 @@ def run(config: Config) -> None:
         "every user" if here.serves_all else f"uid {uid}",
     )
 
-    threads = _upkeep(config, store, sessions, sweeper, cache, retaining)
+    threads = _upkeep(config, store, sessions, sweeper, cache, retaining, recorder)
     for thread in threads:
         thread.start()
     select.select([stop], [], [])
@@ -119,6 +122,7 @@ def run(config: Config) -> None:
     for thread in threads:
         thread.stop()
     cache.close()
+    recorder.write()
     store.index.close()
     logging.shutdown()
     # A download of MLflow's cannot be interrupted, and Python would wait for its thread. The locks on both folders end
@@ -159,7 +163,13 @@ def _origin(here: Place, config: Config, disk: Disk) -> MlflowOrigin:
 
 
 def _upkeep(
-    config: Config, store: Store, sessions: Sessions, sweeper: Sweeper, cache: Cache, retaining: Retaining
+    config: Config,
+    store: Store,
+    sessions: Sessions,
+    sweeper: Sweeper,
+    cache: Cache,
+    retaining: Retaining,
+    recorder: Recorder,
 ) -> list[Upkeep]:
     """What is done by itself: beside the disk, what waits for the origin keeps nothing else waiting."""
     warming = Warming(
@@ -179,6 +189,7 @@ def _upkeep(
             "upkeep",
             [
                 (1, sweeper.watch),
+                (1, recorder.write),
                 (CHORES_SECONDS, sessions.reap),
                 (CHORES_SECONDS, sweeper.tidy),
                 (CHORES_SECONDS, drop),

@@ -1,6 +1,6 @@
 """Records who fetched which tree when, for `cacheserver simulate`.
 
-Law of this file: a fetch only notes; what is written is written later, and where it cannot be, that is told and no error.
+Law of this file: a fetch only notes; what is written is written later. Where it cannot be, that is told, and no error.
 """
 
 from __future__ import annotations

@@ -68,6 +68,7 @@ ORDER = (
     "ledger",
     "index",
     "departures",
+    "recorder",
     "verify",
     "store",
     "reservations",
