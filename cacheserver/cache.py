@@ -233,6 +233,11 @@ class Cache:
                 found = self._bringing.sync(errand)
             except MissingBlobs:
                 continue  # a blob that was counted on went into quarantine meanwhile
+            except NoSpace:
+                if not progress.was_short or not self._sweeper.watch():
+                    raise
+                progress.was_short = False
+                continue  # what has arrived is held: the rest may fit now
             except Superseded:
                 gone = OriginUnavailable(f"{artifact.uri} is made anew again and again. Try again when that has ended.")
                 continue

@@ -9,6 +9,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
+from artifactcache.errors import NoSpace
+from cacheserver import ballast
 from cacheserver.disk import Disk
 from cacheserver.eviction import Blob
 from cacheserver.faults import trouble
@@ -41,7 +43,12 @@ class Departures:
     def evict(self, trees: Sequence[str], *, now: float, young_since: float, age: float) -> Gone:
         """Removes trees that nobody has leased, as far as nothing else keeps them. Returns what has gone."""
         with self._lock:
-            gone = self._index.holdings.evict(trees, now=now, young_since=young_since, age=age)
+            try:
+                gone = self._index.holdings.evict(trees, now=now, young_since=young_since, age=age)
+            except NoSpace:  # the index itself has no room to say what goes
+                if not ballast.throw(self._disk.root):
+                    raise
+                gone = self._index.holdings.evict(trees, now=now, young_since=young_since, age=age)
             aside = self._take_out(gone)
         self._discard(gone, aside)
         return gone
@@ -62,6 +69,7 @@ class Departures:
             gone = self._index.holdings.leaving()
             aside = self._take_out(gone)
         self._discard(gone, aside)
+        ballast.take(self._disk.root)
 
     def _take_out(self, gone: Gone) -> list[str]:
         for tree in gone.trees:

@@ -17,13 +17,13 @@ import secrets
 import shutil
 import stat
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from blake3 import blake3
 
 from artifactcache.errors import CacheError
-from cacheserver import hashing, lock
+from cacheserver import ballast, hashing, lock
 from cacheserver.faults import FULL_ERRNOS, GONE_ERRNOS, LOST_ERRNOS, full, trouble
 from cacheserver.libc import syncfs
 from cacheserver.partials import NOTE, Partials
@@ -68,6 +68,7 @@ class Disk:
                 if shared:  # others pass through it to views, whatever the umask
                     os.chmod(folder, 0o755)
             self._lock_fd = lock.take(self.root)
+            ballast.throw(self.root)
             for name in FOLDERS:
                 os.makedirs(self.at(name), exist_ok=True)
             if shared is not None:
@@ -231,13 +232,6 @@ class Disk:
         """The folder of the blobs whose digests begin with `fan`."""
         return self.at("blobs", fan)
 
-    def blob_names(self) -> Iterator[str]:
-        """The digest that each file in blobs/ is named by."""
-        for fan in self.fans("blobs"):
-            for name in os.listdir(self.at("blobs", fan)):
-                if not name.startswith("."):
-                    yield fan + name
-
     def fans(self, kind: str) -> list[str]:
         """The folders of two letters in blobs/ or manifests/; what else stands there is none of the store's."""
         with os.scandir(self.at(kind)) as entries:
@@ -332,6 +326,10 @@ class Disk:
         finally:
             self.discard(path)
 
+    def has_manifest(self, tree: str) -> bool:
+        """Whether a manifest is there, whatever is in it."""
+        return os.path.exists(self.at("manifests", _fan(tree)))
+
     def open_manifest(self, tree: str) -> int:
         """A read-only descriptor of a manifest. Raises FileNotFoundError."""
         return os.open(self.at("manifests", _fan(tree)), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -357,8 +355,7 @@ class Disk:
         """Returns the first number that no leftover has."""
         for path in self.leftovers():
             self.discard(path)
-        numbered = os.listdir(self.at("staging"))
-        return max((int(name) + 1 for name in numbered if _NUMBER.fullmatch(name)), default=0)
+        return max((int(n) + 1 for n in os.listdir(self.at("staging")) if _NUMBER.fullmatch(n)), default=0)
 
     def _sync_folders(self, folders: set[str]) -> None:
         if len(folders) > SYNC_ONE_BY_ONE_MAX:

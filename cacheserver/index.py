@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from cacheserver.database import VARIABLES_MAX, Tables
@@ -272,17 +272,15 @@ class Index:
                 [(checked_at, self._origin, *one) for one in held],
             )
 
-    def rejoin(self, tree: str, digests: Iterable[str]) -> dict[str, BlobRow]:
-        """Makes blobs that are held members of a tree again, and returns their rows."""
+    def rejoin(self, tree: str, path_counts: Mapping[str, int]) -> dict[str, BlobRow]:
+        """Makes blobs that are held, each so many files of a tree, members of it again; returns their rows."""
         with self._tables.transaction():
-            for some in _chunks(digests):
-                self._tables.do(
-                    "INSERT OR IGNORE INTO members (tree, blob) SELECT t.id, b.id FROM trees t, blobs b"
-                    f" WHERE t.digest = ? AND b.digest IN ({','.join('?' * len(some))})",
-                    tree,
-                    *some,
-                )
-        return self.blobs(digests)
+            self._tables.many(
+                "INSERT OR IGNORE INTO members (tree, blob, path_count) SELECT t.id, b.id, ? FROM trees t, blobs b"
+                " WHERE t.digest = ? AND b.digest = ?",
+                [(count, tree, digest) for digest, count in path_counts.items()],
+            )
+        return self.blobs(path_counts)
 
     def forget_blob(self, digest: str) -> list[str]:
         """Removes a blob's row, before its file goes. Returns the digests of the trees that lack it from now on."""

@@ -220,7 +220,7 @@ CREATE TABLE pins (
     asked TEXT NOT NULL,               -- the URI that it was pinned by
     pinned_at REAL NOT NULL,           -- seconds since the epoch
     expires_at REAL NOT NULL,          -- seconds since the epoch; infinity where it has no end
-    PRIMARY KEY (origin, uri, selection, owner)
+    PRIMARY KEY (origin, uri, selection, owner, asked)
 ) STRICT, WITHOUT ROWID;
 
 -- Whose account a tree is on: who fetched it since it was brought.

@@ -108,11 +108,11 @@ class Store:
 
     def commit(self, manifest: Manifest, artifacts: Iterable[Record], arrived: Iterable[str], now: float) -> None:
         """Records a tree whose blobs are kept, and what it is the tree of. Raises NoSpace, MissingBlobs."""
-        try:
-            self._disk.write_manifest(manifest)
-        except OSError as error:
-            raise trouble(error, "a manifest could not be written") from None
-        self.index.record_tree(manifest, artifacts, arrived, now)
+        self._write_manifest(manifest)
+        with self._blobs_lock:  # what is tidied away is not held, and stays so until it is away
+            if not self._disk.has_manifest(manifest.digest):
+                self._write_manifest(manifest)
+            self.index.record_tree(manifest, artifacts, arrived, now)
         self._forget_cached(manifest.digest)
 
     # -- handing out ------------------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ class Store:
         """
         now = self.ticks()
         suspects = self._disk.suspects(tree.rows.values())
-        wrong = tree.missing | {row.digest for row in suspects if not self._recheck(row)} if suspects else tree.missing
+        wrong = frozenset(tree.missing) | {row.digest for row in suspects if not self._recheck(row)}
         if not wrong:
             self._looks.put(tree.digest, now)
         return wrong
@@ -352,6 +352,12 @@ class Store:
         finally:
             self._disk.discard(path)  # or the one that was replaced, of which something may stay
         self.index.record_view(tree.digest, exists=True)
+
+    def _write_manifest(self, manifest: Manifest) -> None:
+        try:
+            self._disk.write_manifest(manifest)
+        except OSError as error:
+            raise trouble(error, "a manifest could not be written") from None
 
     def _leave(self, digest: str) -> None:
         """A tree is gone: its view's removal is no meddling, and nothing in memory speaks of it any more."""

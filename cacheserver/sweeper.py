@@ -137,6 +137,9 @@ class Sweeper:
         promise = self._promise(what, needed, file_count, progress, written)
         try:
             yield
+        except NoSpace:  # somebody else has filled the disk meanwhile
+            progress.was_short = True
+            raise
         finally:
             self.reservations.give_back(promise)
 
@@ -194,16 +197,24 @@ class Sweeper:
                 self._execute(plan_drops(chosen, self._store.departures.blobs_of, age=self._holdings.age()))
         return dict(kept)
 
-    def watch(self) -> None:
-        """Looks how full the disk and the store are, and sweeps where that is too full."""
+    def watch(self) -> bool:
+        """Looks how full the disk and the store are, and sweeps where that is too full. Returns whether anything went."""
         limits = self.reservations.limits
         self._patience = max(0, self._patience - 1)
         if self._patience or not space.pressure(self.reservations.fill(), limits, above=limits.high):
-            return
+            return False
         with self._turn:
             need = space.pressure(self.reservations.fill(), limits, above=limits.high)
-            if need and not self._sweep(need).enough:
+            swept = self._sweep(need)
+            if not swept.enough:
                 self._patience = FAILED_ROUNDS
+                _log.warning(
+                    "%s have to go, and %s could: the store or its disk stays too full.%s",
+                    space.show(max(need)),
+                    space.show(swept.freed_bytes),
+                    _stayed(swept.kept),
+                )
+            return bool(swept.leaving)
 
     def tidy(self) -> None:
         """Lets go what rules want gone, and what nobody can reach any more; writes down what was used."""
@@ -220,13 +231,6 @@ class Sweeper:
         self._look_around()
         plan = self._plan(need, without)
         enough = plan.freed_bytes >= need.disk_bytes and plan.held_bytes >= need.capacity_bytes
-        if not enough:
-            _log.warning(
-                "a sweep finds %s to free, and %s are wanted.%s",
-                space.show(plan.freed_bytes),
-                space.show(max(need)),
-                _stayed(plan.kept),
-            )
         if dry_run or (all_or_nothing and not enough):
             return Swept(self._described(plan.evict) if dry_run else (), need, dict(plan.kept), enough)
         return Swept(self._execute(plan), need, dict(plan.kept), enough)

@@ -5,6 +5,7 @@ Law of this file: values only.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,9 +21,9 @@ class Tree:
     rows: dict[str, BlobRow]
 
     @cached_property
-    def missing(self) -> frozenset[str]:
-        """Digests of the blobs that are not held."""
-        return frozenset(e.digest for e in self.filled if e.digest not in self.rows)
+    def missing(self) -> Counter[str]:
+        """Digests of the blobs that are not held, and how many files each of them is."""
+        return Counter(e.digest for e in self.filled if e.digest not in self.rows)
 
     @cached_property
     def filled(self) -> tuple[Entry, ...]:

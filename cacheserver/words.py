@@ -310,7 +310,7 @@ class Progress:
 
     `bytes_kept` are those of `bytes_done` that are blobs by now, `bytes_found` those that an earlier attempt had left.
     `trees` are leased for it. `active` has the files being written now, with their listed sizes; `transports` what brings them. `is_wanted` is set
-    to False by who reads, where nobody waits for the work any more.
+    to False by who reads, where nobody waits for the work any more. `was_short`: the disk was full in the middle of it.
     """
 
     bytes_total: int = 0
@@ -323,6 +323,7 @@ class Progress:
     transports: set[str] = field(default_factory=set)
     trees: list[str] = field(default_factory=list)
     is_wanted: bool = True
+    was_short: bool = False
 
 
 @dataclass(frozen=True)

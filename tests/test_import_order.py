@@ -53,6 +53,7 @@ ORDER = (
     "lean",
     "faults",
     "hashing",
+    "ballast",
     "removal",
     "staging",
     "partials",
@@ -148,7 +149,7 @@ CHANGES = re.compile(
     r"\bos\.(rename|renames|replace|unlink|remove|rmdir|removedirs|mkdir|makedirs|link|symlink|chmod|fchmod|chown|truncate"
     r"|ftruncate|utime|mkfifo)\b|\bshutil\.|\bexchange\("
 )
-CHANGE_FILES = {"register", "partials", "staging", "disk", "removal", "views", "links", "daemon", "libc"}
+CHANGE_FILES = {"ballast", "register", "partials", "staging", "disk", "removal", "views", "links", "daemon", "libc"}
 
 SQL = re.compile(
     r"\b(SELECT .+ FROM|INSERT (OR \w+ )?INTO|UPDATE \w+ SET|DELETE FROM|CREATE (TABLE|INDEX)|PRAGMA)\b", re.S

@@ -137,6 +137,8 @@ def test_a_full_disk_at_the_start(
     with crowd.shelf(mlflow_file, artifact_count=20, file_count=1, file_bytes=1 << 20) as shelf:
         uris = [shelf.uri_of(number) for number in range(shelf.artifact_count)]
         call(alice, "warm", *uris)
+        for uri in uris[:2]:
+            alice.fetch(uri)  # which builds its view: there is no room for that later
         daemon.stop()
         filler = _fill_to_the_last_block(small_disk.root / "filler")
         daemon.start()

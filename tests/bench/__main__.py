@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.bench import cases, cold, eviction, object_store
+from tests.bench import cases, cold, eviction, object_store, scale
 from tests.bench.figures import Figure, table
 from tests.rig.base import make_base, remove_base
 from tests.rig.interpreter import own_interpreter
@@ -32,6 +32,7 @@ CASES: dict[str, Callable[[cases.Ground], Iterator[Figure]]] = {
     "herd": cases.herd,
     "memory": cases.memory,
     "eviction": eviction.eviction,
+    "scale": scale.scale,
 }
 
 

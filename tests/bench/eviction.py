@@ -14,11 +14,10 @@ from cacheserver.workloads import generate
 from tests.bench.cases import Ground
 from tests.bench.figures import Figure
 
-SEEDS = (1, 2, 3)
+SEEDS = (11, 12, 13)  # the policy's constants were chosen on 1 to 4
 REQUESTS = 20_000
 PARTS = (0.05, 0.1, 0.2)  # of the trace's distinct bytes: 130 to 630 GiB; with more there is little refetching to save
-GOAL_LRU = "≤ 0.8×"
-GOAL_OFFLINE = "≤ 1.25×"
+GOALS = {"lru": "≤ 0.8×", "offline best": "≤ 1.25×"}
 
 
 def eviction(ground: Ground) -> Iterator[Figure]:
@@ -44,7 +43,7 @@ def eviction(ground: Ground) -> Iterator[Figure]:
     for outcomes, kind in ((daemon, ""), (whole, ", whole trees")):
         for other in outcomes[0]:
             if other != "gdsf":
-                goal = {"lru": GOAL_LRU, "offline best": GOAL_OFFLINE}.get(other, "")
+                goal = "" if kind else GOALS.get(other, "")
                 yield _against(outcomes, other, where + kind, goal)
 
 

@@ -302,6 +302,11 @@ def overwrite(path: Path) -> None:
     path.chmod(0o444)
 
 
+def blob_names(disk: Disk) -> list[str]:
+    """The digest that each file in blobs/ is named by."""
+    return [f + n for f in disk.fans("blobs") for n in os.listdir(disk.at("blobs", f)) if not n.startswith(".")]
+
+
 class Gate:
     """Holds downloads of some files until it is opened, and says when one has come to it."""
 

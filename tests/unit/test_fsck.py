@@ -12,7 +12,7 @@ from blake3 import blake3
 from artifactcache.errors import CacheError
 from cacheserver import fsck
 from cacheserver.words import Entry, Manifest
-from tests.unit.house import FEW, Shelf, fsck_command
+from tests.unit.house import FEW, Shelf, blob_names, fsck_command
 
 
 def test_fsck_removes_what_no_row_speaks_of(shelf: Shelf) -> None:
@@ -68,7 +68,7 @@ def test_a_file_where_the_store_needs_a_folder_is_told(shelf: Shelf, kind: str) 
     with pytest.raises(CacheError, match=f"{strange}.*move it away"):
         shelf.put(content)
     assert shelf.staging() == []
-    assert list(shelf.disk.blob_names()) == ([] if kind == "blobs" else [blob])
+    assert list(blob_names(shelf.disk)) == ([] if kind == "blobs" else [blob])
     strange.unlink()
     assert shelf.content(shelf.put(content)) == content
 

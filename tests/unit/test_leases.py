@@ -112,7 +112,7 @@ def test_who_wants_what_is_doomed_waits_and_gets_it(clock: Clock) -> None:
 
 
 def test_nothing_is_leased_and_doomed_at_once(dice: random.Random) -> None:
-    """Many threads lease, linger, doom and spare at random: each sees that what it has, it has alone or shared rightly."""
+    """Many threads lease, linger, doom and spare at random: each sees that what it has is not doomed."""
     leases = Leases(lambda: 0.0)
     trees = [f"tree {n}" for n in range(4)]
     lock = threading.Lock()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,7 @@ def old(path: str) -> str:
     return path
 
 
-def query(path: str, sql: str) -> list[tuple[object, ...]]:
+def query(path: str, sql: str) -> list[Any]:
     """What another reader of the file sees."""
     db = sqlite3.connect(path)
     try:
@@ -93,6 +94,10 @@ def test_an_old_store_ranks_its_trees_by_what_is_known_of_them(old: str) -> None
         queue = [one.item.tree for one in index.holdings.queue(0, 0, now=1e6, young_since=1e6)]
         assert queue == [tree(*TREES[uri]).digest for uri in sorted(USED, key=lambda uri: USED[uri])]
         found = index.holdings.tree(queue[0], now=60.0, young_since=40.0)
-        assert found is not None and (found.recorded_at, found.use_count, found.kept) == (50.0, 1, "younger than the grace time")
+        assert found is not None and (found.recorded_at, found.use_count, found.kept) == (
+            50.0,
+            1,
+            "younger than the grace time",
+        )
     finally:
         index.close()

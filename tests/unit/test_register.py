@@ -166,8 +166,6 @@ def test_a_last_line_that_is_torn_counts_for_nothing(path: Path, torn: int) -> N
         f"+ -1 2 {ONE}".encode(),
         f"+ 999999999999 2 {ONE}".encode(),
         f" + 1 2 {ONE}".encode(),
-        # BUG (reported, not fixed when this was written): of more than 4,300 digits `int` makes no number, and raises
-        # ValueError out of Register(): the daemon does not start until somebody has removed the file.
         f"+ {'9' * 5000} 2 {ONE}".encode(),
         f"+ 1 {'9' * 5000} {ONE}".encode(),
     ],
@@ -235,8 +233,6 @@ def with_bytes_left(path: Path, size: int, then: str) -> subprocess.CompletedPro
     return subprocess.run([sys.executable, "-c", text], check=True, capture_output=True, text=True)
 
 
-# BUG (reported, not fixed when this was written): `_write_anew` does not look at what os.write() says. On a disk that
-# is full but for some bytes it writes half of the register without an error, and renames that over the whole one.
 def test_a_full_disk_takes_nothing_that_was_known(path: Path) -> None:
     """A daemon that starts on a full disk loses no line of the register that it has read, and says so."""
     one, many = Register(str(path), BOOT), {f"{n:064x}" for n in range(100)}
@@ -248,7 +244,6 @@ def test_a_full_disk_takes_nothing_that_was_known(path: Path) -> None:
     assert "cannot be written" in ran.stderr
 
 
-# BUG (reported, not fixed when this was written): `_append` does not look at what os.write() says either.
 def test_half_of_a_line_is_told(path: Path) -> None:
     """Where only a part of a line could be written, nobody is left to think that the view is registered."""
     Register(str(path), BOOT).add(me(), ONE)

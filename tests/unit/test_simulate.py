@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 
 from artifactcache.errors import InvalidRequest
 from cacheserver import comparing
-from cacheserver.eviction import POLICIES, Lru, Policy
-from cacheserver.foresight import Future, offline_best
+from cacheserver.cli import main
+from cacheserver.eviction import POLICIES, Item, Lru, Policy
+from cacheserver.foresight import ORDERS, Future, offline_best
 from cacheserver.simulate import ONE_BY_ONE, Outcome, Replay, Watermarks, replay
 from cacheserver.traces import Fetch, Tree, written
 from cacheserver.whatif import Question, answer
@@ -151,6 +153,15 @@ def test_the_future_is_known() -> None:
     assert future.distance("a", 0.0) == 7200.0 and future.distance("b", 7200.0) == float("inf")
 
 
+@pytest.mark.parametrize("name", ORDERS)
+def test_who_knows_the_future_lets_go_what_is_used_last(name: str) -> None:
+    """Of two that are alike; and by two of three orders what is cheap to fetch again."""
+    rank, item = ORDERS[name], Item("t", 1000.0, 10.0)
+    assert rank(item, 7200.0) < rank(item, 60.0)
+    cheap = item._replace(seconds=1.0)
+    assert (rank(cheap, 60.0) < rank(item, 60.0)) == (name != "farthest next use")
+
+
 def test_the_offline_best_keeps_what_is_used_next() -> None:
     """LRU misses each one of a loop that is one too long; who knows the future misses every second one at most."""
     fetches = trace("abc" * 10)
@@ -238,6 +249,19 @@ def test_a_wrong_question_is_refused(question: Question, words: str) -> None:
     """In words that name the option."""
     with pytest.raises(InvalidRequest, match=words):
         answer(question)
+
+
+def test_the_command_prints_a_table_or_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """And says in one line what is wrong."""
+    made = ["simulate", "--generate", "ci", "--requests", "60", "--policy", "lru", "--capacity", "20%"]
+    assert main(made) == 0 and "seed 1" in capsys.readouterr().out
+    assert main([*made, "--json"]) == 0
+    assert [one["policy"] for one in json.loads(capsys.readouterr().out)["outcomes"]] == ["lru"]
+    (tmp_path / "bad").write_text("hello\n")
+    for path, words in ((tmp_path / "bad", "line 1"), (tmp_path / "none", "No such file")):
+        assert main(["simulate", "--trace", str(path)]) == 1
+        told = capsys.readouterr().err
+        assert words in told and told.count("\n") == 1
 
 
 def test_a_trace_without_fetches_is_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from cacheserver.space import Amount, Fill, Limits, parse_amount, shortage, show
+from cacheserver.space import Amount, Fill, Limits, Need, missing, parse_amount, pressure, shortage, show
 
 GIB = 2**30
 
@@ -116,3 +116,79 @@ def test_what_fits_alone_and_not_together_is_refused_to_the_second(dice: random.
 def test_bytes_are_shown_with_a_unit(count: int, text: str) -> None:
     """A number for a person."""
     assert show(count) == text
+
+
+def disk(stored: int, *, free: int = 10**6, coming: int = 0, unwritten: int = 0) -> Fill:
+    """A store on a disk of 2,000 bytes, or one that others leave enough of."""
+    return Fill(stored, coming, unwritten, total=2000, free=free)
+
+
+@pytest.mark.parametrize(
+    ("stored", "above", "need"),
+    [
+        (949, 95.0, 0),
+        (950, 95.0, 0),
+        (951, 95.0, 51),
+        (951, 90.0, 51),
+        (901, 90.0, 1),
+        (900, 90.0, 0),
+        (2000, 95.0, 1100),
+    ],
+)
+def test_a_store_above_a_watermark_goes_down_to_the_low_one(stored: int, above: float, need: int) -> None:
+    """Not to the one that it was above: then each download would begin a sweep. To the byte."""
+    limits = Limits(Amount(1000), Amount(0), high=95.0, low=90.0)
+    assert pressure(disk(stored), limits, above=above) == Need(0, need)
+
+
+def test_what_is_on_its_way_is_pressure_too() -> None:
+    """It will be held; what of it is not on the disk yet will fill that as well."""
+    limits = Limits(Amount(1000), Amount(100), high=95.0, low=90.0)
+    assert pressure(disk(800, coming=151), limits, above=95.0) == Need(0, 51)
+    assert pressure(disk(0, coming=90, unwritten=90, free=300), limits, above=95.0) == Need(0, 0)
+    # 90 are coming, all of them are yet to be written: of 95 that are free beside what stays free, 5 will be left.
+    assert pressure(disk(0, coming=90, unwritten=90, free=195), limits, above=90.0) == Need(90 - 85, 0)
+
+
+def test_a_store_gives_way_to_others_who_fill_the_disk() -> None:
+    """What it may hold is what it has and what is free beside what must stay free; below nothing there is nothing."""
+    limits = Limits(Amount(10**9), Amount(5, percent=True), high=95.0, low=90.0)
+    assert pressure(disk(1000, free=100 + 100), limits, above=95.0) == Need(0, 0)
+    assert pressure(disk(1000, free=100 + 50), limits, above=95.0) == Need(1000 - 945, 0)
+    assert pressure(disk(1000, free=100), limits, above=95.0) == Need(100, 0)
+    assert pressure(disk(1000, free=0), limits, above=95.0) == Need(1000 - 810, 0)
+    assert pressure(disk(10, free=0), limits, above=95.0).disk_bytes >= 10
+
+
+def test_a_store_that_is_empty_has_nothing_to_let_go() -> None:
+    """However little it may hold, and however full the disk is of others' bytes."""
+    assert not pressure(disk(0, free=100), Limits(Amount(0), Amount(0)), above=95.0)
+    assert not pressure(disk(0, free=100), Limits(Amount(1000), Amount(100)), above=95.0)
+
+
+def test_a_need_is_one_where_either_is(dice: random.Random) -> None:
+    """Of the disk, or of the capacity; and none where something fits, to the byte, for any numbers."""
+    assert Need(1, 0) and Need(0, 1) and not Need(0, 0)
+    for _ in range(500):
+        limits = Limits(Amount(dice.randrange(1000)), Amount(dice.randrange(300)))
+        fill = disk(
+            *[dice.randrange(500)], free=dice.randrange(1000), coming=dice.randrange(200), unwritten=dice.randrange(200)
+        )
+        needed, written = dice.randrange(1, 300), dice.randrange(50)
+        need = missing(needed, fill, limits, written=min(written, needed))
+        assert bool(need) == (shortage(needed, fill, limits, written=min(written, needed)) is not None)
+        if need.capacity_bytes:
+            less = fill._replace(stored=fill.stored - need.capacity_bytes)
+            assert missing(needed, less, limits, written=min(written, needed)).capacity_bytes == 0
+            assert missing(needed, less._replace(stored=less.stored + 1), limits).capacity_bytes == 1
+        if need.disk_bytes:
+            more = fill._replace(free=fill.free + need.disk_bytes)
+            assert missing(needed, more, limits, written=min(written, needed)).disk_bytes == 0
+
+
+def test_what_is_missing_is_named_for_both() -> None:
+    """A download can be too large for the disk and for the capacity at once: both have to be met."""
+    limits = Limits(Amount(1000), Amount(100))
+    fill = disk(900, free=150, coming=50, unwritten=30)
+    assert missing(200, fill, limits) == Need(100 - (150 - 30 - 200), 900 + 50 + 200 - 1000)
+    assert missing(200, fill, limits, written=150) == Need(30, 150)

@@ -17,7 +17,7 @@ import pytest
 from artifactcache.errors import CacheError, Corrupted
 from cacheserver.store import WATCHED_SECONDS
 from cacheserver.words import Progress, Standing
-from tests.unit.house import FEW, PATIENCE_SECONDS, Shelf
+from tests.unit.house import FEW, PATIENCE_SECONDS, Shelf, blob_names
 
 EXT4_LINKS_MAX = 65_000
 
@@ -167,7 +167,7 @@ def test_a_second_inode_is_copied_without_the_lock(shelf: Shelf, meanwhile: str)
         renewed.result(PATIENCE_SECONDS)
     assert shelf.staging() == []
     if meanwhile == "dropped":
-        assert shelf.index.all_digests() == list(shelf.disk.blob_names()) == []
+        assert shelf.index.all_digests() == list(blob_names(shelf.disk)) == []
     else:
         assert shelf.blob(digest).stat().st_ino != before
         assert shelf.disk.suspects(shelf.index.blobs([digest]).values()) == []

@@ -15,7 +15,7 @@ from blake3 import blake3
 from cacheserver.holdings import PINNED
 from cacheserver.retention import Verdict
 from cacheserver.store import ALWAYS_CHECKED_FILES_MAX
-from cacheserver.words import Held
+from cacheserver.words import Brought, Held
 from tests.unit.house import MANY, PATIENCE_SECONDS, House, fsck_command
 from tests.unit.sweeping import ALL, Place, bring, left, names, offer
 
@@ -44,7 +44,9 @@ def large(house: House, name: str) -> Held:
 
 def files(house: House) -> dict[str, tuple[int, int]]:
     """Every file of the store but the index, and every folder of a view: inode and mtime."""
-    found = [path for kind in ("blobs", "manifests", "staging", "quarantine") for path in house.root.glob(f"{kind}/**/*")]
+    found = [
+        path for kind in ("blobs", "manifests", "staging", "quarantine") for path in house.root.glob(f"{kind}/**/*")
+    ]
     found = [path for path in found if not path.is_dir()] + list(house.root.glob("views/**/*"))
     return {str(path): (path.lstat().st_ino, path.lstat().st_mtime_ns) for path in found}
 
@@ -118,18 +120,30 @@ def test_a_dry_run_changes_nothing(place: Place) -> None:
     house = place.house()
     for number, name in enumerate("abc"):
         bring(house, name, 30, 10.0 + number, shared=b"both")
-    house.origin.files["s3://bucket/c/more"] = b"more"
-    house.bring("s3://bucket/c", refresh=True)
     house.index.pins.pin("s3://bucket/b", "", owner=1, asked="b", now=house.now)
     house.sweeper.sweep(free_bytes=1, dry_run=True)  # notes uses, and gives places in the queue
     before = rows(house), files(house)
     dry = house.sweeper.sweep(free_bytes=ALL, dry_run=True)
     assert (rows(house), files(house)) == before
     assert house.sweeper.evicted_count == house.sweeper.evicted_bytes == 0
-    assert dry.kept == {PINNED: 1} and not dry.enough and sorted(left(dry)) == ["", "a", "c"]
+    assert dry.kept == {PINNED: 1} and not dry.enough and left(dry) == ["a", "c"]
     assert all(one.reason and one.size_bytes for one in dry.leaving)
     wet = house.sweeper.sweep(free_bytes=ALL)
     assert wet.leaving == dry.leaving and wet.kept == dry.kept and names(house) == "b"
+
+
+# BUG (reported, not fixed when this was written): what is to go for room is planned as if what goes by itself stayed: a
+# blob that both have is freed by neither, `enough` may be wrong, and more may be told to go than will.
+def test_a_dry_run_counts_what_both_kinds_of_going_share(place: Place) -> None:
+    """A tree without a name and one that goes for room have a blob together: both going frees it."""
+    house = place.house()
+    bring(house, "a", 30, shared=b"." * 100)
+    house.origin.files["s3://bucket/a/more"] = b"more"
+    house.bring("s3://bucket/a", refresh=True)
+    dry = house.sweeper.sweep(free_bytes=134, dry_run=True)
+    assert dry.freed_bytes == 134 and dry.enough
+    wet = house.sweeper.sweep(free_bytes=134)
+    assert wet.freed_bytes == 134 and wet.enough and wet.leaving == dry.leaving
 
 
 def test_a_hit_waits_for_no_sweep(place: Place) -> None:
@@ -138,7 +152,7 @@ def test_a_hit_waits_for_no_sweep(place: Place) -> None:
     for number in range(70):
         house.bring(offer(house, f"{number}", 10))
     house.leases.take(bring(house, "k", 10).held.tree)
-    found = []
+    found: list[tuple[list[str], Brought]] = []
 
     def meanwhile() -> None:
         hit = house.find("s3://bucket/k", view=True)
@@ -161,7 +175,7 @@ def test_who_wants_what_goes_fetches_it_again(place: Place) -> None:
     trees = [house.bring(offer(house, f"{number:02}", 10)).held.tree for number in range(40)]
     house.sweeper.sweep(free_bytes=1, dry_run=True)
     last = [one.item.tree for one in house.index.holdings.queue(0, 0, now=house.now, young_since=house.now)][-1]
-    taken = []
+    taken: list[str] = []
 
     def pause() -> None:
         if not taken:
@@ -209,7 +223,6 @@ def test_rules_go_before_room(place: Place) -> None:
     assert left(house.sweeper.sweep(free_bytes=31)) == ["b", "a"]
 
 
-# BUG (reported, not fixed when this was written): a tree that has no name and that a rule wants gone is planned twice.
 def test_what_goes_for_two_reasons_goes_once(place: Place) -> None:
     """It frees its bytes once: the rest that was asked for comes from others."""
     house = place.house()
@@ -225,8 +238,8 @@ def test_what_goes_for_two_reasons_goes_once(place: Place) -> None:
     assert house.sweeper.evicted_count == 2
 
 
-# BUG (reported, not fixed when this was written): `sweep` takes what the drops have given back to the disk from what the
-# capacity needs, too; what is linked outside gives nothing back there, and makes room within the capacity all the same.
+# BUG (reported, not fixed when this was written): `sweep` takes what the drops have given back to the disk from what
+# the capacity needs, too; what is linked outside gives nothing back there, and makes room within the capacity anyway.
 def test_what_rules_drop_counts_for_the_capacity(place: Place, tmp_path: Path) -> None:
     """Also where its bytes stay on the disk, linked elsewhere: nothing more goes than has to."""
     house = place.house(100)
