@@ -78,7 +78,7 @@ def explanation(held: pb.HeldArtifact, given: Circumstances) -> pb.ExplainReply:
         place=0 if given.is_kept else given.place,
         queue_length=given.length,
         freed_bytes=given.freed_bytes,
-        refetch_seconds=given.tree.item.seconds,
+        refetch_seconds=given.tree.seconds,
     )
 
 

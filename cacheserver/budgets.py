@@ -148,7 +148,7 @@ class Budgets:
             self._sweeper.note_uses()
             held = self._ledger.of_group(one.number) if one.is_group else self._ledger.of_user(one.number)
             with self._lock:
-                over = held + self._coming[_key(one)] + needed - limit
+                over = round(held) + self._coming[_key(one)] + needed - limit
                 if over <= 0:
                     self._coming[_key(one)] += needed
                     return
@@ -158,7 +158,7 @@ class Budgets:
             kept = self._sweeper.relieve(users, over, f"{one.title} is over its quota")
         told = ", ".join(f"{count} {reason}" for reason, count in sorted(kept.items()))
         raise QuotaExceeded(
-            f"{what}: {show(needed)} more are {show(over)} too many for {one.title}, who holds {show(held)} of"
+            f"{what}: {show(needed)} more are {show(over)} too many for {one.title}, who holds {show(round(held))} of"
             f" {show(limit)} (what others share is split among them). What would free it: "
             + (f"releasing what has to stay, in trees: {told}; or " if told else "")
             + f"a higher {one.section} held."

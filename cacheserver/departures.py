@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from artifactcache.errors import NoSpace
 from cacheserver import ballast
 from cacheserver.disk import Disk
-from cacheserver.eviction import Blob
 from cacheserver.faults import trouble
 from cacheserver.holdings import Gone
 from cacheserver.index import Index
+from cacheserver.planning import Blob
 
 
 class Departures:

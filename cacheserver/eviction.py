@@ -1,4 +1,4 @@
-"""Which trees go when room is needed: policies, and the plan that follows from them.
+"""Which trees go first when room is needed: the policies.
 
 Law of this file: values in, a plan out; it touches nothing, and the same code decides in the daemon and in the
 simulator. A plan is advice: who executes it looks again at leases and pins.
@@ -7,12 +7,8 @@ simulator. A plan is advice: who executes it looks again at leases and pins.
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
-
-from cacheserver.space import Need
 
 MIB = 1 << 20
 BURST_SECONDS = 600.0  # jobs that one push or one sweep starts: they say once, not thirty times, that a tree is wanted
@@ -53,23 +49,6 @@ class Item(NamedTuple):
     share_bytes: float
     seconds: float
     usage: Usage = Usage()
-
-
-class Blob(NamedTuple):
-    """A blob of a tree: how many trees have it, and whether it is hard-linked outside the store: then its bytes stay on
-    the disk when its row goes."""
-
-    key: Hashable
-    size_bytes: int
-    holder_count: int
-    is_linked: bool = False
-
-
-class Candidate(NamedTuple):
-    """A tree in its queue, and why it must stay; empty where it may go."""
-
-    item: Item
-    kept: str = ""
 
 
 class Policy(Protocol):
@@ -213,156 +192,6 @@ class S3Fifo:
 
 
 POLICIES: Mapping[str, Policy] = {policy.name: policy for policy in (Gdsf(), Lru(), S3Fifo())}
-
-
-class Eviction(NamedTuple):
-    """A tree that is to go, the bytes that this gives back to the disk, and why."""
-
-    tree: str
-    freed_bytes: int
-    reason: str
-
-
-@dataclass
-class Plan:
-    """What is to go, in this order, and what else follows.
-
-    Attributes:
-        freed_bytes: what all of it gives back to the disk.
-        held_bytes: what the store holds less afterwards: more, where blobs are hard-linked outside.
-        spared: what the policy remembers from now on of those that it let stay.
-        kept: of those that had to stay, how many for each reason.
-        age: of the policy, when all of it has gone.
-    """
-
-    age: float
-    evict: list[Eviction] = field(default_factory=list)
-    freed_bytes: int = 0
-    held_bytes: int = 0
-    spared: dict[str, Usage] = field(default_factory=dict)
-    kept: Counter[str] = field(default_factory=Counter)
-
-
-BlobsOf = Callable[[str], Iterable[Blob]]
-Levels = Iterable[Sequence[Iterator[Candidate]]]
-
-
-LINKED = "hard-linked outside the store: evicting it would free nothing"
-
-
-def plan_eviction(
-    policy: Policy,
-    levels: Levels,
-    queued_bytes: Sequence[float],
-    blobs_of: BlobsOf,
-    need: Need,
-    *,
-    age: float,
-    now: float,
-) -> Plan:
-    """What has to go for `need` bytes.
-
-    Args:
-        levels: the policy's queues, each in the order of ranks, for each level of priority: the lower levels first.
-            They are read no further than it takes.
-        queued_bytes: bytes in each of the policy's queues, of all levels.
-        blobs_of: the blobs of a tree, asked for when it is its turn.
-        age: of the policy, until now.
-    """
-    work = _Work(policy, blobs_of, need, now, Plan(age), list(queued_bytes))
-    for queues in levels:
-        work.level(queues)
-        if work.is_done():
-            return work.plan
-    work.last_resort()
-    return work.plan
-
-
-def plan_drops(drops: Iterable[tuple[Candidate, str]], blobs_of: BlobsOf, *, age: float) -> Plan:
-    """What has to go whether or not room is needed: trees, each with the reason that a rule gives."""
-    work = _Work(Lru(), blobs_of, Need(0, 0), 0.0, Plan(age), [0.0])
-    for candidate, reason in drops:
-        if candidate.kept:
-            work.plan.kept[candidate.kept] += 1
-        else:
-            work.out(candidate.item, blobs_of(candidate.item.tree), reason)
-    return work.plan
-
-
-@dataclass
-class _Work:
-    """A plan in the making."""
-
-    policy: Policy
-    blobs_of: BlobsOf
-    need: Need
-    now: float
-    plan: Plan
-    queued: list[float]
-    holders: dict[Hashable, int] = field(default_factory=dict)  # of blobs, less those trees that are to go already
-    linked: list[tuple[Item, tuple[Blob, ...]]] = field(default_factory=list)  # wholly outside the store too
-    spared_count: int = 0
-
-    def is_done(self) -> bool:
-        """Whether enough is to go."""
-        plan, need = self.plan, self.need
-        return plan.freed_bytes >= need.disk_bytes and plan.held_bytes >= need.capacity_bytes
-
-    def level(self, queues: Sequence[Iterator[Candidate]]) -> None:
-        """Goes through one level's queues until enough is to go."""
-        behind: list[deque[Candidate]] = [deque() for _ in queues]  # those that came to the end of a queue by now
-        while not self.is_done():
-            first = self.policy.turn(self.queued)
-            for number in (first, *(n for n in range(len(queues)) if n != first)):
-                candidate = next(queues[number], None) or (behind[number].popleft() if behind[number] else None)
-                if candidate is not None:
-                    break
-            else:
-                return
-            item = candidate.item
-            if candidate.kept:
-                self.plan.kept[candidate.kept] += 1
-                self.queued[number] -= item.share_bytes
-                continue
-            self.spared_count += 1
-            usage = self.policy.spared(item, self.now + self.spared_count * 1e-6)
-            self.queued[number] -= item.share_bytes
-            if usage is None:
-                blobs = tuple(self.blobs_of(item.tree))
-                if blobs and all(blob.is_linked for blob in blobs):  # nothing comes of it, now or with other trees
-                    self.linked.append((item, blobs))
-                else:
-                    self.out(item, blobs, self.policy.words(item, self.now))
-                continue
-            self.plan.spared[item.tree] = usage
-            self.queued[usage.queue] += item.share_bytes
-            behind[usage.queue].append(Candidate(item._replace(usage=usage)))
-
-    def out(self, item: Item, blobs: Iterable[Blob], reason: str) -> None:
-        """This one is to go."""
-        freed = held = 0
-        for blob in blobs:
-            left = self.holders.get(blob.key, blob.holder_count) - 1
-            self.holders[blob.key] = left
-            if left <= 0:
-                held += blob.size_bytes
-                freed += 0 if blob.is_linked else blob.size_bytes
-        plan = self.plan
-        plan.evict.append(Eviction(item.tree, freed, reason))
-        plan.freed_bytes += freed
-        plan.held_bytes += held
-        plan.age = self.policy.older(item, plan.age)
-        plan.spared.pop(item.tree, None)
-
-    def last_resort(self) -> None:
-        """What frees nothing on the disk still counts for the capacity, and goes only for that."""
-        for item, blobs in self.linked:
-            if self.plan.held_bytes >= self.need.capacity_bytes:
-                self.plan.kept[LINKED] += 1
-            else:
-                self.out(
-                    item, blobs, f"{self.policy.words(item, self.now)}; its bytes stay on the disk, linked elsewhere"
-                )
 
 
 def refetch_seconds(seconds: float, fetched_bytes: int, size_bytes: int, seconds_per_byte: float) -> float:

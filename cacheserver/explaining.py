@@ -10,9 +10,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cacheserver.eviction import LINKED, Blob, Policy
+from cacheserver.eviction import Policy
 from cacheserver.holdings import Tree
 from cacheserver.pins import CONFIGURATION, Pin
+from cacheserver.planning import LINKED, Blob
 from cacheserver.space import show
 
 
@@ -97,7 +98,7 @@ def _going(given: Circumstances) -> Iterator[str]:
     linked = sum(b.size_bytes for b in given.blobs if b.holder_count <= 1 and b.is_linked)
     yield (
         f"Its going would give {show(given.freed_bytes)} back to the disk, and fetching it again take"
-        f" {item.seconds:.1f} s."
+        f" {tree.seconds:.1f} s."
     )
     if shared:
         yield f"{show(shared)} of it are part of other trees as well, and stay with them."

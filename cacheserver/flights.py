@@ -15,7 +15,7 @@ V = TypeVar("V")
 
 @dataclass(eq=False)
 class Flight(Generic[V]):
-    """Work under way: what it will give, how far it is, and how many wait for it, or have not yet taken what it gave."""
+    """Work under way: what it will give, how far it is, and how many wait for that, or have not taken it yet."""
 
     future: Future[V] = field(default_factory=Future)
     progress: Progress = field(default_factory=Progress)

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from cacheserver.database import VARIABLES_MAX, Tables
-from cacheserver.eviction import Blob, Candidate, Item, Policy, Usage, refetch_seconds
+from cacheserver.eviction import Item, Policy, Usage, refetch_seconds, share_seconds
+from cacheserver.planning import Blob, Candidate
 
 CHUNK_TREES = 256  # read at a time: a millisecond
 GHOSTS_MAX = 100_000  # evicted trees that are remembered: about 15 MB
@@ -38,9 +39,10 @@ class Gone(NamedTuple):
 
 
 class Tree(NamedTuple):
-    """What is known of one tree."""
+    """What is known of one tree; `seconds` is what it would take to fetch all of it again."""
 
     item: Item
+    seconds: float
     level: int
     kept: str
     use_count: int
@@ -139,7 +141,9 @@ class Holdings:
         more = self._tables.one(
             "SELECT level, use_count, recorded_at, kept_until, drop_at FROM trees WHERE id = ?", row[0]
         )
-        return Tree(_item(row, self._rate()), more[0], _kept(row, now, young_since), *more[1:])
+        return Tree(
+            _item(row, self._rate()), _seconds(row, self._rate()), more[0], _kept(row, now, young_since), *more[1:]
+        )
 
     def place(self, tree: Tree) -> tuple[int, int]:
         """How many trees stand before this one, and how many there are; by the ranks alone, whatever keeps them."""
@@ -174,7 +178,7 @@ class Holdings:
         blobs = self._tables.survey(
             "SELECT b.digest, b.size FROM members m JOIN blobs b ON b.id = m.blob WHERE m.tree = ?", row[0][0]
         )
-        return round(_item(row[0], self._rate()).seconds, 3), blobs
+        return round(_seconds(row[0], self._rate()), 3), blobs
 
     def has(self, tree: str) -> bool:
         """Whether a tree is held."""
@@ -217,7 +221,7 @@ class Holdings:
                     tree,
                 )
                 if times:
-                    self._rank(tree, lambda item, times=times, at=at: policy.used(item, times, self.age(), at))  # type: ignore[misc]
+                    self._rank(tree, lambda item, times=times, at=at: policy.used(item, times, self.age(), at))
 
     def moved(self, spared: dict[str, Usage]) -> None:
         """Trees that a plan has moved to other places of the queues."""
@@ -240,7 +244,7 @@ class Holdings:
         rows = self._tables.survey("SELECT digest, used_at, use_count FROM trees WHERE queue = -1 LIMIT ?", limit)
         with self._tables.transaction():
             for tree, at, count in rows:
-                self._rank(tree, lambda item, at=at, count=count: _from_history(policy, item, at, count))  # type: ignore[misc]
+                self._rank(tree, lambda item, at=at, count=count: _from_history(policy, item, at, count))
         return len(rows) == limit
 
     def _rank(self, tree: str, usage: Any) -> None:
@@ -253,7 +257,8 @@ class Holdings:
             " JOIN blobs b ON b.id = m.blob WHERE m.tree = ?",
             row[0],
         )[0]
-        placed: Usage = usage(_item(row, self._rate())._replace(share_bytes=share))
+        seconds = share_seconds(_seconds(row, self._rate()), row[5], share)
+        placed: Usage = usage(_item(row, self._rate())._replace(share_bytes=share, seconds=seconds))
         self._tables.do(
             "UPDATE trees SET share_bytes = ?, queue = ?, rank = ?, counted = ?, counted_at = ? WHERE id = ?",
             share,
@@ -335,14 +340,10 @@ class Holdings:
         self._tables.many("INSERT OR IGNORE INTO leaving (name) VALUES (?)", names)
 
     def _remember(self, row: Any, now: float) -> None:
-        digest, queue, rank, counted, counted_at = row[1], *row[6:10]
         self._tables.do(
             "INSERT OR REPLACE INTO ghosts (tree, queue, rank, counted, counted_at, gone_at) VALUES (?, ?, ?, ?, ?, ?)",
-            digest,
-            queue,
-            rank,
-            counted,
-            counted_at,
+            row[1],
+            *row[6:10],
             now,
         )
         self._tables.do(
@@ -369,8 +370,13 @@ class Holdings:
 
 
 def _item(row: Any, rate: float) -> Item:
-    _, digest, share, seconds, fetched, size, queue, rank, counted, counted_at, *_ = row
-    return Item(digest, share, refetch_seconds(seconds, fetched, size, rate), Usage(queue, rank, counted, counted_at))
+    digest, share, size = row[1], row[2], row[5]
+    return Item(digest, share, share_seconds(_seconds(row, rate), size, share), Usage(*row[6:10]))
+
+
+def _seconds(row: Any, rate: float) -> float:
+    """What it would take to fetch all of it again."""
+    return refetch_seconds(row[3], row[4], row[5], rate)
 
 
 def _kept(row: Any, now: float, young_since: float) -> str:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from cacheserver.database import Tables
 
 _CHARGE = """
-    SELECT coalesce(sum(CAST(b.size AS REAL) / b.holder_count / (SELECT count(*) FROM accounts x WHERE x.tree = a.tree)), 0)
-    FROM accounts a JOIN members m ON m.tree = a.tree JOIN blobs b ON b.id = m.blob WHERE
+    SELECT coalesce(sum(
+        CAST(b.size AS REAL) / b.holder_count / (SELECT count(*) FROM accounts x WHERE x.tree = a.tree)
+    ), 0) FROM accounts a JOIN members m ON m.tree = a.tree JOIN blobs b ON b.id = m.blob WHERE
 """
 
 

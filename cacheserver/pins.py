@@ -33,6 +33,13 @@ class Pins:
     def pin(self, uri: str, selection: str, *, owner: int, asked: str, now: float, seconds: float = math.inf) -> bool:
         """Pins an artifact that is held, once for each owner. Returns False where it is not held."""
         with self._tables.transaction():
+            self._tables.do(
+                "DELETE FROM pins WHERE origin = ? AND uri = ? AND selection = ? AND owner = ?",
+                self._origin,
+                uri,
+                selection,
+                owner,
+            )
             return self._insert(uri, selection, owner, asked, now, seconds)
 
     def unpin(self, names: list[str], selection: str) -> list[str]:

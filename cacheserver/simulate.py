@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from cacheserver.eviction import Blob, Candidate, Item, Policy, Usage, plan_eviction, share_seconds
+from cacheserver.eviction import Item, Policy, Usage, share_seconds
+from cacheserver.planning import Blob, Candidate, plan_eviction
 from cacheserver.space import Need
 from cacheserver.traces import Fetch, Tree
 

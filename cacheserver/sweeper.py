@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from artifactcache.errors import NoSpace
 from cacheserver import space
-from cacheserver.eviction import Candidate, Eviction, Plan, Policy, plan_drops, plan_eviction
+from cacheserver.eviction import Policy
 from cacheserver.leases import Leases
+from cacheserver.planning import Candidate, Eviction, Plan, plan_eviction
 from cacheserver.reservations import Promise, Reservations
 from cacheserver.space import Need
 from cacheserver.store import Store
@@ -171,11 +172,7 @@ class Sweeper:
             limits = self.reservations.limits
             need = space.pressure(self.reservations.fill(), limits, above=limits.low)
             need = Need(max(need.disk_bytes, free_bytes), need.capacity_bytes)
-            drops = self._drops(dry_run=dry_run)
-            freed = drops.freed_bytes
-            rest = Need(max(0, need.disk_bytes - freed), max(0, need.capacity_bytes - freed))
-            swept = self._sweep(rest, dry_run=dry_run, without=frozenset(one.tree for one in drops.leaving))
-            return Swept(drops.leaving + swept.leaving, need, _sum(drops.kept, swept.kept), swept.enough)
+            return self._sweep(need, self._due(), dry_run=dry_run)
 
     def relieve(self, users: Sequence[int], excess: float, why: str) -> dict[str, int]:
         """Lets go what only these users have on their accounts, until that is so many bytes less; nothing where so much
@@ -194,11 +191,12 @@ class Sweeper:
                     chosen.append((one, f"{why}; {self.policy.words(one.item, now)}"))
                     excess -= one.item.share_bytes
             if excess <= 0:
-                self._execute(plan_drops(chosen, self._store.departures.blobs_of, age=self._holdings.age()))
+                self._execute(self._plan(Need(0, 0), chosen))
         return dict(kept)
 
     def watch(self) -> bool:
-        """Looks how full the disk and the store are, and sweeps where that is too full. Returns whether anything went."""
+        """Looks how full the disk and the store are, and sweeps where that is too full. Returns whether anything
+        went."""
         limits = self.reservations.limits
         self._patience = max(0, self._patience - 1)
         if self._patience or not space.pressure(self.reservations.fill(), limits, above=limits.high):
@@ -219,46 +217,45 @@ class Sweeper:
     def tidy(self) -> None:
         """Lets go what rules want gone, and what nobody can reach any more; writes down what was used."""
         with self._turn:
-            self._look_around()
             self._store.departures.tidy()
-            self._drops(dry_run=False)
+            self._look_around()
+            if due := self._due():
+                self._sweep(Need(0, 0), due)
 
     def _sweep(
-        self, need: Need, *, all_or_nothing: bool = False, dry_run: bool = False, without: frozenset[str] = frozenset()
+        self,
+        need: Need,
+        drops: Sequence[tuple[Candidate, str]] = (),
+        *,
+        all_or_nothing: bool = False,
+        dry_run: bool = False,
     ) -> Swept:
-        if not need:
+        if not need and not drops:
             return Swept((), need, {}, True)
         self._look_around()
-        plan = self._plan(need, without)
+        plan = self._plan(need, drops)
         enough = plan.freed_bytes >= need.disk_bytes and plan.held_bytes >= need.capacity_bytes
         if dry_run or (all_or_nothing and not enough):
             return Swept(self._described(plan.evict) if dry_run else (), need, dict(plan.kept), enough)
         return Swept(self._execute(plan), need, dict(plan.kept), enough)
 
-    def _plan(self, need: Need, without: frozenset[str]) -> Plan:
-        now, holdings = self._clocks.now(), self._holdings
+    def _plan(self, need: Need, drops: Sequence[tuple[Candidate, str]]) -> Plan:
+        now, holdings, dropped = self._clocks.now(), self._holdings, {one.item.tree for one, _ in drops}
 
         def queue(level: int, number: int) -> Iterator[Candidate]:
             found = holdings.queue(level, number, now=now, young_since=now - self.grace_seconds)
-            return self._unleased(one for one in found if one.item.tree not in without)
+            return self._unleased(one for one in found if one.item.tree not in dropped)
 
         levels = ([queue(level, n) for n in range(self.policy.queue_count)] for level in holdings.levels())
         queued = holdings.queued_bytes(self.policy.queue_count)
         blobs_of = self._store.departures.blobs_of
-        return plan_eviction(self.policy, levels, queued, blobs_of, need, age=holdings.age(), now=now)
+        return plan_eviction(self.policy, levels, queued, blobs_of, need, age=holdings.age(), now=now, drops=drops)
 
-    def _drops(self, *, dry_run: bool) -> Swept:
+    def _due(self) -> list[tuple[Candidate, str]]:
+        """What is to go whether or not room is needed, each with the reason."""
         now = self._clocks.now()
         due = self._holdings.drops(now=now, young_since=now - self.grace_seconds)
-        reasons = {candidate.item.tree: why for candidate, why in due}
-        free = self._unleased(candidate for candidate, _ in due)
-        plan = plan_drops(
-            ((one, reasons[one.item.tree]) for one in free),
-            self._store.departures.blobs_of,
-            age=self._holdings.age(),
-        )
-        leaving = self._described(plan.evict) if dry_run else self._execute(plan)
-        return Swept(leaving, Need(0, 0), dict(plan.kept), True)
+        return list(zip(self._unleased(one for one, _ in due), (why for _, why in due), strict=True))
 
     def _unleased(self, candidates: Iterator[Candidate]) -> Iterator[Candidate]:
         for number, one in enumerate(candidates, start=1):
@@ -303,10 +300,6 @@ class Sweeper:
         self.note_uses()
         while self._holdings.rank_some(self.policy, RANKED_TREES):
             self._clocks.pause()
-
-
-def _sum(*counts: dict[str, int]) -> dict[str, int]:
-    return dict(sum((Counter(one) for one in counts), Counter()))
 
 
 def _stayed(kept: dict[str, int]) -> str:

@@ -309,8 +309,9 @@ class Progress:
     """How far a piece of work is. One side adds, others read; each number on its own is true.
 
     `bytes_kept` are those of `bytes_done` that are blobs by now, `bytes_found` those that an earlier attempt had left.
-    `trees` are leased for it. `active` has the files being written now, with their listed sizes; `transports` what brings them. `is_wanted` is set
-    to False by who reads, where nobody waits for the work any more. `was_short`: the disk was full in the middle of it.
+    `trees` are leased for it. `active` has the files being written now, with their listed sizes; `transports` what
+    brings them. `is_wanted` is set to False by who reads, where nobody waits for the work any more. `was_short`: the
+    disk was full in the middle of it.
     """
 
     bytes_total: int = 0

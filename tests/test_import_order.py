@@ -37,6 +37,7 @@ ORDER = (
     "quotas",
     "uses",
     "eviction",
+    "planning",
     "traces",
     "workloads",
     "simulate",
@@ -119,7 +120,7 @@ ORDER = (
 # These rooms are values and decisions: no disk, no clock, no network, no environment, no randomness.
 PURE = (
     *("names", "words", "bounded", "selection", "uris", "space", "retention", "allowances", "readers", "toml_lines"),
-    *("config", "advice", "place", "flights", "trees", "eviction"),
+    *("config", "advice", "place", "flights", "trees", "eviction", "planning"),
     *("traces", "workloads", "simulate", "foresight"),
 )
 IMPURE = {

@@ -61,7 +61,9 @@ def test_a_view_outlives_the_daemon(
             assert call(bob, "warm", *uris)[0]["hit"]
         assert {call(operator, "explain", uri)["is_kept"] for uri in uris} == {True}
     assert all((daemon.root / "views" / digest).exists() for digest in digests)
-    until(lambda: sweep_all(operator) is not None and not held(operator), "the daemon to see that the job has ended", 90)
+    until(
+        lambda: sweep_all(operator) is not None and not held(operator), "the daemon to see that the job has ended", 90
+    )
     assert not any((daemon.root / "views" / digest).exists() for digest in digests)
     assert_whole(daemon)
 
@@ -128,10 +130,17 @@ def test_a_store_far_above_its_capacity_is_served_at_once(
     assert_whole(daemon)
 
 
+@pytest.mark.parametrize("when", ["before it starts", "just after"])
 def test_a_full_disk_at_the_start(
-    small_disk: Filesystem, start_daemon: StartDaemon, caller_of: CallerOf, mlflow_file: MlflowServer, room: Path
+    small_disk: Filesystem,
+    start_daemon: StartDaemon,
+    caller_of: CallerOf,
+    mlflow_file: MlflowServer,
+    room: Path,
+    when: str,
 ) -> None:
-    """Not a block is free when the daemon starts: it says so, and serves what it has."""
+    """Somebody takes all that is free while no daemon runs, or before the first has written anything: it says so,
+    serves what it has, and makes room."""
     daemon = start_daemon(mlflow_file.uri, root=small_disk.root / "store", min_free="5%", grace=0.0)
     alice, operator = caller_of(daemon, room), caller_of(daemon, room, "root")
     with crowd.shelf(mlflow_file, artifact_count=20, file_count=1, file_bytes=1 << 20) as shelf:
@@ -140,25 +149,27 @@ def test_a_full_disk_at_the_start(
         for uri in uris[:2]:
             alice.fetch(uri)  # which builds its view: there is no room for that later
         daemon.stop()
-        filler = _fill_to_the_last_block(small_disk.root / "filler")
-        daemon.start()
+        filler = small_disk.root / "filler"
+        for step in (daemon.start, lambda: _fill(filler)) if when == "just after" else (lambda: _fill(filler), daemon.start):
+            step()
         with alice.start(_JOB, uris=uris[:1], other=uris[1]) as job:
             job.hear()
             assert _read(job) == [shelf.files(0)]
             assert trees.read(alice.fetch(uris[0], alice.cwd / "copy").path) == shelf.files(0)
             job.say("end")
-        assert "full" in daemon.read_log()
+        if when == "before it starts":
+            assert "full" in daemon.read_log()
         assert "move it away" not in daemon.read_log()
         disk = shutil.disk_usage(small_disk.root)
-        until(lambda: shutil.disk_usage(small_disk.root).free >= disk.total // 20, "the store to give way")
+        until(lambda: shutil.disk_usage(small_disk.root).free >= disk.total // 20, lambda: f"the store to give way\n{daemon.read_log()[-4000:]}")
         filler.unlink()
         assert trees.read(alice.fetch(uris[0], alice.cwd / "again").path) == shelf.files(0)
         assert operator.run("import artifactcache\nresult = artifactcache.Client().ping().pid") == daemon.pid
     assert_whole(daemon)
 
 
-def _fill_to_the_last_block(path: Path) -> Path:
-    """Takes all that is free."""
+def _fill(path: Path) -> None:
+    """Takes all that is free, to the last block."""
     with path.open("wb", buffering=0) as file:
         for piece in (1 << 20, 4096, 1):
             try:
@@ -167,4 +178,3 @@ def _fill_to_the_last_block(path: Path) -> Path:
                     os.fsync(file.fileno())
             except OSError:
                 continue
-    return path

@@ -93,9 +93,7 @@ def test_the_disk_is_never_full(
     """Four processes of two users fetch many times the disk's size, as views that some keep for a while, as hard links
     and as copies, which are on the same disk: not one error, every byte right, and always something free."""
     small = disk(disk_bytes)
-    with crowd.shelf(
-        mlflow_file, artifact_count=artifact_count, file_count=file_count, file_bytes=file_bytes
-    ) as shelf:
+    with crowd.shelf(mlflow_file, artifact_count=artifact_count, file_count=file_count, file_bytes=file_bytes) as shelf:
         assert shelf.total_bytes > disk_bytes
         assert fetch_count * shelf.artifact_bytes > 10 * disk_bytes
         daemon = start_daemon(mlflow_file.uri, root=small.root / "store", grace=0.0, min_free="10%")
@@ -134,9 +132,7 @@ def test_another_program_fills_the_disk_meanwhile(
         """
         with (
             holder.start(keep, uri=shelf.uri_of(0)) as keeping,
-            crowd.crowd(
-                callers, shelf, seed=SEED, fetch_count=100, tolerated=("NoSpace",), say_after=30
-            ) as jobs,
+            crowd.crowd(callers, shelf, seed=SEED, fetch_count=100, tolerated=("NoSpace",), say_after=30) as jobs,
         ):
             keeping.hear()
             for job in jobs:
@@ -159,7 +155,9 @@ def test_another_program_fills_the_disk_meanwhile(
 
 def _fill(path: Path) -> Path:
     """Takes what is free now: root asks for no store's leave."""
-    subprocess.run(("dd", "if=/dev/zero", f"of={path}", "bs=64K", "status=none"), stderr=subprocess.DEVNULL, check=False)
+    subprocess.run(
+        ("dd", "if=/dev/zero", f"of={path}", "bs=64K", "status=none"), stderr=subprocess.DEVNULL, check=False
+    )
     os.sync()
     return path
 

@@ -107,7 +107,9 @@ def _hits(big: Daemon, small: Daemon, uris: Sequence[str]) -> Iterator[Figure]:
             took, count = _beside(big, "dry", full, uris, beside)
             planned.append(took)
             assert count == SWEPT_TREES, count
-        yield Figure(f"sweep of {SWEPT_TREES:,} trees, planned only", milliseconds(statistics.median(planned)), "", "", "1 s")
+        yield Figure(
+            f"sweep of {SWEPT_TREES:,} trees, planned only", milliseconds(statistics.median(planned)), "", "", "1 s"
+        )
         yield _figure("the view while sweeps are planned", beside, bare)
 
         alone, _ = _beside(big, "go", None, uris, Hits())

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from artifactcache.errors import CacheError
-from cacheserver.eviction import Blob
 from cacheserver.holdings import Gone
+from cacheserver.planning import Blob
 from cacheserver.words import Held
 from tests.unit.house import FEW, PATIENCE_SECONDS, Shelf, fsck_command
 

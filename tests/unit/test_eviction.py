@@ -8,24 +8,19 @@ import pytest
 
 from cacheserver.eviction import (
     BURST_SECONDS,
-    LINKED,
     MIB,
     POLICIES,
     S3_COUNT_MAX,
-    Blob,
-    Candidate,
     Gdsf,
     Item,
     Lru,
-    Plan,
     Policy,
     S3Fifo,
     Usage,
-    plan_drops,
-    plan_eviction,
     refetch_seconds,
     share_seconds,
 )
+from cacheserver.planning import LINKED, Blob, Candidate, Plan, plan_eviction
 from cacheserver.space import Need
 
 NOW = 1_000_000.0
@@ -204,7 +199,7 @@ def test_what_a_rule_drops_goes_whether_or_not_room_is_needed() -> None:
     shelf.add("old", ranked(0), own(0))
     shelf.add("pinned", ranked(1), own(1))
     drops = [(Candidate(shelf.items["old"]), "unused for 30 d"), (Candidate(shelf.items["pinned"], "pinned"), "unused")]
-    plan = plan_drops(drops, lambda tree: shelf.blobs[tree], age=3.0)
+    plan = plan_eviction(Lru(), [], [0.0], lambda tree: shelf.blobs[tree], Need(0, 0), age=3.0, now=NOW, drops=drops)
     assert plan.evict == [("old", 10, "unused for 30 d")] and plan.kept == {"pinned": 1} and plan.age == 3.0
 
 

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from cacheserver.eviction import MIB, POLICIES, Blob, Item, Usage
+from cacheserver.eviction import MIB, POLICIES, Item, Usage
 from cacheserver.explaining import Circumstances, sentences
 from cacheserver.holdings import PINNED, YOUNG, Tree
 from cacheserver.pins import CONFIGURATION, Pin
+from cacheserver.planning import Blob
 
 NOW = 1_700_000_000.0
 ITEM = Item("t" * 64, 6 * MIB, 2.5, Usage(0, 1.0, 3, NOW - 7200))
-TREE = Tree(ITEM, level=0, kept="", use_count=3, recorded_at=NOW - 86_400, kept_until=0.0, drop_at=None)
+TREE = Tree(ITEM, 2.5, level=0, kept="", use_count=3, recorded_at=NOW - 86_400, kept_until=0.0, drop_at=None)
 BLOBS = (Blob(1, 4 * MIB, 1), Blob(2, 2 * MIB, 1))
 PIN = Pin("models:/m/1", 1000, "models:/m@champion", math.inf)
 

@@ -287,7 +287,7 @@ def test_holders_are_counted_rightly(path: str, index: Index, dice: random.Rando
             case 4:
                 index.forget_blob(blob(some[0]).digest)
             case 5:
-                index.rejoin(tree(*some).digest, [blob(n).digest for n in some])
+                index.rejoin(tree(*some).digest, {blob(n).digest: 1 for n in some})
             case 6:
                 index.holdings.remove_unheld()
                 index.holdings.drop_arrivals(now - dice.randrange(30))

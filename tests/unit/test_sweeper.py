@@ -10,8 +10,8 @@ import pytest
 
 from artifactcache.errors import NoSpace
 from cacheserver.disk import Space
-from cacheserver.eviction import LINKED
 from cacheserver.holdings import PINNED, RULED, YOUNG
+from cacheserver.planning import LINKED
 from cacheserver.reservations import FILE_BYTES
 from cacheserver.retention import Verdict
 from cacheserver.sweeper import FAILED_ROUNDS, LEASED, STEP_TREES
