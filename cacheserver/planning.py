@@ -97,9 +97,10 @@ def plan_eviction(
             work.out(_Turn(candidate.item, tuple(blobs_of(candidate.item.tree)), reason))
     for queues in levels:
         if work.is_done():
-            return work.plan
+            break
         work.level(queues)
-    work.last_resort()
+    if not work.is_done():
+        work.last_resort()
     return work.plan
 
 

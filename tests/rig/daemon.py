@@ -172,6 +172,7 @@ def config_text(
     local_roots: tuple[str, ...] = (),
     grace: float = 60.0,
     policy: str = "gdsf",
+    trace: str = "",
     more: str = "",
 ) -> str:
     """A configuration with the keys that are fixed; `more` is TOML that follows."""
@@ -180,6 +181,6 @@ def config_text(
         f'[origin]\ntracking_uri = "{tracking_uri}"\nunreachable_after = {unreachable_after}\n'
         f"relist_after = {relist_after}\nalias_ttl = {alias_ttl}\nstale_after = {stale_after}\n"
         f"local_roots = {json.dumps(local_roots)}\n"
-        f'[eviction]\npolicy = "{policy}"\ngrace = {grace}\n'
+        f'[eviction]\npolicy = "{policy}"\ngrace = {grace}\ntrace = "{trace}"\n'
         f'[access]\ncheck = "{check}"\n{more}'
     )
