@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from tests.rig.caller import Caller
 from tests.rig.counting import CountingProxy
 from tests.rig.daemon import Daemon
 from tests.rig.mlflow_server import MlflowServer
-from tests.rig.upkeep import call, held, new_artifact
+from tests.rig.until import until
+from tests.rig.upkeep import call, held, new_artifact, sweep_all
 from tests.rig.users import User, reason_not_to_add
 
 KIB = 1024
@@ -35,6 +37,17 @@ def daemon(module_start: StartDaemon, origin: CountingProxy, all_users: dict[str
 def root(daemon: Daemon, room: Path, caller_of: CallerOf) -> Caller:
     """Root, who has no quota."""
     return caller_of(daemon, room, "root")
+
+
+@pytest.fixture(autouse=True)
+def _emptied(root: Caller) -> None:
+    """Nobody holds anything of an earlier test."""
+
+    def is_empty() -> bool:
+        sweep_all(root)
+        return not held(root)
+
+    until(is_empty, "all to go")
 
 
 def artifact(server: MlflowServer, kib: int) -> str:
@@ -100,15 +113,14 @@ def test_downloads_at_a_time(alice: Caller, bob: Caller, origin: CountingProxy, 
     """The second is refused while the first is under way; to wait for what somebody brings is none, nor are others'."""
     first, second = artifact(mlflow_proxied, 1), artifact(mlflow_proxied, 1)
     fetch = "import artifactcache\nresult = artifactcache.fetch(uri, dst).origin_bytes"
-    with origin.holding():
-        with alice.start(fetch, uri=first, dst="one") as brings, alice.start(fetch, uri=first, dst="two") as waits:
+    with contextlib.ExitStack() as jobs:
+        with origin.holding():
+            hers = [jobs.enter_context(alice.start(fetch, uri=first, dst=dst)) for dst in ("one", "two")]
             origin.wait_for_download()
-            with pytest.raises(errors.QuotaExceeded, match="1 download.*let one of them end"):
+            with pytest.raises(errors.QuotaExceeded, match=r"1 download.*let one of them end"):
                 alice.fetch(second)
-            with bob.start(fetch, uri=second, dst="other") as other:
-                origin.wait_for_download(2)
-                origin._gate.set()
-                assert other.result()
-            brings.result()
-            waits.result()
+            his = jobs.enter_context(bob.start(fetch, uri=second, dst="other"))
+            origin.wait_for_download(2)
+        assert sorted(job.result() for job in hers) == [0, KIB]
+        assert his.result() == KIB
     assert alice.fetch(artifact(mlflow_proxied, 1)).origin_bytes
