@@ -16,6 +16,7 @@ import time
 from artifactcache.errors import CacheError
 from cacheserver import lock
 from cacheserver.administration import Administration
+from cacheserver.advice import warnings
 from cacheserver.bringing import Freshness
 from cacheserver.budgets import Budgets
 from cacheserver.cache import Cache
@@ -111,6 +112,8 @@ def run(config: Config) -> None:
         "every user" if here.serves_all else f"uid {uid}",
     )
 
+    for words in warnings(config):
+        _log.warning("%s", words)
     threads = _upkeep(config, store, sessions, sweeper, cache, retaining, recorder)
     for thread in threads:
         thread.start()

@@ -103,6 +103,7 @@ class Sweeper:
         self._holdings = store.index.holdings
         self._clocks = clocks
         self._turn = threading.Lock()
+        self._has_warned = False
         self._patience = 0  # looks until a sweep that could not free enough is tried again
 
     # -- what comes -------------------------------------------------------------------------------------------------
@@ -221,6 +222,7 @@ class Sweeper:
             self._look_around()
             if due := self._due():
                 self._sweep(Need(0, 0), due)
+        self._warn_of_pins()
 
     def _sweep(
         self,
@@ -294,6 +296,18 @@ class Sweeper:
     def _described(self, evictions: Sequence[Eviction]) -> tuple[Leaving, ...]:
         known = self._holdings.described([one.tree for one in evictions])
         return tuple(Leaving(e.tree, *known[e.tree], e.freed_bytes, e.reason) for e in evictions if e.tree in known)
+
+    def _warn_of_pins(self) -> None:
+        limits, pinned = self.reservations.limits, self._store.index.pins.held_bytes(self._clocks.now())
+        capacity = limits.capacity.of(self._store.space().total)
+        if pinned > capacity * limits.low / 100 and not self._has_warned:
+            _log.warning(
+                "%s are pinned or kept warm, and the store's capacity is %s: sweeps cannot make room for much else."
+                " Unpin some, or raise [store] capacity.",
+                space.show(pinned),
+                space.show(capacity),
+            )
+        self._has_warned = pinned > capacity * limits.low / 100
 
     def _look_around(self) -> None:
         """Hears of what has happened since the last time: uses, and whatever has no place in the queues yet."""
