@@ -9,7 +9,7 @@ PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 # Compiled on all processors, which pip does on one. Some packages have files for other versions of Python.
 COMPILE := -m compileall -q -j 0
 
-.PHONY: demo test test-slow check stubs bench lock clean
+.PHONY: demo test test-slow soak-disk check stubs bench lock clean
 
 $(VENV)/done: requirements.lock pyproject.toml client/pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=…")'
@@ -43,6 +43,9 @@ test: check $(MLFLOWS)/done  ## everything that CI runs
 
 test-slow: $(MLFLOWS)/done  ## what takes minutes, and more cases of what takes seconds: 100,000 files, 5 GiB, older MLflow over S3
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m slow $(PYTEST)
+
+soak-disk: $(MLFLOWS)/done  ## a disk of 1 GiB and 20 GiB of fetches, and 10,000 fetches that race sweeps; as root
+	$(BIN)/python -m pytest -m slow -s tests/test_never_full.py tests/test_racing_sweeps.py $(PYTEST)
 
 check: $(VENV)/done $(STUBS)/done  ## style, types, stubs
 	$(BIN)/ruff check .

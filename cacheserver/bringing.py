@@ -306,10 +306,9 @@ class Bringing:
             progress.bytes_total += needed
             progress.transports.add(listing.transport)
             written = self._store.partials.bytes_of(key(location, file) for file in missing)
-            with (
-                self._budgets.holding(errand.payer, location.uri, needed),
-                self._sweeper.room(location.uri, needed, len(missing), progress, written=written),
-            ):
+            if errand.payer:
+                self._budgets.claim(errand.payer, progress, location.uri, needed)
+            with self._sweeper.room(location.uri, needed, len(missing), progress, written=written):
                 try:
                     have |= self._downloads.bring(
                         location,

@@ -8,30 +8,36 @@ from __future__ import annotations
 
 import grp
 import pwd
+import re
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
-from artifactcache.errors import QuotaExceeded
+from artifactcache.errors import NoSpace, QuotaExceeded
 from cacheserver.allowances import EVERYBODY, Allowance
 from cacheserver.config import QuotasConfig
 from cacheserver.ledger import Ledger
 from cacheserver.pace import Pace
-from cacheserver.space import show
+from cacheserver.space import Amount, show
 from cacheserver.store import Store
 from cacheserver.sweeper import Sweeper
-from cacheserver.words import Payer
+from cacheserver.words import Payer, Progress
 
 
 @dataclass(frozen=True)
 class Account:
-    """A user's account, or that of a group's members together."""
+    """A user's account, or that of a group's members together.
+
+    Attributes:
+        entry: the name of what grants it in the configuration: the user's, the group's, or "*".
+    """
 
     name: str
     number: int
     is_group: bool
+    entry: str
     allowance: Allowance
 
     @property
@@ -42,7 +48,8 @@ class Account:
     @property
     def section(self) -> str:
         """Where the configuration has it."""
-        return f"[quotas.{'group' if self.is_group else 'user'}.{self.name}]"
+        entry = self.entry if re.fullmatch(r"[A-Za-z0-9_-]+", self.entry) else f'"{self.entry}"'
+        return f"[quotas.{'group' if self.is_group else 'user'}.{entry}]"
 
 
 Key = tuple[bool, int]
@@ -72,7 +79,8 @@ class Budgets:
         self._sleep = sleep
         self._lock = threading.Lock()
         self._downloads: Counter[Key] = Counter()
-        self._coming: Counter[Key] = Counter()  # bytes that are being brought
+        # Bytes that are being brought, of each account: by the download, and where they come from.
+        self._claims: defaultdict[Key, dict[tuple[int, str], int]] = defaultdict(dict)
         self._paces: dict[Key, Pace] = {}
         self._members: dict[int, frozenset[int]] = {}
 
@@ -89,30 +97,24 @@ class Budgets:
                     )
             self._downloads.update(_key(one) for one in accounts)
 
-    def end_download(self, payer: Payer) -> None:
-        """A download of somebody's has ended."""
+    def landed(self, payer: Payer, progress: Progress) -> None:
+        """A download has ended: what has come is on the ledger, or about to be."""
         accounts = self._accounts(payer)
         with self._lock:
             self._downloads.subtract(_key(one) for one in accounts)
+            for claims in self._claims.values():
+                for claim in [claim for claim in claims if claim[0] == id(progress)]:
+                    del claims[claim]
 
-    @contextmanager
-    def holding(self, payer: Payer | None, what: str, needed: int) -> Iterator[None]:
-        """So many bytes come on somebody's account, for as long as this lasts. Raises QuotaExceeded.
+    def claim(self, payer: Payer, progress: Progress, what: str, needed: int) -> None:
+        """So many bytes are about to come on somebody's account, until the download has landed. Raises QuotaExceeded.
 
         Args:
-            payer: None where the daemon brings it by itself.
-            what: names it in messages.
+            what: where they come from; names it in messages.
         """
-        accounts = [one for one in self._accounts(payer) if one.allowance.held is not None] if payer else []
-        taken: list[Account] = []
-        try:
-            for one in accounts:
-                self._afford(one, what, needed)
-                taken.append(one)
-            yield
-        finally:
-            with self._lock:
-                self._coming.subtract({_key(one): needed for one in taken})
+        for one in self._accounts(payer):
+            if one.allowance.held is not None:
+                self._afford(one, one.allowance.held, (id(progress), what), needed)
 
     def pace(self, payer: Payer | None) -> Callable[[int], None] | None:
         """What is told of bytes that come for somebody, and waits where they come too fast; None where nothing does."""
@@ -137,28 +139,29 @@ class Budgets:
         known = frozenset(gid for name in self._quotas.groups if (gid := _gid(name)) is not None)
         mine = known & set(payer.groups)
         if self._members.get(payer.uid) != mine:
-            self._ledger.record_membership(payer.uid, mine, known)
-            self._members[payer.uid] = mine
+            with suppress(NoSpace):  # a hit is not refused for it: the next fetch tells
+                self._ledger.record_membership(payer.uid, mine, known)
+                self._members[payer.uid] = mine
 
-    def _afford(self, one: Account, what: str, needed: int) -> None:
-        assert one.allowance.held is not None
-        limit = one.allowance.held.of(self._store.space().total)
+    def _afford(self, one: Account, held_max: Amount, claim: tuple[int, str], needed: int) -> None:
+        limit = held_max.of(self._store.space().total)
         kept: dict[str, int] = {}
-        for more in (True, False):
+        for is_last in (False, True):
             self._sweeper.note_uses()
-            held = self._ledger.of_group(one.number) if one.is_group else self._ledger.of_user(one.number)
+            held = round(self._ledger.of_group(one.number) if one.is_group else self._ledger.of_user(one.number))
             with self._lock:
-                over = round(held) + self._coming[_key(one)] + needed - limit
+                claims = self._claims[_key(one)]
+                over = held + sum(claims.values()) - claims.get(claim, 0) + needed - limit
                 if over <= 0:
-                    self._coming[_key(one)] += needed
+                    claims[claim] = needed
                     return
-            if not more or needed > limit:
+            if is_last or needed > limit:
                 break
             users = self._ledger.members(one.number) if one.is_group else [one.number]
-            kept = self._sweeper.relieve(users, over, f"{one.title} is over its quota")
+            kept = self._sweeper.relieve(users, over, f"{one.title} is over the quota")
         told = ", ".join(f"{count} {reason}" for reason, count in sorted(kept.items()))
         raise QuotaExceeded(
-            f"{what}: {show(needed)} more are {show(over)} too many for {one.title}, who holds {show(round(held))} of"
+            f"{claim[1]}: {show(needed)} more are {show(over)} too many for {one.title}, who holds {show(held)} of"
             f" {show(limit)} (what others share is split among them). What would free it: "
             + (f"releasing what has to stay, in trees: {told}; or " if told else "")
             + f"a higher {one.section} held."
@@ -168,13 +171,13 @@ class Budgets:
         found = []
         if self._quotas.users:
             name = _user(payer.uid)
-            allowance = self._quotas.users.get(name) or self._quotas.users.get(EVERYBODY)
-            if allowance:
-                found.append(Account(name, payer.uid, False, allowance))
+            entry = name if name in self._quotas.users else EVERYBODY
+            if entry in self._quotas.users:
+                found.append(Account(name, payer.uid, False, entry, self._quotas.users[entry]))
         for name, allowance in self._quotas.groups.items():
             gid = _gid(name)
             if gid is not None and gid in payer.groups:
-                found.append(Account(name, gid, True, allowance))
+                found.append(Account(name, gid, True, name, allowance))
         return found
 
 

@@ -148,12 +148,10 @@ class Cache:
         fresh = ask is not Ask.WHAT_IS_DUE or (resolved is not None and not resolved.settled)
         flight, started = self._flights.join(
             (artifact.uri, selection.key, ask),
-            lambda progress: self._bring(artifact, selection, ask, payer, progress),
+            lambda progress: self._paid(artifact, selection, ask, payer, progress),
             fresh=fresh,
             admit=lambda: self._budgets.take_download(payer) if payer else None,
         )
-        if started and payer:
-            flight.future.add_done_callback(lambda _: self._budgets.end_download(payer))
         return flight, started, not (started or fresh)
 
     def leave(self, flight: Flight[Brought]) -> None:
@@ -188,6 +186,7 @@ class Cache:
             if noted.artifacts:
                 self._index.record_uses(noted.artifacts)
                 self._index.holdings.used(noted.trees, self._sweeper.policy)
+            if noted.users:
                 self._index.ledger.charge(noted.users)
                 self._sweeper.judge(list(noted.trees))  # what rules keep, they keep since its last use
         except NoSpace:  # when a hit was is not worth an error: the next time may have room for it
@@ -198,6 +197,18 @@ class Cache:
         return self._flights.count()
 
     # -- one flight -------------------------------------------------------------------------------------------------
+
+    def _paid(
+        self, artifact: Artifact, selection: Selection, ask: Ask, payer: Payer | None, progress: Progress
+    ) -> Brought:
+        try:
+            brought = self._bring(artifact, selection, ask, payer, progress)
+            if payer and brought.origin_bytes:
+                self._uses.brought(brought.held.tree, payer.uid, self._clock())
+            return brought
+        finally:  # before anybody hears that it is over
+            if payer:
+                self._budgets.landed(payer, progress)
 
     def _bring(
         self, artifact: Artifact, selection: Selection, ask: Ask, payer: Payer | None, progress: Progress

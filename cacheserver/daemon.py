@@ -65,16 +65,13 @@ def run(config: Config) -> None:
 
     _take_socket_folder(here)
     disk = Disk(here.root, shared=here.serves_all)
-    limits = Limits(config.store.capacity, config.store.min_free, config.eviction.high, config.eviction.low)
     origin = _origin(here, config, disk)
     store = Store(disk, Index(disk.index_path, origin.name), time.monotonic)
     told = config.origin
     freshness = Freshness(told.relist_after, told.alias_ttl, min(told.stale_after, told.unreachable_after))
-    leases = Leases(time.monotonic)
-    sessions = Sessions(leases, Register(disk.register_path, boot_id()))
-    reservations, policy = Reservations(store, limits), POLICIES[config.eviction.policy]
-    clocks = Clocks(time.time, time.monotonic, lambda: time.sleep(PAUSE_SECONDS))
-    sweeper = Sweeper(store, leases, reservations, policy, config.eviction.grace, clocks)
+    register = Register(disk.register_path, boot_id())
+    sweeper = _sweeper(config, store)
+    sessions = Sessions(sweeper.leases, register)
     budgets = Budgets(store, sweeper, config.quotas, time.monotonic, time.sleep)
     cache = Cache(store, origin, sweeper, budgets, freshness, time.time)
 
@@ -84,7 +81,7 @@ def run(config: Config) -> None:
     handoff = Handoff(_listener(here, "handoff.sock"), sessions, store, admits)
     about = {"tracking_uri": origin.name, "access_check": config.access.check}
     operators = Operators(config.access.operators, uid)
-    retaining = Retaining(store.index, origin, config.retention, time.time, clocks.pause)
+    retaining = Retaining(store.index, origin, config.retention, time.time, _pause)
     sweeper.judge = retaining.judge
     recorder = Recorder(config.eviction.trace, store.index.holdings)
     cache.trace = recorder.note
@@ -121,6 +118,7 @@ def run(config: Config) -> None:
 
     _log.info("stopping")
     server.stop(STOP_SECONDS).wait()
+    register.close()  # before the connections: who loses one now has a view still, and the next daemon is to know
     handoff.stop()
     for thread in threads:
         thread.stop()
@@ -145,6 +143,18 @@ def stop_signals() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     return reader
+
+
+def _pause() -> None:
+    time.sleep(PAUSE_SECONDS)
+
+
+def _sweeper(config: Config, store: Store) -> Sweeper:
+    told = config.eviction
+    limits = Limits(config.store.capacity, config.store.min_free, told.high, told.low)
+    clocks = Clocks(time.time, time.monotonic, _pause)
+    policy = POLICIES[told.policy]
+    return Sweeper(store, Leases(time.monotonic), Reservations(store, limits), policy, told.grace, clocks)
 
 
 def _origin(here: Place, config: Config, disk: Disk) -> MlflowOrigin:

@@ -40,15 +40,31 @@ class Departures:
             found.append(blob._replace(is_linked=links > 0))
         return found
 
-    def evict(self, trees: Sequence[str], *, now: float, young_since: float, age: float) -> Gone:
-        """Removes trees that nobody has leased, as far as nothing else keeps them. Returns what has gone."""
+    def evict(
+        self,
+        trees: Sequence[str],
+        *,
+        now: float,
+        young_since: float,
+        age: float,
+        nameless: frozenset[str] = frozenset(),
+    ) -> Gone:
+        """Removes trees that nobody has leased, as far as nothing else keeps them. Returns what has gone.
+
+        Args:
+            now, young_since, age, nameless: as in `Holdings.evict`.
+        """
+
+        def evict() -> Gone:
+            return self._index.holdings.evict(trees, now=now, young_since=young_since, age=age, nameless=nameless)
+
         with self._lock:
             try:
-                gone = self._index.holdings.evict(trees, now=now, young_since=young_since, age=age)
+                gone = evict()
             except NoSpace:  # the index itself has no room to say what goes
                 if not ballast.throw(self._disk.root):
                     raise
-                gone = self._index.holdings.evict(trees, now=now, young_since=young_since, age=age)
+                gone = evict()
             aside = self._take_out(gone)
         self._discard(gone, aside)
         return gone

@@ -20,6 +20,7 @@ LINK_CHECK_HOLDERS_MAX = 100  # whose views are counted, to tell which links are
 
 YOUNG = "younger than the grace time"
 PINNED = "pinned"
+NOBODYS = "no artifact is this tree any more: the origin has something else, or nothing"
 RULED = "kept by a retention rule"
 
 _ROW = """
@@ -98,8 +99,7 @@ class Holdings:
             _ROW + "WHERE NOT EXISTS (SELECT 1 FROM artifacts WHERE tree = t.id)",
             now,
         )
-        nobodys = "no artifact is this tree any more: the origin has something else, or nothing"
-        found = {row[1]: (row, nobodys) for row in nameless}
+        found = {row[1]: (row, NOBODYS) for row in nameless}
         found |= {row[1]: (row, "a retention rule wants it gone") for row in due}
         return [(Candidate(_item(row, rate), _kept(row, now, young_since)), why) for row, why in found.values()]
 
@@ -276,16 +276,31 @@ class Holdings:
 
     # -- going ------------------------------------------------------------------------------------------------------
 
-    def evict(self, trees: Sequence[str], *, now: float, young_since: float, age: float) -> Gone:
+    def evict(
+        self,
+        trees: Sequence[str],
+        *,
+        now: float,
+        young_since: float,
+        age: float,
+        nameless: frozenset[str] = frozenset(),
+    ) -> Gone:
         """Removes trees with all that is held as them, and the blobs that nothing needs then.
 
         Pinned ones stay, and those that a rule keeps, whatever was planned. Their files are the caller's to remove.
+
+        Args:
+            young_since: what was brought since then stays.
+            age: of the policy, from now on.
+            nameless: those of the trees that stay where an artifact is one of them again.
         """
         gone = Gone({}, {})
         with self._tables.transaction(durable=True):
             for digest in trees:
                 row = self._tables.row(_ROW + "WHERE t.digest = ?", now, digest)
                 if row is None or _kept(row, now, young_since):
+                    continue
+                if digest in nameless and self._tables.row("SELECT 1 FROM artifacts WHERE tree = ?", row[0]):
                     continue
                 self._remember(row, now)
                 gone.trees[digest] = bool(self._tables.one("SELECT has_view FROM trees WHERE id = ?", row[0])[0])

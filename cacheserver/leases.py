@@ -25,7 +25,8 @@ class Leases:
         self._lock = threading.Lock()
         self._spared = threading.Condition(self._lock)
         self._counts: Counter[str] = Counter()
-        self._until: dict[str, float] = {}  # what was just brought, or handed out: its caller is about to lease it
+        # What was just brought stays until then, whoever brought it: those who wait for it are about to lease it.
+        self._until: dict[str, dict[object, float]] = {}
         self._doomed: set[str] = set()
 
     def take(self, tree: str) -> None:
@@ -43,10 +44,11 @@ class Leases:
                 del self._counts[tree]
 
     @contextmanager
-    def holding(self, trees: list[str], *, linger_seconds: float) -> Iterator[Callable[[str], None]]:
+    def holding(self, who: object, trees: list[str], *, linger_seconds: float) -> Iterator[Callable[[str], None]]:
         """Leases what the block asks for until it ends; for some seconds more it stays all the same.
 
         Args:
+            who: holds it: any object of one's own.
             trees: filled with what was asked for.
         """
 
@@ -58,14 +60,15 @@ class Leases:
         try:
             yield hold
         finally:
-            self.linger(trees, linger_seconds)
+            self.linger(who, trees, linger_seconds)
             for tree in trees:
                 self.give_back(tree)
 
-    def linger(self, trees: Iterable[str], seconds: float) -> None:
-        """Trees stay for so many seconds from now on, whether or not anybody has leased them."""
+    def linger(self, who: object, trees: Iterable[str], seconds: float) -> None:
+        """Trees stay for so many seconds from now on, for somebody's sake, whether or not anybody has leased them."""
         with self._lock:
-            self._until.update(dict.fromkeys(trees, self._ticks() + seconds))
+            for tree in trees:
+                self._until.setdefault(tree, {})[id(who)] = self._ticks() + seconds
 
     def is_leased(self, tree: str) -> bool:
         """Whether somebody has it, or is about to."""
@@ -86,7 +89,7 @@ class Leases:
         """Those of some trees that nobody has leased. Nobody can lease them until `spare` is called with them."""
         with self._lock:
             now = self._ticks()
-            self._until = {tree: until for tree, until in self._until.items() if until > now}
+            self._until = {tree: untils for tree, untils in self._until.items() if max(untils.values()) > now}
             doomed = [tree for tree in trees if not self._is_leased(tree)]
             self._doomed.update(doomed)
             return doomed
@@ -98,4 +101,5 @@ class Leases:
             self._spared.notify_all()
 
     def _is_leased(self, tree: str) -> bool:
-        return tree in self._counts or self._until.get(tree, 0.0) > self._ticks()
+        untils = self._until.get(tree)
+        return tree in self._counts or (untils is not None and max(untils.values()) > self._ticks())

@@ -6,6 +6,8 @@ who have fetched it. So all accounts together are never more than what the store
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cacheserver.database import Tables
 
 _CHARGE = """
@@ -38,6 +40,19 @@ class Ledger:
         """Bytes on the accounts of all users who were seen in a group, together."""
         where = "a.uid IN (SELECT uid FROM memberships WHERE gid = ?)"
         return float(self._tables.survey(_CHARGE + where, gid)[0][0])
+
+    def parts(self, tree: str, users: Sequence[int]) -> list[tuple[int, int, int, float]]:
+        """The blobs of a tree: number, size, how many trees have each, how many of these are on the users' accounts: one
+        that is on others' as well counts in part."""
+        some = ",".join("?" * len(users))
+        return self._tables.survey(
+            "SELECT b.id, b.size, b.holder_count, (SELECT sum("
+            f"(SELECT count(*) FROM accounts x WHERE x.tree = o.tree AND x.uid IN ({some})) * 1.0 /"
+            " max(1, (SELECT count(*) FROM accounts y WHERE y.tree = o.tree))) FROM members o WHERE o.blob = b.id)"
+            " FROM trees t JOIN members m ON m.tree = t.id JOIN blobs b ON b.id = m.blob WHERE t.digest = ?",
+            *users,
+            tree,
+        )
 
     def members(self, gid: int) -> list[int]:
         """The users who were seen in a group."""

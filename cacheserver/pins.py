@@ -77,14 +77,15 @@ class Pins:
             )
         return True
 
-    def forget_warm(self, asked: list[str]) -> None:
-        """Keeps nothing warm any more but by these URIs: the configuration may have changed."""
+    def forget_warm(self, wanted: set[tuple[str, str]]) -> None:
+        """Keeps nothing warm any more but by these URIs and selections: the configuration may have changed."""
+        rows = self._tables.all(
+            "SELECT DISTINCT asked, selection FROM pins WHERE origin = ? AND owner = ?", self._origin, CONFIGURATION
+        )
         with self._tables.transaction():
-            self._tables.do(
-                f"DELETE FROM pins WHERE origin = ? AND owner = ? AND asked NOT IN ({','.join('?' * len(asked))})",
-                self._origin,
-                CONFIGURATION,
-                *asked,
+            self._tables.many(
+                "DELETE FROM pins WHERE origin = ? AND owner = ? AND asked = ? AND selection = ?",
+                [(self._origin, CONFIGURATION, *row) for row in rows if tuple(row) not in wanted],
             )
 
     def expire(self, now: float) -> None:

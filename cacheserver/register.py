@@ -52,7 +52,7 @@ class Register:
         self._boot = boot
         self._lock = threading.Lock()
         self._trees = {one: trees for one, trees in self._read().items() if process(one.pid) == one}
-        self._fd = -1
+        self._fd, self._is_closed = -1, False
         try:
             self._fd = self._write_anew()
         except OSError as error:
@@ -61,6 +61,7 @@ class Register:
     def close(self) -> None:
         """Writes nothing any more: what is in it stays, for the next daemon."""
         with self._lock:
+            self._is_closed = True
             if self._fd >= 0:
                 os.close(self._fd)
             self._fd = -1
@@ -98,6 +99,8 @@ class Register:
             self._append("-", one, tree)
 
     def _append(self, sign: str, one: Process, tree: str) -> None:
+        if self._is_closed:
+            return
         try:
             if self._fd < 0:
                 self._fd = self._write_anew()

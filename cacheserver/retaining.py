@@ -71,10 +71,13 @@ class Retaining:
             return
         held = self._rulings.artifacts(trees)
         self._rulings.record({tree: self._verdict(named) for tree, named in held.items()})
-        versions = {base: tree for tree, named in held.items() for one in named if (base := self._version(one))}
-        if self._needs:
-            for version in versions.keys() - self._rulings.facts(versions).keys():
-                self._unknown.setdefault(version, set()).add(versions[version])
+        if not self._needs:
+            return
+        pairs = {(base, tree) for tree, named in held.items() for one in named if (base := self._version(one))}
+        told = self._rulings.facts(version for version, _ in pairs)
+        for version, tree in pairs:
+            if version not in told:
+                self._unknown.setdefault(version, set()).add(tree)
 
     def because(self, tree: str) -> tuple[str, ...]:
         """What the rules say of a tree, a sentence each."""
@@ -122,8 +125,9 @@ class Retaining:
         answers: dict[str, Facts] = {}
         for start in range(0, len(versions), VERSIONS_AT_A_TIME):
             answers |= self._origin.describe(versions[start : start + VERSIONS_AT_A_TIME], self._needs)
-        gone = sum(facts.is_deleted is True for facts in answers.values())
-        if gone == len(answers) >= GONE_AT_ONCE_MIN:
+        told = [facts.is_deleted for facts in answers.values() if facts.is_deleted is not None]
+        gone = sum(told)
+        if gone == len(told) >= GONE_AT_ONCE_MIN:
             raise OriginUnavailable(
                 f"all {gone} versions that are held have gone at once: that is not believed. If it is so, start the"
                 " daemon with an empty store"
@@ -140,14 +144,15 @@ class Retaining:
         told = self._rulings.facts(base for one in named if (base := self._version(one)))
         found = {}
         for one in named:
-            base = self._version(one)
-            if base in told:
-                found[one] = Facts.decode(told[base][0])
-            else:
-                try:
-                    found[one] = Facts.of(uris.parse(one.uri), one.tracking_uri)
-                except InvalidRequest:  # of an older release
-                    found[one] = Facts(one.uri, one.tracking_uri)
+            try:
+                found[one] = Facts.decode(told[self._version(one)][0])
+                continue
+            except (KeyError, ValueError):  # nobody has asked yet, or another release has written it down
+                pass
+            try:
+                found[one] = Facts.of(uris.parse(one.uri), one.tracking_uri)
+            except InvalidRequest:  # of another release
+                found[one] = Facts(one.uri, one.tracking_uri)
         return found
 
     def _version(self, one: Named) -> str:

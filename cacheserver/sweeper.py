@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from artifactcache.errors import NoSpace
 from cacheserver import space
 from cacheserver.eviction import Policy
+from cacheserver.holdings import NOBODYS
 from cacheserver.leases import Leases
 from cacheserver.planning import Candidate, Eviction, Plan, plan_eviction
 from cacheserver.reservations import Promise, Reservations
@@ -110,11 +111,11 @@ class Sweeper:
 
     def holding(self, progress: Progress) -> AbstractContextManager[Callable[[str], None]]:
         """What a download leases while it runs, and until those who have waited for it have leased what it brought."""
-        return self.leases.holding(progress.trees, linger_seconds=max(self.grace_seconds, HAND_OVER_SECONDS))
+        return self.leases.holding(progress, progress.trees, linger_seconds=max(self.grace_seconds, HAND_OVER_SECONDS))
 
     def handed_over(self, progress: Progress) -> None:
         """Whoever has waited for a download has leased what it brought, or does not want it any more."""
-        self.leases.linger(progress.trees, self.grace_seconds)
+        self.leases.linger(progress, progress.trees, self.grace_seconds)
 
     def arrived(self, tree: str, seconds: float, fetched_bytes: int) -> None:
         """A tree was brought, which took so long."""
@@ -180,6 +181,7 @@ class Sweeper:
         may not go. Returns what had to stay, by reason."""
         chosen: list[tuple[Candidate, str]] = []
         kept: Counter[str] = Counter()
+        left: dict[int, Sequence[float]] = {}  # of each blob: trees that have it, and those on the users' accounts
         with self._turn:
             self._look_around()
             now = self._clocks.now()
@@ -190,7 +192,10 @@ class Sweeper:
                     kept[one.kept] += 1
                 else:
                     chosen.append((one, f"{why}; {self.policy.words(one.item, now)}"))
-                    excess -= one.item.share_bytes
+                    for blob, size, *before in self._store.index.ledger.parts(one.item.tree, users):
+                        holders, own = left.get(blob, before)
+                        left[blob] = holders - 1, own - 1
+                        excess -= size * (own / holders - (own - 1) / max(1, holders - 1))
             if excess <= 0:
                 self._execute(self._plan(Need(0, 0), chosen))
         return dict(kept)
@@ -273,7 +278,11 @@ class Sweeper:
             now, last = self._clocks.now(), start + STEP_TREES >= len(plan.evict)
             try:
                 gone = self._store.departures.evict(
-                    trees, now=now, young_since=now - self.grace_seconds, age=plan.age if last else 0.0
+                    trees,
+                    now=now,
+                    young_since=now - self.grace_seconds,
+                    age=plan.age if last else 0.0,
+                    nameless=frozenset(one.tree for one in step if one.reason == NOBODYS),
                 )
             finally:
                 self.leases.spare(trees)

@@ -43,6 +43,11 @@ class Uses:
         with self._lock:
             self._noted.add(Noted({artifact: at}, {tree: (int(is_hit), at)}, {(tree, uid): at}))
 
+    def brought(self, tree: str, uid: int, at: float) -> None:
+        """A tree was brought on a user's account, whether or not it is handed out."""
+        with self._lock:
+            self._noted.add(Noted(users={(tree, uid): at}))
+
     def take(self) -> Noted:
         """All of them, to be written down."""
         with self._lock:

@@ -54,7 +54,7 @@ class Warming:
         self._ticks = ticks
         self._due = dict.fromkeys(self._wanted, -math.inf)
         self._failed: set[Warm] = set()
-        index.pins.forget_warm([one.uri for one in self._wanted])
+        index.pins.forget_warm({(one.uri, one.selection.key) for one in self._wanted})
 
     def look(self) -> None:
         """Looks after those whose time has come."""
@@ -77,8 +77,10 @@ class Warming:
                 _log.info("warm uri=%s version=%s bytes=%d", ascii(one.uri), ascii(found.held.uri), found.origin_bytes)
             else:
                 self._pin(one, found.held.uri)
-        except CacheError as error:
-            if one not in self._failed:
+        except Exception as error:  # noqa: BLE001 - the others have their turn whatever becomes of this one
+            if not isinstance(error, CacheError):
+                _log.exception("keeping %s warm failed", ascii(one.uri))
+            elif one not in self._failed:
                 _log.warning("%s cannot be kept warm now, and is tried again: %s", ascii(one.uri), error)
             self._failed.add(one)
             return False

@@ -150,7 +150,9 @@ def test_a_full_disk_at_the_start(
             alice.fetch(uri)  # which builds its view: there is no room for that later
         daemon.stop()
         filler = small_disk.root / "filler"
-        for step in (daemon.start, lambda: _fill(filler)) if when == "just after" else (lambda: _fill(filler), daemon.start):
+        for step in (
+            (daemon.start, lambda: _fill(filler)) if when == "just after" else (lambda: _fill(filler), daemon.start)
+        ):
             step()
         with alice.start(_JOB, uris=uris[:1], other=uris[1]) as job:
             job.hear()
@@ -161,7 +163,10 @@ def test_a_full_disk_at_the_start(
             assert "full" in daemon.read_log()
         assert "move it away" not in daemon.read_log()
         disk = shutil.disk_usage(small_disk.root)
-        until(lambda: shutil.disk_usage(small_disk.root).free >= disk.total // 20, lambda: f"the store to give way\n{daemon.read_log()[-4000:]}")
+        until(
+            lambda: shutil.disk_usage(small_disk.root).free >= disk.total // 20,
+            lambda: f"the store to give way\n{daemon.read_log()[-4000:]}",
+        )
         filler.unlink()
         assert trees.read(alice.fetch(uris[0], alice.cwd / "again").path) == shelf.files(0)
         assert operator.run("import artifactcache\nresult = artifactcache.Client().ping().pid") == daemon.pid
@@ -169,12 +174,13 @@ def test_a_full_disk_at_the_start(
 
 
 def _fill(path: Path) -> None:
-    """Takes all that is free, to the last block."""
+    """Takes all that is free, to the last block; what was deleted just now is free when that is synced."""
+    os.sync()
     with path.open("wb", buffering=0) as file:
-        for piece in (1 << 20, 4096, 1):
+        for piece in (1 << 20, 4096, 4096, 1):
             try:
                 while True:
                     file.write(bytes(piece))
                     os.fsync(file.fileno())
             except OSError:
-                continue
+                os.sync()

@@ -14,7 +14,7 @@ from tests.rig.upkeep import call
 from tests.rig.whole import assert_whole
 
 SEED = 20_000
-# Sweeps until it is told to stop: mostly down to what the limits want, now and then a little more, seldom all that may go.
+# Sweeps until it is told to stop: mostly down to what the limits want, now and then more, seldom all that may go.
 _SWEEP = """
     import artifactcache, random, select, sys
     chance, sweeps, evicted, fullest = random.Random(seed), 0, 0, 0.0

@@ -198,6 +198,16 @@ def test_what_went_is_remembered(path: str, index: Index) -> None:
     assert queue(index, 0, 1) == [digest]
 
 
+def test_uses_of_one_burst_count_as_one(path: str, index: Index) -> None:
+    """From its beginning: jobs that one push starts say once that they want it. That is kept from use to use."""
+    digest = brought(index, "x", at=1000.0, policy="gdsf")
+    counts = []
+    for at in (1100.0, 1500.0, 1601.0, 2100.0, 2300.0):
+        index.holdings.used({digest: (5, at)}, GDSF)
+        counts.append(query(path, "SELECT counted, used_at FROM trees")[0])
+    assert counts == [(1, 1100.0), (1, 1500.0), (2, 1601.0), (2, 2100.0), (3, 2300.0)]
+
+
 def test_not_all_that_went_is_remembered(path: str, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last ones only."""
     monkeypatch.setattr(room, "GHOSTS_MAX", 5)

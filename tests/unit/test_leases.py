@@ -33,6 +33,9 @@ def clock() -> Clock:
     return Clock()
 
 
+ME = object()
+
+
 def test_a_lease_counts_until_it_is_given_back(clock: Clock) -> None:
     """As often as it was taken: others have it still."""
     leases = clock.leases
@@ -51,7 +54,7 @@ def test_a_lease_counts_until_it_is_given_back(clock: Clock) -> None:
 def test_who_lingers_is_not_doomed_until_that_is_over(clock: Clock) -> None:
     """What was just brought stays, though nobody has it; to the second, and it is no lease that is counted."""
     leases = clock.leases
-    leases.linger(["t"], 10.0)
+    leases.linger(ME, ["t"], 10.0)
     assert leases.is_leased("t") and leases.count("t") == leases.total() == 0
     clock.ticks = 9.99
     assert leases.doom(["t"]) == []
@@ -62,8 +65,8 @@ def test_who_lingers_is_not_doomed_until_that_is_over(clock: Clock) -> None:
 def test_lingering_ends_sooner_where_it_is_said_again(clock: Clock) -> None:
     """Whoever waited has it: what stays longer than is promised for all takes room from others."""
     leases = clock.leases
-    leases.linger(["t", "kept"], 10.0)
-    leases.linger(["t"], 0.0)
+    leases.linger(ME, ["t", "kept"], 10.0)
+    leases.linger(ME, ["t"], 0.0)
     assert leases.doom(["t", "kept"]) == ["t"]
 
 
@@ -71,7 +74,7 @@ def test_what_lingered_is_not_remembered_for_ever(clock: Clock) -> None:
     """A daemon brings millions of trees."""
     leases = clock.leases
     for n in range(1000):
-        leases.linger([str(n)], 10.0)
+        leases.linger(ME, [str(n)], 10.0)
     clock.ticks = 10.0
     assert leases.doom([]) == [] and not leases._until
 
@@ -79,7 +82,7 @@ def test_what_lingered_is_not_remembered_for_ever(clock: Clock) -> None:
 def test_a_block_holds_what_it_asks_for(clock: Clock) -> None:
     """Once, however often it asks; until it ends, also by an error; then all of it lingers."""
     leases, trees = clock.leases, list[str]()
-    with pytest.raises(KeyError), leases.holding(trees, linger_seconds=5.0) as hold:
+    with pytest.raises(KeyError), leases.holding(ME, trees, linger_seconds=5.0) as hold:
         for tree in ("a", "b", "a"):
             hold(tree)
         assert trees == ["a", "b"] and leases.total() == 2

@@ -119,15 +119,12 @@ def test_what_is_not_configured_any_more_is_not_kept(held: Index) -> None:
     held.pins.keep_warm(ALIAS, "", ONE, now=NOW)
     held.pins.keep_warm(TWO, "", TWO, now=NOW)
     held.pins.pin(ONE, "", owner=1, asked=ALIAS, now=NOW)
-    held.pins.forget_warm([TWO, "other"])
+    held.pins.forget_warm({(TWO, ""), ("other", "")})
     assert owners(held, ONE) == [1] and owners(held, TWO) == [CONFIGURATION]
-    held.pins.forget_warm([])
+    held.pins.forget_warm(set())
     assert owners(held, ONE) == [1] and owners(held, TWO) == []
 
 
-# BUG (reported, not fixed when this was written): the key of a pin has no `asked` in it, so of two names that stand for
-# one version the last one takes the row of the first; where that one moves on, or is configured no more, the version
-# that the other one stands for is kept by nobody, until its own time comes round.
 @pytest.mark.parametrize("how", ["it moves on", "it is configured no more"])
 def test_two_warm_names_of_one_version_keep_it_each(held: Index, how: str) -> None:
     """Champion and production are the same version; production becomes another one, and champion stays warm."""
@@ -136,5 +133,5 @@ def test_two_warm_names_of_one_version_keep_it_each(held: Index, how: str) -> No
     if how == "it moves on":
         held.pins.keep_warm("models:/m@production", "", TWO, now=NOW)
     else:
-        held.pins.forget_warm([ALIAS])
+        held.pins.forget_warm({(ALIAS, "")})
     assert owners(held, ONE) == [CONFIGURATION]

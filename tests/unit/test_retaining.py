@@ -178,7 +178,7 @@ def test_an_origin_that_is_away_at_the_start_drops_nothing(shop: Shop) -> None:
 def test_all_gone_at_once_is_not_believed(shop: Shop, unknown: int, caplog: pytest.LogCaptureFixture) -> None:
     """A server that has lost its memory: nothing goes for it, also where it was not asked about everything."""
     shop.rules(DELETED_GOES)
-    runs = [f"runs:/{number:03}" for number in range(GONE_AT_ONCE_MIN + unknown)]
+    runs = [f"runs:/{number:03}" for number in range(GONE_AT_ONCE_MIN + 1 + unknown)]
     trees = [shop.hold(run) for run in runs]
     for run in runs:
         shop.origin.tell(run, is_deleted=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -233,6 +234,27 @@ def test_two_downloads_at_once_share_the_room(place: Place) -> None:
         house.cache.leave(flight)
     assert names(house) == "cdk" and house.index.totals()["blob_bytes"] == 100
     assert house.reservations.fill().coming == 0
+
+
+def test_who_has_waited_for_a_sweep_looks_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one has made the room meanwhile: nothing more goes for it."""
+    house = place.house(100)
+    trees = [bring(house, name, 30).held.tree for name in "abc"]
+    looked, space = threading.Event(), house.disk.space
+
+    def look() -> Space:
+        looked.set()
+        return space()
+
+    uri = offer(house, "d", 30)
+    monkeypatch.setattr(house.disk, "space", look)
+    with house.sweeper._turn:
+        flight = house.start(uri)
+        assert looked.wait(PATIENCE_SECONDS)
+        house.store.departures.evict(trees[:1], now=house.now, young_since=house.now, age=0.0)
+    flight.future.result(timeout=PATIENCE_SECONDS)
+    house.cache.leave(flight)
+    assert names(house) == "bcd" and house.sweeper.evicted_count == 0
 
 
 def test_many_go_in_steps(place: Place) -> None:

@@ -132,8 +132,6 @@ def test_a_dry_run_changes_nothing(place: Place) -> None:
     assert wet.leaving == dry.leaving and wet.kept == dry.kept and names(house) == "b"
 
 
-# BUG (reported, not fixed when this was written): what is to go for room is planned as if what goes by itself stayed: a
-# blob that both have is freed by neither, `enough` may be wrong, and more may be told to go than will.
 def test_a_dry_run_counts_what_both_kinds_of_going_share(place: Place) -> None:
     """A tree without a name and one that goes for room have a blob together: both going frees it."""
     house = place.house()
@@ -238,8 +236,6 @@ def test_what_goes_for_two_reasons_goes_once(place: Place) -> None:
     assert house.sweeper.evicted_count == 2
 
 
-# BUG (reported, not fixed when this was written): `sweep` takes what the drops have given back to the disk from what
-# the capacity needs, too; what is linked outside gives nothing back there, and makes room within the capacity anyway.
 def test_what_rules_drop_counts_for_the_capacity(place: Place, tmp_path: Path) -> None:
     """Also where its bytes stay on the disk, linked elsewhere: nothing more goes than has to."""
     house = place.house(100)
