@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from artifactcache.errors import NoSpace, QuotaExceeded
 from cacheserver.allowances import EVERYBODY, Allowance
@@ -52,6 +53,8 @@ class Account:
         return f"[quotas.{'group' if self.is_group else 'user'}.{entry}]"
 
 
+NAMES_SECONDS = 60.0  # for which what the host's directory says of a user or a group counts
+
 Key = tuple[bool, int]
 
 
@@ -83,6 +86,7 @@ class Budgets:
         self._claims: defaultdict[Key, dict[tuple[int, str], int]] = defaultdict(dict)
         self._paces: dict[Key, Pace] = {}
         self._members: dict[int, frozenset[int]] = {}
+        self._names: dict[int | str, tuple[float, Any]] = {}  # what the host says of users and groups, and until when
 
     def take_download(self, payer: Payer) -> None:
         """One more download of somebody's begins. Raises QuotaExceeded."""
@@ -92,8 +96,8 @@ class Budgets:
                 most, now = one.allowance.downloads, self._downloads[_key(one)]
                 if most is not None and now >= most:
                     raise QuotaExceeded(
-                        f"{one.title[0].upper()}{one.title[1:]} has {now} downloads under way, as many as {one.section}"
-                        " downloads grants: let one of them end, then fetch again."
+                        f"{one.title[0].upper()}{one.title[1:]} has {now} download{'s' * (now != 1)} under way, and"
+                        f" {one.section} downloads grants {most}: let one of them end, then fetch again."
                     )
             self._downloads.update(_key(one) for one in accounts)
 
@@ -136,7 +140,7 @@ class Budgets:
         """Somebody fetches: in which groups with a quota they are, the ledger has to know."""
         if not self._quotas.groups:
             return
-        known = frozenset(gid for name in self._quotas.groups if (gid := _gid(name)) is not None)
+        known = frozenset(gid for name in self._quotas.groups if (gid := self._gid(name)) is not None)
         mine = known & set(payer.groups)
         if self._members.get(payer.uid) != mine:
             with suppress(NoSpace):  # a hit is not refused for it: the next fetch tells
@@ -170,30 +174,34 @@ class Budgets:
     def _accounts(self, payer: Payer) -> list[Account]:
         found = []
         if self._quotas.users:
-            name = _user(payer.uid)
+            name = self._user(payer.uid)
             entry = name if name in self._quotas.users else EVERYBODY
             if entry in self._quotas.users:
                 found.append(Account(name, payer.uid, False, entry, self._quotas.users[entry]))
         for name, allowance in self._quotas.groups.items():
-            gid = _gid(name)
+            gid = self._gid(name)
             if gid is not None and gid in payer.groups:
                 found.append(Account(name, gid, True, name, allowance))
         return found
 
+    def _user(self, uid: int) -> str:
+        return str(self._ask(uid, lambda: pwd.getpwuid(uid).pw_name) or uid)
+
+    def _gid(self, name: str) -> int | None:
+        found: int | None = self._ask(name, lambda: grp.getgrnam(name).gr_gid)
+        return found
+
+    def _ask(self, what: int | str, question: Callable[[], Any]) -> Any:
+        """What the host's directory says; None where it has no such user or group. It may be slow: it is asked seldom."""
+        until, answer = self._names.get(what, (0.0, None))
+        if self._ticks() >= until:
+            try:
+                answer = question()
+            except KeyError:
+                answer = None
+            self._names[what] = self._ticks() + NAMES_SECONDS, answer
+        return answer
+
 
 def _key(one: Account) -> Key:
     return one.is_group, one.number
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-def _gid(name: str) -> int | None:
-    try:
-        return grp.getgrnam(name).gr_gid
-    except KeyError:  # the host has no such group
-        return None

@@ -152,7 +152,13 @@ class Cache:
             fresh=fresh,
             admit=lambda: self._budgets.take_download(payer) if payer else None,
         )
+        if started:
+            flight.future.add_done_callback(lambda _: self._ended(flight))
         return flight, started, not (started or fresh)
+
+    def _ended(self, flight: Flight[Brought]) -> None:
+        if not flight.waiting:  # all who had joined have given up
+            self._sweeper.handed_over(flight.progress)
 
     def leave(self, flight: Flight[Brought]) -> None:
         """The caller of `bring` has leased what it gave, or does not want it any more."""

@@ -47,6 +47,7 @@ from cacheserver.warming import Warm, Warming
 SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7), without its NUL
 STOP_SECONDS = 5
 CHORES_SECONDS = 30
+ONCE = 1e9
 RULES_SECONDS = 600  # between two questions about what the retention rules need
 ARRIVALS_KEPT_SECONDS = 86_400  # how long an unfinished download is worth resuming
 PAUSE_SECONDS = 0.0005  # between the small steps of what nobody waits for
@@ -201,6 +202,7 @@ def _upkeep(
         Upkeep(
             "upkeep",
             [
+                (ONCE, retaining.rejudge),
                 (1, sweeper.watch),
                 (1, recorder.write),
                 (CHORES_SECONDS, sessions.reap),
@@ -208,7 +210,7 @@ def _upkeep(
                 (CHORES_SECONDS, drop),
             ],
         ),
-        Upkeep("retain", [(RULES_SECONDS, retaining.refresh)]),
+        Upkeep("retain", [(RULES_SECONDS, retaining.refresh), (1, retaining.look)]),
         Upkeep("warm", [(1, warming.look)]),
     ]
 

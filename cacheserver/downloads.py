@@ -26,7 +26,7 @@ from cacheserver.words import Arrived, File, Location, Progress, Standing, join
 DOWNLOADS_MAX = 16  # files at a time, of all artifacts together; as many more of artifact stores
 AT_HAND = frozenset({"", "file", "http", "https", "mlflow-artifacts"})  # the tracking server or this host has them
 WINDOW = 8  # files at a time of one artifact: no artifact keeps the others waiting for all of its files
-WINDOW_PACED = 2  # of somebody who has to wait: the threads are everybody's
+WINDOW_PACED = 2  # of somebody whose rate is limited
 BATCH_FILES = 1000  # kept together: one sync for all
 BATCH_BYTES = 1 << 30
 
@@ -278,9 +278,12 @@ class Downloads:
     ) -> Iterator[dict[str, Staged]]:
         """Downloads, and gives what is finished in batches that are worth a sync."""
         work = _Work(mine, lambda file: self._one(location, file, progress, way))
-        store = scheme(location.root)
+        store, own = scheme(location.root), None
         submit: Submit = self._pool.submit
-        if store not in AT_HAND:
+        if way.spend:  # it sleeps more than it works: not in threads that others wait for
+            own = ThreadPoolExecutor(max_workers=WINDOW_PACED, thread_name_prefix="paced-download")
+            submit = own.submit
+        elif store not in AT_HAND:
             submit = partial(self._crews.submit, f"{store}://{server(location.root)}")
         try:
             for _ in range(min(WINDOW_PACED if way.spend else WINDOW, len(mine))):
@@ -294,6 +297,8 @@ class Downloads:
         finally:
             for staged in work.abandon().values():  # only after a failure is anything left
                 self._store.discard(staged.path)
+            if own:
+                own.shutdown(wait=False)
 
     def _run(self, work: _Work, submit: Submit) -> None:
         """Downloads some files of an artifact, and then lets those of others have their turn."""

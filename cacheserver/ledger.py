@@ -42,7 +42,7 @@ class Ledger:
         return float(self._tables.survey(_CHARGE + where, gid)[0][0])
 
     def parts(self, tree: str, users: Sequence[int]) -> list[tuple[int, int, int, float]]:
-        """The blobs of a tree: number, size, how many trees have each, how many of these are on the users' accounts: one
+        """The blobs of a tree: number, size, how many trees have each, how many of them are on the users' accounts: one
         that is on others' as well counts in part."""
         some = ",".join("?" * len(users))
         return self._tables.survey(

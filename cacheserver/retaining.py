@@ -6,6 +6,7 @@ Law of this file: what the origin does not say is not known, and what is not kno
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -61,8 +62,11 @@ class Retaining:
         self._pause = pause
         self._told: set[str] = set()
         self._is_away = False
+        self._lock = threading.Lock()
         self._unknown: dict[str, set[str]] = {}  # versions that nobody has asked about yet, and the trees they are
-        if not rules:
+        if rules:
+            self._rulings.forget_drops()
+        else:
             self._rulings.forget_all()
 
     def judge(self, trees: Sequence[str]) -> None:
@@ -75,9 +79,10 @@ class Retaining:
             return
         pairs = {(base, tree) for tree, named in held.items() for one in named if (base := self._version(one))}
         told = self._rulings.facts(version for version, _ in pairs)
-        for version, tree in pairs:
-            if version not in told:
-                self._unknown.setdefault(version, set()).add(tree)
+        with self._lock:
+            for version, tree in pairs:
+                if version not in told:
+                    self._unknown.setdefault(version, set()).add(tree)
 
     def because(self, tree: str) -> tuple[str, ...]:
         """What the rules say of a tree, a sentence each."""
@@ -85,7 +90,8 @@ class Retaining:
 
     def look(self) -> None:
         """Asks the origin about what has come since the last time."""
-        unknown, self._unknown = self._unknown, {}
+        with self._lock:
+            unknown, self._unknown = self._unknown, {}
         if not unknown:
             return
         try:
@@ -108,31 +114,44 @@ class Retaining:
             self._ask(sorted(versions), now)
         except OriginUnavailable as error:
             self._tell_away(error)
-        known: list[Facts] = []
-        self._unknown.clear()
+        self.rejudge()
+
+    def rejudge(self) -> None:
+        """Judges all trees by what is known now."""
+        if not self._rules:
+            return
+        matched_none: tuple[Rule, ...] = self._rules
+        is_empty = True
         for trees in self._walk():
-            self._rulings.record({tree: self._verdict(held) for tree, held in self._rulings.artifacts(trees).items()})
-            named = [one for some in self._rulings.artifacts(trees).values() for one in some]
-            known += self._facts(named).values()
+            held = self._rulings.artifacts(trees)
+            self._rulings.record({tree: self._verdict(named) for tree, named in held.items()})
+            facts = self._facts([one for some in held.values() for one in some]).values()
+            names = unmatched(matched_none, facts)
+            matched_none, is_empty = tuple(rule for rule in matched_none if rule.name in names), False
             self._pause()
-        self._warn(known)
+        if not is_empty:
+            self._warn(matched_none)
 
     def _ask(self, versions: list[str], now: float) -> None:
         if not self._needs:
             return
         asked = self._rulings.facts(versions)
         versions.sort(key=lambda version: asked[version][1] if version in asked else 0.0)  # the oldest answers first
-        answers: dict[str, Facts] = {}
+        gone: dict[str, str] = {}
+        alive = 0
         for start in range(0, len(versions), VERSIONS_AT_A_TIME):
-            answers |= self._origin.describe(versions[start : start + VERSIONS_AT_A_TIME], self._needs)
-        told = [facts.is_deleted for facts in answers.values() if facts.is_deleted is not None]
-        gone = sum(told)
-        if gone == len(told) >= GONE_AT_ONCE_MIN:
+            answers = self._origin.describe(versions[start : start + VERSIONS_AT_A_TIME], self._needs)
+            texts = {version: facts.encode() for version, facts in answers.items()}
+            alive += sum(facts.is_deleted is False for facts in answers.values())
+            some = {version for version, facts in answers.items() if facts.is_deleted}
+            gone |= {version: texts.pop(version) for version in some}
+            self._rulings.record_facts(texts, now)
+        if len(gone) >= GONE_AT_ONCE_MIN and not alive:
             raise OriginUnavailable(
-                f"all {gone} versions that are held have gone at once: that is not believed. If it is so, start the"
-                " daemon with an empty store"
+                f"all {len(gone)} versions that are held have gone at once: that is not believed. If it is so, start"
+                " the daemon with an empty store"
             )
-        self._rulings.record_facts({version: facts.encode() for version, facts in answers.items()}, now)
+        self._rulings.record_facts(gone, now)
         self._rulings.forget_facts(now - FACTS_KEPT_SECONDS)
         self._is_away = False
 
@@ -176,8 +195,8 @@ class Retaining:
             _log.warning("retention rules go by what was known before: %s", error)
         self._is_away = True
 
-    def _warn(self, known: list[Facts]) -> None:
-        for name in unmatched(self._rules, known):
-            if known and name not in self._told:
-                self._told.add(name)
-                _log.warning('the retention rule "%s" matches nothing that is held: is it spelled as meant?', name)
+    def _warn(self, rules: Sequence[Rule]) -> None:
+        for rule in rules:
+            if rule.name not in self._told:
+                self._told.add(rule.name)
+                _log.warning('the retention rule "%s" matches nothing that is held: is it spelled as meant?', rule.name)

@@ -60,6 +60,11 @@ class Rulings:
                 ],
             )
 
+    def forget_drops(self) -> None:
+        """What is to go is for the rules of today to say."""
+        with self._tables.transaction():
+            self._tables.do("UPDATE trees SET drop_at = NULL WHERE drop_at IS NOT NULL")
+
     def forget_all(self) -> None:
         """There are no rules."""
         with self._tables.transaction():

@@ -14,8 +14,10 @@ from artifactcache.errors import CacheError
 from cacheserver import uris
 from cacheserver.bringing import Ask
 from cacheserver.cache import Cache
+from cacheserver.flights import Flight
 from cacheserver.index import Index
 from cacheserver.selection import Selection
+from cacheserver.words import Brought
 
 RETRY_SECONDS = 60.0  # after a failure, where the next time is not sooner
 
@@ -54,38 +56,50 @@ class Warming:
         self._ticks = ticks
         self._due = dict.fromkeys(self._wanted, -math.inf)
         self._failed: set[Warm] = set()
+        self._under_way: dict[Warm, Flight[Brought]] = {}
         index.pins.forget_warm({(one.uri, one.selection.key) for one in self._wanted})
 
     def look(self) -> None:
-        """Looks after those whose time has come."""
+        """Looks after those whose time has come, and those that are here now. Waits for no download."""
         for one in self._wanted:
-            if self._due[one] <= self._ticks():
-                self._due[one] = self._ticks() + (one.every if self._warm(one) else min(one.every, RETRY_SECONDS))
+            flight = self._under_way.get(one)
+            if flight is not None and flight.future.done():
+                del self._under_way[one]
+                self._attempt(one, lambda one=one, flight=flight: self._take(one, flight))  # type: ignore[misc]
+            elif flight is None and self._due[one] <= self._ticks():
+                self._attempt(one, lambda one=one: self._begin(one))  # type: ignore[misc]
 
-    def _warm(self, one: Warm) -> bool:
-        try:
-            version = self._cache.version_of(uris.parse(one.uri))
-            ask = Ask.AGAIN if version.is_new else Ask.WHAT_IS_DUE
-            found = None if version.is_new else self._cache.find(version.artifact, one.selection, view=False)
-            if found is None:
-                flight, _, _ = self._cache.bring(version.artifact, one.selection, ask)
-                try:
-                    found = flight.future.result()
-                    self._pin(one, found.held.uri)
-                finally:
-                    self._cache.leave(flight)
-                _log.info("warm uri=%s version=%s bytes=%d", ascii(one.uri), ascii(found.held.uri), found.origin_bytes)
-            else:
-                self._pin(one, found.held.uri)
-        except Exception as error:  # noqa: BLE001 - the others have their turn whatever becomes of this one
-            if not isinstance(error, CacheError):
-                _log.exception("keeping %s warm failed", ascii(one.uri))
-            elif one not in self._failed:
-                _log.warning("%s cannot be kept warm now, and is tried again: %s", ascii(one.uri), error)
-            self._failed.add(one)
-            return False
-        self._failed.discard(one)
+    def _begin(self, one: Warm) -> bool:
+        version = self._cache.version_of(uris.parse(one.uri))
+        found = None if version.is_new else self._cache.find(version.artifact, one.selection, view=False)
+        if found is not None:
+            return self._pin(one, found.held.uri)
+        ask = Ask.AGAIN if version.is_new else Ask.WHAT_IS_DUE
+        self._under_way[one] = self._cache.bring(version.artifact, one.selection, ask)[0]
         return True
 
-    def _pin(self, one: Warm, version: str) -> None:
-        self._index.pins.keep_warm(one.uri, one.selection.key, version, now=self._clock())
+    def _take(self, one: Warm, flight: Flight[Brought]) -> bool:
+        try:
+            brought = flight.future.result()
+            _log.info("warm uri=%s version=%s bytes=%d", ascii(one.uri), ascii(brought.held.uri), brought.origin_bytes)
+            return self._pin(one, brought.held.uri)
+        finally:
+            self._cache.leave(flight)
+
+    def _attempt(self, one: Warm, work: Callable[[], bool]) -> None:
+        """Does some of the work; where that does not succeed, soon again."""
+        is_done = False
+        try:
+            is_done = work()
+            self._failed.discard(one)
+        except CacheError as error:
+            if one not in self._failed:
+                _log.warning("%s cannot be kept warm now, and is tried again: %s", ascii(one.uri), error)
+            self._failed.add(one)
+        except Exception:  # noqa: BLE001 - the others have their turn whatever becomes of this one
+            _log.exception("keeping %s warm failed", ascii(one.uri))
+        self._due[one] = self._ticks() + (one.every if is_done else min(one.every, RETRY_SECONDS))
+
+    def _pin(self, one: Warm, version: str) -> bool:
+        """Keeps a version; False where a sweep was faster."""
+        return self._index.pins.keep_warm(one.uri, one.selection.key, version, now=self._clock())

@@ -14,7 +14,7 @@ from cacheserver.config import QuotasConfig
 from cacheserver.selection import Selection
 from cacheserver.warming import RETRY_SECONDS, Warm, Warming
 from cacheserver.words import Resolved
-from tests.unit.house import ROOMY, House
+from tests.unit.house import PATIENCE_SECONDS, ROOMY, House
 from tests.unit.sweeping import ALL
 
 CHAMPION, CANARY = "models:/m@champion", "models:/m@canary"
@@ -48,6 +48,16 @@ def move(house: House, alias: str, number: str) -> None:
     house.origin.aliases[alias] = number
 
 
+def look(keeper: Warming) -> None:
+    """Has it look after what is due, and again when that is here."""
+    keeper.look()
+    under_way = list(keeper._under_way.values())
+    for flight in under_way:
+        flight.future.exception(timeout=PATIENCE_SECONDS)
+    if under_way:
+        keeper.look()
+
+
 def later(house: House, seconds: float) -> None:
     """Time passes."""
     house.now += seconds
@@ -68,7 +78,7 @@ def survivors(house: House) -> set[str]:
 
 def test_it_is_here_before_anybody_asks(house: House) -> None:
     """And whoever asks is served without a byte of the origin; it is not evicted."""
-    warming(house, CHAMPION).look()
+    look(warming(house, CHAMPION))
     downloads = house.origin.downloads.total()
     assert downloads == 2 and survivors(house) == {"1"}
     found = house.find("models:/m/1")
@@ -79,13 +89,13 @@ def test_it_is_here_before_anybody_asks(house: House) -> None:
 def test_it_follows_the_alias(house: House) -> None:
     """The old one may go when the new one is here, and not a moment before."""
     keeper = warming(house, CHAMPION)
-    keeper.look()
+    look(keeper)
     move(house, CHAMPION, "2")
     seen = []
     house.origin.before_download = lambda uri: seen.append(pinned(house))
     house.origin.after_download = lambda uri: seen.append(pinned(house))
     later(house, EVERY)
-    keeper.look()
+    look(keeper)
     assert seen and all(kept == {"1"} for kept in seen)
     assert pinned(house) == {"2"} and survivors(house) == {"2"}
 
@@ -93,7 +103,7 @@ def test_it_follows_the_alias(house: House) -> None:
 def test_what_cannot_be_had_takes_nothing_away(house: House) -> None:
     """Whether the new one cannot be downloaded, the alias is gone, or nobody answers: what there is stays."""
     keeper = warming(house, CHAMPION)
-    keeper.look()
+    look(keeper)
 
     def fail(uri: str) -> None:
         raise OriginUnavailable("it broke off")
@@ -102,20 +112,20 @@ def test_what_cannot_be_had_takes_nothing_away(house: House) -> None:
     house.origin.before_download = fail
     for _ in range(3):
         later(house, EVERY)
-        keeper.look()
+        look(keeper)
     assert pinned(house) == {"1"}
     del house.origin.aliases[CHAMPION]
     later(house, EVERY)
-    keeper.look()
+    look(keeper)
     assert pinned(house) == {"1"}
     house.origin.down = True
     later(house, EVERY)
-    keeper.look()
+    look(keeper)
     assert pinned(house) == {"1"} and survivors(house) == {"1"}
     house.origin.down, house.origin.before_download = False, lambda uri: None
     move(house, CHAMPION, "2")
     later(house, EVERY)
-    keeper.look()
+    look(keeper)
     assert survivors(house) == {"2"}
 
 
@@ -123,19 +133,19 @@ def test_each_is_looked_at_when_its_time_has_come(house: House) -> None:
     """At once when the daemon starts, and then every so often; a look before that asks nothing."""
     seldom, often = Warm(CHAMPION, 1000.0, Selection()), Warm(CANARY, 10.0, Selection())
     keeper = warming(house, seldom, often)
-    keeper.look()
+    look(keeper)
     asked = house.origin.alias_count
     assert asked == 2
     for _ in range(9):
         later(house, 1.0)
-        keeper.look()
+        look(keeper)
     assert house.origin.alias_count == asked
     later(house, 1.0)
-    keeper.look()
+    look(keeper)
     assert house.origin.alias_count == asked + 1
     for _ in range(99):
         later(house, 10.0)
-        keeper.look()
+        look(keeper)
     assert house.origin.alias_count == asked + 1 + 99 + 1
 
 
@@ -148,22 +158,22 @@ def test_a_failure_is_told_once_and_tried_again_soon(
     house.origin.down = True
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            keeper.look()
+            look(keeper)
             later(house, min(every, RETRY_SECONDS))
         assert caplog.text.count("cannot be kept warm") == 1 and CHAMPION in caplog.text
         house.origin.down = False
-        keeper.look()
+        look(keeper)
         assert pinned(house) == {"1"}
         del house.origin.aliases[CHAMPION]
         later(house, every)
-        keeper.look()
+        look(keeper)
     assert caplog.text.count("cannot be kept warm") == 2
 
 
 def test_one_that_fails_keeps_no_other_waiting(house: House) -> None:
     """In whatever order they stand, and whatever it fails of."""
     keeper = warming(house, "models:/none@champion", "models:/none/1", CHAMPION)
-    keeper.look()
+    look(keeper)
     assert pinned(house) == {"1"}
 
 
@@ -179,7 +189,7 @@ def test_an_error_that_nobody_expects_keeps_no_other_waiting(house: House) -> No
     house.origin.before_download = fail
     for _ in range(3):
         with contextlib.suppress(RuntimeError):
-            keeper.look()
+            look(keeper)
         later(house, EVERY)
     assert pinned(house) == {"1"}
 
@@ -187,14 +197,14 @@ def test_an_error_that_nobody_expects_keeps_no_other_waiting(house: House) -> No
 def test_two_that_stand_for_one_version_keep_it_each(house: House) -> None:
     """Where one of them moves on, or is taken out of the configuration, the other keeps it all the same."""
     keeper = warming(house, Warm(CHAMPION, 10_000.0, Selection()), Warm(CANARY, 10.0, Selection()))
-    keeper.look()
+    look(keeper)
     move(house, CANARY, "2")
     later(house, 10.0)
-    keeper.look()
+    look(keeper)
     assert pinned(house) == {"1", "2"} and survivors(house) == {"1", "2"}
     move(house, CANARY, "1")
     later(house, 10.0)
-    keeper.look()
+    look(keeper)
     assert pinned(house) == {"1"}
     warming(house, CHAMPION)
     assert pinned(house) == {"1"}
@@ -202,7 +212,7 @@ def test_two_that_stand_for_one_version_keep_it_each(house: House) -> None:
 
 def test_what_is_not_in_the_configuration_any_more_is_not_kept(house: House) -> None:
     """From the next start on; operators' pins are no matter of it."""
-    warming(house, CHAMPION, "models:/m/2", "models:/m/3").look()
+    look(warming(house, CHAMPION, "models:/m/2", "models:/m/3"))
     house.index.pins.pin("models:/m/3", "", owner=0, asked="models:/m/3", now=house.now)
     assert pinned(house) == {"1", "2", "3"}
     warming(house, CHAMPION)
@@ -213,10 +223,10 @@ def test_what_is_not_in_the_configuration_any_more_is_not_kept(house: House) -> 
 
 def test_only_the_wanted_files_are_fetched(house: House) -> None:
     """By the patterns of the configuration; other patterns are another artifact, which takes the old one's place."""
-    warming(house, Warm(CHAMPION, EVERY, Selection.of(["*.onnx"], []))).look()
+    look(warming(house, Warm(CHAMPION, EVERY, Selection.of(["*.onnx"], []))))
     assert list(house.origin.downloads) == ["s3://bucket/m/1/weights.onnx"]
     keeper = warming(house, Warm(CHAMPION, EVERY, Selection.of([], ["*.onnx"])))
-    keeper.look()
+    look(keeper)
     keys = {selection for _, selection in house.index.pins.untils(house.now)}
     assert keys == {Selection.of([], ["*.onnx"]).key}
     later(house, 20.0)
@@ -226,12 +236,12 @@ def test_only_the_wanted_files_are_fetched(house: House) -> None:
 
 def test_a_daemon_that_starts_again_keeps_what_there_is(house: House) -> None:
     """Without another download, and also while nobody answers."""
-    warming(house, CHAMPION).look()
+    look(warming(house, CHAMPION))
     downloads = house.origin.downloads.total()
     house.origin.down = True
     keeper = warming(house, CHAMPION)
     assert pinned(house) == {"1"}
-    keeper.look()
+    look(keeper)
     assert survivors(house) == {"1"} and house.origin.downloads.total() == downloads
 
 
@@ -239,7 +249,7 @@ def test_what_somebody_is_bringing_is_not_brought_twice(house: House) -> None:
     """It waits for that, and keeps it."""
     flights = []
     house.origin.before_download = lambda uri: flights.append(house.start("models:/m/1"))
-    warming(house, CHAMPION).look()
+    look(warming(house, CHAMPION))
     assert set(house.origin.downloads.values()) == {1} and pinned(house) == {"1"}
     for flight in flights:
         house.cache.leave(flight)
@@ -252,7 +262,7 @@ def test_what_is_fixed_is_kept_too(house: House) -> None:
     house.origin.files[f"{root}/f"] = b"g"
     keeper = warming(house, "models:/m/2", "runs:/4", "s3://bucket/bare")
     for _ in range(3):
-        keeper.look()
+        look(keeper)
         later(house, EVERY)
     assert pinned(house) == {"2", "4", "e"} and survivors(house) == {"2", "4", "e"}
     assert set(house.origin.downloads.values()) == {1} and house.origin.alias_count == 0
