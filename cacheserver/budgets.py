@@ -192,7 +192,7 @@ class Budgets:
         return found
 
     def _ask(self, what: int | str, question: Callable[[], Any]) -> Any:
-        """What the host's directory says; None where it has no such user or group. It may be slow: it is asked seldom."""
+        """What the host's directory says, which may be slow; None where it has no such user or group."""
         until, answer = self._names.get(what, (0.0, None))
         if self._ticks() >= until:
             try:

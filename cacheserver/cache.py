@@ -191,7 +191,7 @@ class Cache:
         try:
             if noted.artifacts:
                 self._index.record_uses(noted.artifacts)
-                self._index.holdings.used(noted.trees, self._sweeper.policy)
+                self._index.rankings.used(noted.trees, self._sweeper.policy)
             if noted.users:
                 self._index.ledger.charge(noted.users)
                 self._sweeper.judge(list(noted.trees))  # what rules keep, they keep since its last use

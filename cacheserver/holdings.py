@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from cacheserver.database import VARIABLES_MAX, Tables
-from cacheserver.eviction import Item, Policy, Usage, refetch_seconds, share_seconds
+from cacheserver.eviction import Item, Usage, refetch_seconds
 from cacheserver.planning import Blob, Candidate
 
 CHUNK_TREES = 256  # read at a time: a millisecond
+SECONDS_PER_BYTE = 1e-8  # before anything was fetched: 100 MB/s
 GHOSTS_MAX = 100_000  # evicted trees that are remembered: about 15 MB
 LINK_CHECK_HOLDERS_MAX = 100  # whose views are counted, to tell which links are outside the store
 
@@ -23,7 +24,7 @@ PINNED = "pinned"
 NOBODYS = "no artifact is this tree any more: the origin has something else, or nothing"
 RULED = "kept by a retention rule"
 
-_ROW = """
+ROW = """
     SELECT t.id, t.digest, t.share_bytes, t.fetch_seconds, t.fetch_bytes, t.size_bytes, t.queue, t.rank, t.counted,
         t.counted_at, t.recorded_at, t.kept_until,
         EXISTS (SELECT 1 FROM artifacts a JOIN pins p USING (origin, uri, selection)
@@ -75,10 +76,10 @@ class Holdings:
         Args:
             young_since: what was brought since then must stay.
         """
-        rate, last = self._rate(), (-math.inf, -1)
+        rate, last = rate_of(self._tables), (-math.inf, -1)
         while True:
             rows = self._tables.survey(
-                _ROW + "WHERE t.level = ? AND t.queue = ? AND (t.rank, t.id) > (?, ?) ORDER BY t.rank, t.id LIMIT ?",
+                ROW + "WHERE t.level = ? AND t.queue = ? AND (t.rank, t.id) > (?, ?) ORDER BY t.rank, t.id LIMIT ?",
                 now,
                 level,
                 queue,
@@ -86,35 +87,35 @@ class Holdings:
                 CHUNK_TREES,
             )
             for row in rows:
-                yield Candidate(_item(row, rate), _kept(row, now, young_since))
+                yield Candidate(item_of(row, rate), _kept(row, now, young_since))
             if len(rows) < CHUNK_TREES:
                 return
             last = rows[-1][7], rows[-1][0]
 
     def drops(self, *, now: float, young_since: float) -> list[tuple[Candidate, str]]:
         """What is to go whether or not room is needed, each with the reason."""
-        rate = self._rate()
-        due = self._tables.survey(_ROW + "WHERE t.drop_at <= ?", now, now)
+        rate = rate_of(self._tables)
+        due = self._tables.survey(ROW + "WHERE t.drop_at <= ?", now, now)
         nameless = self._tables.survey(
-            _ROW + "WHERE NOT EXISTS (SELECT 1 FROM artifacts WHERE tree = t.id)",
+            ROW + "WHERE NOT EXISTS (SELECT 1 FROM artifacts WHERE tree = t.id)",
             now,
         )
         found = {row[1]: (row, NOBODYS) for row in nameless}
         found |= {row[1]: (row, "a retention rule wants it gone") for row in due}
-        return [(Candidate(_item(row, rate), _kept(row, now, young_since)), why) for row, why in found.values()]
+        return [(Candidate(item_of(row, rate), _kept(row, now, young_since)), why) for row, why in found.values()]
 
     def of_users(self, users: Sequence[int], *, now: float, young_since: float) -> Iterator[Candidate]:
         """What is on these users' accounts and on nobody else's, in the order in which it goes."""
-        some, rate = ",".join("?" * len(users)), self._rate()
+        some, rate = ",".join("?" * len(users)), rate_of(self._tables)
         rows = self._tables.survey(
-            _ROW + f"WHERE t.id IN (SELECT tree FROM accounts WHERE uid IN ({some}))"
+            ROW + f"WHERE t.id IN (SELECT tree FROM accounts WHERE uid IN ({some}))"
             f" AND NOT EXISTS (SELECT 1 FROM accounts x WHERE x.tree = t.id AND x.uid NOT IN ({some}))"
             " ORDER BY t.level, t.queue, t.rank, t.id",
             now,
             *users,
             *users,
         )
-        return (Candidate(_item(row, rate), _kept(row, now, young_since)) for row in rows)
+        return (Candidate(item_of(row, rate), _kept(row, now, young_since)) for row in rows)
 
     def blobs_of(self, tree: str) -> list[tuple[Blob, str, int]]:
         """The blobs of a tree, with their digests, and how many links views have to each; -1 where too many trees have
@@ -135,15 +136,14 @@ class Holdings:
 
     def tree(self, digest: str, *, now: float, young_since: float) -> Tree | None:
         """What is known of one tree."""
-        row = self._tables.row(_ROW + "WHERE t.digest = ?", now, digest)
+        row = self._tables.row(ROW + "WHERE t.digest = ?", now, digest)
         if row is None:
             return None
-        more = self._tables.one(
+        level, *more = self._tables.one(
             "SELECT level, use_count, recorded_at, kept_until, drop_at FROM trees WHERE id = ?", row[0]
         )
-        return Tree(
-            _item(row, self._rate()), _seconds(row, self._rate()), more[0], _kept(row, now, young_since), *more[1:]
-        )
+        rate = rate_of(self._tables)
+        return Tree(item_of(row, rate), seconds_of(row, rate), level, _kept(row, now, young_since), *more)
 
     def place(self, tree: Tree) -> tuple[int, int]:
         """How many trees stand before this one, and how many there are; by the ranks alone, whatever keeps them."""
@@ -172,107 +172,17 @@ class Holdings:
 
     def as_traced(self, tree: str) -> tuple[float, list[tuple[str, int]]] | None:
         """What fetching a tree takes, in seconds, and its blobs with their sizes; None where it is not held."""
-        row = self._tables.survey(_ROW + "WHERE t.digest = ?", 0.0, tree)
+        row = self._tables.survey(ROW + "WHERE t.digest = ?", 0.0, tree)
         if not row:
             return None
         blobs = self._tables.survey(
             "SELECT b.digest, b.size FROM members m JOIN blobs b ON b.id = m.blob WHERE m.tree = ?", row[0][0]
         )
-        return round(_seconds(row[0], self._rate()), 3), blobs
+        return round(seconds_of(row[0], rate_of(self._tables)), 3), blobs
 
     def has(self, tree: str) -> bool:
         """Whether a tree is held."""
         return self._tables.row("SELECT 1 FROM trees WHERE digest = ?", tree) is not None
-
-    # -- what changes ranks -----------------------------------------------------------------------------------------
-
-    def arrived(self, tree: str, policy: Policy, *, seconds: float, fetched_bytes: int, now: float) -> None:
-        """A tree was brought: what that took, and its place in the queues."""
-        with self._tables.transaction():
-            self._tables.do(
-                "UPDATE trees SET recorded_at = ?1, fetch_seconds = ?2, fetch_bytes = ?3, use_count = use_count + 1,"
-                " used_at = ?1 WHERE digest = ?4 AND (?3 OR NOT fetch_bytes)",
-                now,
-                seconds,
-                fetched_bytes,
-                tree,
-            )
-            if fetched_bytes:
-                self._tables.do(
-                    "UPDATE ranking SET fetch_seconds = fetch_seconds + ?, fetch_bytes = fetch_bytes + ?",
-                    seconds,
-                    fetched_bytes,
-                )
-            placed = self._tables.row("SELECT queue FROM trees WHERE digest = ?", tree)
-            if placed is None or (placed[0] >= 0 and not fetched_bytes):
-                return  # it was there already, and nothing came of it
-            ghost = self._tables.row("SELECT queue, rank, counted, counted_at FROM ghosts WHERE tree = ?", tree)
-            self._tables.do("DELETE FROM ghosts WHERE tree = ?", tree)
-            self._rank(tree, lambda item: policy.arrived(item, Usage(*ghost) if ghost else None, self.age(), now))
-
-    def used(self, uses: dict[str, tuple[int, float]], policy: Policy) -> None:
-        """Trees were handed out so often, the last time then."""
-        with self._tables.transaction():
-            for tree, (times, at) in uses.items():
-                self._tables.do(
-                    "UPDATE trees SET use_count = use_count + ?, used_at = max(used_at, ?) WHERE digest = ?",
-                    times,
-                    at,
-                    tree,
-                )
-                if times:
-                    self._rank(tree, lambda item, times=times, at=at: policy.used(item, times, self.age(), at))
-
-    def moved(self, spared: dict[str, Usage]) -> None:
-        """Trees that a plan has moved to other places of the queues."""
-        with self._tables.transaction():
-            self._tables.many(
-                "UPDATE trees SET queue = ?, rank = ?, counted = ?, counted_at = ? WHERE digest = ?",
-                [(u.queue, u.rank, u.count, u.used_at, tree) for tree, u in spared.items()],
-            )
-
-    def rank_some(self, policy: Policy, limit: int) -> bool:
-        """Gives trees that have no place in the policy's queues one. Returns whether there may be more.
-
-        Ranks of another policy are worth nothing: all trees lose their place first.
-        """
-        if self._tables.one("SELECT policy FROM ranking")[0] != policy.name:
-            with self._tables.transaction():
-                self._tables.do("UPDATE trees SET queue = -1, counted = 0")
-                self._tables.do("UPDATE ranking SET policy = ?, age = 0", policy.name)
-                self._tables.do("DELETE FROM ghosts")
-        rows = self._tables.survey("SELECT digest, used_at, use_count FROM trees WHERE queue = -1 LIMIT ?", limit)
-        with self._tables.transaction():
-            for tree, at, count in rows:
-                self._rank(tree, lambda item, at=at, count=count: _from_history(policy, item, at, count))
-        return len(rows) == limit
-
-    def _rank(self, tree: str, usage: Any) -> None:
-        """Places a tree anew, by its share of the bytes as it is now. Inside a transaction."""
-        row = self._tables.row(_ROW + "WHERE t.digest = ?", 0.0, tree)
-        if row is None:
-            return
-        share = self._tables.one(
-            "SELECT coalesce(sum(CAST(b.size AS REAL) / max(1, b.holder_count)), 0) FROM members m"
-            " JOIN blobs b ON b.id = m.blob WHERE m.tree = ?",
-            row[0],
-        )[0]
-        seconds = share_seconds(_seconds(row, self._rate()), row[5], share)
-        placed: Usage = usage(_item(row, self._rate())._replace(share_bytes=share, seconds=seconds))
-        self._tables.do(
-            "UPDATE trees SET share_bytes = ?, queue = ?, rank = ?, counted = ?, counted_at = ? WHERE id = ?",
-            share,
-            placed.queue,
-            placed.rank,
-            placed.count,
-            placed.used_at,
-            row[0],
-        )
-
-    def _rate(self) -> float:
-        """Seconds that a byte takes, of all that was fetched."""
-        seconds, count = self._tables.one("SELECT fetch_seconds, fetch_bytes FROM ranking")
-        return seconds / count if count else 1e-8
 
     # -- going ------------------------------------------------------------------------------------------------------
 
@@ -297,7 +207,7 @@ class Holdings:
         gone = Gone({}, {})
         with self._tables.transaction(durable=True):
             for digest in trees:
-                row = self._tables.row(_ROW + "WHERE t.digest = ?", now, digest)
+                row = self._tables.row(ROW + "WHERE t.digest = ?", now, digest)
                 if row is None or _kept(row, now, young_since):
                     continue
                 if digest in nameless and self._tables.row("SELECT 1 FROM artifacts WHERE tree = ?", row[0]):
@@ -384,12 +294,13 @@ class Holdings:
         return gone
 
 
-def _item(row: Any, rate: float) -> Item:
+def item_of(row: Any, rate: float) -> Item:
+    """A tree as a policy sees it, from a row of ROW."""
     digest, share, size = row[1], row[2], row[5]
-    return Item(digest, share, share_seconds(_seconds(row, rate), size, share), Usage(*row[6:10]))
+    return Item(digest, share, share_seconds(seconds_of(row, rate), size, share), Usage(*row[6:10]))
 
 
-def _seconds(row: Any, rate: float) -> float:
+def seconds_of(row: Any, rate: float) -> float:
     """What it would take to fetch all of it again."""
     return refetch_seconds(row[3], row[4], row[5], rate)
 
@@ -404,6 +315,7 @@ def _kept(row: Any, now: float, young_since: float) -> str:
     return YOUNG if young_since < recorded_at <= now else ""
 
 
-def _from_history(policy: Policy, item: Item, used_at: float, count: int) -> Usage:
-    first = policy.arrived(item, None, 0.0, used_at)
-    return policy.used(item._replace(usage=first), count - 1, 0.0, used_at) if count > 1 else first
+def rate_of(tables: Tables) -> float:
+    """Seconds that a byte takes, of all that was fetched."""
+    seconds, count = tables.one("SELECT fetch_seconds, fetch_bytes FROM ranking")
+    return seconds / count if count else SECONDS_PER_BYTE

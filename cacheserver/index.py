@@ -15,6 +15,7 @@ from cacheserver.database import VARIABLES_MAX, Tables
 from cacheserver.holdings import Holdings
 from cacheserver.ledger import Ledger
 from cacheserver.pins import Pins
+from cacheserver.rankings import Rankings
 from cacheserver.rulings import Rulings
 from cacheserver.versions import Versions
 from cacheserver.words import Arrived, BlobRow, Held, Manifest, Record, Standing
@@ -41,6 +42,7 @@ class Index:
         self._origin = self._open_origin(tracking_uri) if tracking_uri else 0
         self.versions = Versions(self._tables, self._origin)
         self.holdings = Holdings(self._tables)
+        self.rankings = Rankings(self._tables)
         self.ledger = Ledger(self._tables)
         self.pins = Pins(self._tables, self._origin)
         self.rulings = Rulings(self._tables, self._origin)

@@ -101,7 +101,7 @@ class Sweeper:
         self.judge: Callable[[Sequence[str]], None] = lambda trees: None
         self.evicted_count = self.evicted_bytes = 0
         self._store = store
-        self._holdings = store.index.holdings
+        self._holdings, self._rankings = store.index.holdings, store.index.rankings
         self._clocks = clocks
         self._turn = threading.Lock()
         self._has_warned = False
@@ -120,7 +120,7 @@ class Sweeper:
     def arrived(self, tree: str, seconds: float, fetched_bytes: int) -> None:
         """A tree was brought, which took so long."""
         with suppress(NoSpace):  # then it gets its place with the next sweep
-            self._holdings.arrived(
+            self._rankings.arrived(
                 tree, self.policy, seconds=seconds, fetched_bytes=fetched_bytes, now=self._clocks.now()
             )
             self.judge([tree])
@@ -299,7 +299,7 @@ class Sweeper:
                         one.reason,
                     )
             self._clocks.pause()
-        self._holdings.moved(plan.spared)
+        self._rankings.moved(plan.spared)
         return tuple(went)
 
     def _described(self, evictions: Sequence[Eviction]) -> tuple[Leaving, ...]:
@@ -321,7 +321,7 @@ class Sweeper:
     def _look_around(self) -> None:
         """Hears of what has happened since the last time: uses, and whatever has no place in the queues yet."""
         self.note_uses()
-        while self._holdings.rank_some(self.policy, RANKED_TREES):
+        while self._rankings.rank_some(self.policy, RANKED_TREES):
             self._clocks.pause()
 
 

@@ -5,9 +5,11 @@ Law of this file: the new one is here before the old one may go; who has no answ
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from artifactcache.errors import CacheError
@@ -75,8 +77,14 @@ class Warming:
         if found is not None:
             return self._pin(one, found.held.uri)
         ask = Ask.AGAIN if version.is_new else Ask.WHAT_IS_DUE
-        self._under_way[one] = self._cache.bring(version.artifact, one.selection, ask)[0]
+        flight = self._under_way[one] = self._cache.bring(version.artifact, one.selection, ask)[0]
+        flight.future.add_done_callback(lambda future: None if future.exception() else self._arrived(one, future))
         return True
+
+    def _arrived(self, one: Warm, future: Future[Brought]) -> None:
+        """Keeps it at once; the next look finds out whether that went well."""
+        with contextlib.suppress(CacheError):
+            self._pin(one, future.result().held.uri)
 
     def _take(self, one: Warm, flight: Flight[Brought]) -> bool:
         try:

@@ -65,6 +65,7 @@ ORDER = (
     "database",
     "versions",
     "holdings",
+    "rankings",
     "pins",
     "rulings",
     "ledger",
@@ -228,7 +229,7 @@ def test_only_the_index_speaks_sql() -> None:
         texts = [n.value for n in ast.walk(_tree(DAEMON / f"{room}.py")) if isinstance(n, ast.Constant)]
         if any(isinstance(text, str) and SQL.search(text) for text in texts):
             speakers.add(room)
-    assert speakers == {"database", "holdings", "index", "ledger", "pins", "rulings", "schema", "versions"}
+    assert speakers == {"database", "holdings", "index", "ledger", "pins", "rankings", "rulings", "schema", "versions"}
 
 
 def test_the_client_imports_nothing_of_the_daemon() -> None:

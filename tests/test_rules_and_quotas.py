@@ -246,7 +246,7 @@ def test_what_is_kept_warm_waits_for_its_server(
     model = Model(mlflow_proxied, f"warm-{next(_numbers)}")
     daemon = start_daemon(origin.uri, grace=0.0, more=f'[[warm]]\nuri = "{model.champion}"\nevery = "1s"\n')
     operator, alice = caller_of(daemon, room, "root"), caller_of(daemon, room, "alice")
-    until(lambda: model.one in held(operator), "the champion to be here")
+    until(lambda: (held(operator).get(model.one) or {}).get("pinned_until"), "the champion to be here, and kept")
     with origin.down():
         daemon.restart()
         sweep_all(operator)

@@ -29,7 +29,7 @@ def uri(name: str) -> str:
 def brought(index: Index, *names: str, at: float = OLD, policy: str = "lru") -> str:
     """A tree of files that was brought at a time, by the name of its first. Returns its digest."""
     digest = record(index, uri(names[0]), *names, now=at).digest
-    index.holdings.arrived(digest, POLICIES[policy], seconds=1.0, fetched_bytes=100, now=at)
+    index.rankings.arrived(digest, POLICIES[policy], seconds=1.0, fetched_bytes=100, now=at)
     return digest
 
 
@@ -65,7 +65,7 @@ def test_a_queue_is_in_the_order_of_ranks(index: Index) -> None:
     times = [500.0, 100.0, 300.0, 200.0, 400.0]
     trees = {at: brought(index, f"tree {at}", at=at) for at in times}
     assert queue(index) == [trees[at] for at in sorted(times)]
-    index.holdings.used({trees[100.0]: (1, 600.0), trees[300.0]: (3, 700.0)}, LRU)
+    index.rankings.used({trees[100.0]: (1, 600.0), trees[300.0]: (3, 700.0)}, LRU)
     order = [trees[at] for at in (200.0, 400.0, 500.0, 100.0, 300.0)]
     assert queue(index) == order and index.holdings.levels() == [0]
     index.rulings.record({trees[200.0]: Verdict(priority=2), trees[400.0]: Verdict(priority=-3)})
@@ -83,7 +83,7 @@ def test_a_policy_of_two_queues_has_both(index: Index) -> None:
     )
     assert (queue(index), queue(index, 0, 1)) == ([first, second, third], [])
     assert index.holdings.queued_bytes(2) == [27.0, 0.0]
-    index.holdings.moved({first: Usage(1, 7.0, 2, 1.0), third: Usage(1, 6.0, 0, 1.0)})
+    index.rankings.moved({first: Usage(1, 7.0, 2, 1.0), third: Usage(1, 6.0, 0, 1.0)})
     assert (queue(index), queue(index, 0, 1)) == ([second], [third, first])
     assert index.holdings.queued_bytes(2) == [9.0, 18.0]
     assert next(index.holdings.queue(0, 1, now=NOW, young_since=NOW)).item.usage == Usage(1, 6.0, 0, 1.0)
@@ -95,7 +95,7 @@ def test_a_long_queue_is_read_to_its_end(index: Index, dice: random.Random, ties
     count = 2 * CHUNK_TREES + 10
     trees = [brought(index, f"tree {n}") for n in range(count)]
     ranks = [5.0] * count if ties else dice.sample(range(10**6), count)
-    index.holdings.moved({one: Usage(0, rank) for one, rank in zip(trees, ranks, strict=True)})
+    index.rankings.moved({one: Usage(0, rank) for one, rank in zip(trees, ranks, strict=True)})
     expected = [one for _, _, one in sorted(zip(ranks, range(count), trees, strict=True))]
     assert queue(index) == expected
     read = []
@@ -121,9 +121,9 @@ def test_the_young_stay(index: Index) -> None:
 def test_bringing_bytes_makes_young_again(index: Index) -> None:
     """And finding all of it there does not: a job that asks every minute would keep it for ever."""
     digest = brought(index, "x", at=1000.0)
-    index.holdings.arrived(digest, LRU, seconds=1.0, fetched_bytes=0, now=2000.0)
+    index.rankings.arrived(digest, LRU, seconds=1.0, fetched_bytes=0, now=2000.0)
     assert kept(index, digest, now=2001.0, grace=60.0) == ""
-    index.holdings.arrived(digest, LRU, seconds=1.0, fetched_bytes=9, now=3000.0)
+    index.rankings.arrived(digest, LRU, seconds=1.0, fetched_bytes=9, now=3000.0)
     assert kept(index, digest, now=3001.0, grace=60.0) == YOUNG
 
 
@@ -187,7 +187,7 @@ def test_what_went_is_remembered(path: str, index: Index) -> None:
     """When it comes back its policy knows it: GDSF gives it half of its uses, S3-FIFO the main queue, once."""
     digest = brought(index, "x", policy="gdsf")
     for n in range(1, 10):
-        index.holdings.used({digest: (1, OLD + n * 10_000)}, GDSF)
+        index.rankings.used({digest: (1, OLD + n * 10_000)}, GDSF)
     assert query(path, "SELECT counted FROM trees") == [(10,)]
     evict(index, [digest])
     brought(index, "x", policy="gdsf")
@@ -203,7 +203,7 @@ def test_uses_of_one_burst_count_as_one(path: str, index: Index) -> None:
     digest = brought(index, "x", at=1000.0, policy="gdsf")
     counts = []
     for at in (1100.0, 1500.0, 1601.0, 2100.0, 2300.0):
-        index.holdings.used({digest: (5, at)}, GDSF)
+        index.rankings.used({digest: (5, at)}, GDSF)
         counts.append(query(path, "SELECT counted, used_at FROM trees")[0])
     assert counts == [(1, 1100.0), (1, 1500.0), (2, 1601.0), (2, 2100.0), (3, 2300.0)]
 
@@ -229,21 +229,21 @@ def test_the_age_never_sinks(index: Index) -> None:
 def test_another_policy_ranks_all_anew(path: str, index: Index) -> None:
     """From what was noted of their uses, a few at a time; ghosts and age of the one before are worth nothing."""
     trees = [brought(index, f"tree {n}", at=1000.0 + n) for n in range(25)]
-    index.holdings.used({trees[0]: (4, 5000.0)}, LRU)
-    while index.holdings.rank_some(LRU, 10):
+    index.rankings.used({trees[0]: (4, 5000.0)}, LRU)
+    while index.rankings.rank_some(LRU, 10):
         pass
     evict(index, [trees[24]])
     index.holdings.evict([], now=NOW, young_since=NOW, age=9.0)
     assert queue(index)[-1] == trees[0]
     rounds = 1
-    while index.holdings.rank_some(S3, 10):
+    while index.rankings.rank_some(S3, 10):
         rounds += 1
     assert rounds == 3 and index.holdings.age() == 0.0
     assert query(path, "SELECT count(*) FROM ghosts") == [(0,)]
     assert set(queue(index) + queue(index, 0, 1)) == set(trees[:24])
     before = queue(index)
-    assert not index.holdings.rank_some(S3, 10) and queue(index) == before, "it is done once"
-    while index.holdings.rank_some(LRU, 10):
+    assert not index.rankings.rank_some(S3, 10) and queue(index) == before, "it is done once"
+    while index.rankings.rank_some(LRU, 10):
         pass
     assert queue(index)[-1] == trees[0] and len(queue(index)) == 24
 

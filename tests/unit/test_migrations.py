@@ -89,7 +89,7 @@ def test_an_old_store_ranks_its_trees_by_what_is_known_of_them(old: str) -> None
     index = Index(old, ORIGIN)
     try:
         assert list(index.holdings.queue(0, 0, now=1e6, young_since=1e6)) == []
-        while index.holdings.rank_some(POLICIES["lru"], 2):
+        while index.rankings.rank_some(POLICIES["lru"], 2):
             pass
         queue = [one.item.tree for one in index.holdings.queue(0, 0, now=1e6, young_since=1e6)]
         assert queue == [tree(*TREES[uri]).digest for uri in sorted(USED, key=lambda uri: USED[uri])]

@@ -129,7 +129,7 @@ def test_a_tree_that_changed_is_told_again(recorder: Recorder, shelf: Shelf, pat
     """As it takes longer to fetch now; what was fetched before took what it took."""
     held = put(shelf, "one", data=b"d" * 1000)
     for seconds in (5.0, 50.0):
-        shelf.index.holdings.arrived(held.tree, POLICIES["lru"], seconds=seconds, fetched_bytes=1003, now=seconds)
+        shelf.index.rankings.arrived(held.tree, POLICIES["lru"], seconds=seconds, fetched_bytes=1003, now=seconds)
         recorder.note(held.tree, seconds)
         recorder.write()
     assert [f.tree.seconds for f in fetches(path)] == [5.0, 50.0]
