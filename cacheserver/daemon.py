@@ -73,6 +73,7 @@ def run(config: Config) -> None:
     register = Register(disk.register_path, boot_id())
     sweeper = _sweeper(config, store)
     sessions = Sessions(sweeper.leases, register)
+    sweeper.reap = sessions.reap
     budgets = Budgets(store, sweeper, config.quotas, time.monotonic, time.sleep)
     cache = Cache(store, origin, sweeper, budgets, freshness, time.time)
 
@@ -112,7 +113,7 @@ def run(config: Config) -> None:
 
     for words in warnings(config):
         _log.warning("%s", words)
-    threads = _upkeep(config, store, sessions, sweeper, cache, retaining, recorder)
+    threads = _upkeep(config, store, sweeper, cache, retaining, recorder)
     for thread in threads:
         thread.start()
     select.select([stop], [], [])
@@ -179,7 +180,6 @@ def _origin(here: Place, config: Config, disk: Disk) -> MlflowOrigin:
 def _upkeep(
     config: Config,
     store: Store,
-    sessions: Sessions,
     sweeper: Sweeper,
     cache: Cache,
     retaining: Retaining,
@@ -205,7 +205,6 @@ def _upkeep(
                 (ONCE, retaining.rejudge),
                 (1, sweeper.watch),
                 (1, recorder.write),
-                (CHORES_SECONDS, sessions.reap),
                 (CHORES_SECONDS, sweeper.tidy),
                 (CHORES_SECONDS, drop),
             ],

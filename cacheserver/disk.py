@@ -68,7 +68,10 @@ class Disk:
                 if shared:  # others pass through it to views, whatever the umask
                     os.chmod(folder, 0o755)
             self._lock_fd = lock.take(self.root)
-            ballast.throw(self.root)
+            if ballast.throw(self.root):
+                _log.warning(
+                    "the disk of %s is full: its ballast is thrown overboard, so that it can be served", self.root
+                )
             for name in FOLDERS:
                 os.makedirs(self.at(name), exist_ok=True)
             if shared is not None:

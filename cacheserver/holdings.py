@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from cacheserver.database import VARIABLES_MAX, Tables
-from cacheserver.eviction import Item, Usage, refetch_seconds
+from cacheserver.eviction import Item, Usage, refetch_seconds, share_seconds
 from cacheserver.planning import Blob, Candidate
 
 CHUNK_TREES = 256  # read at a time: a millisecond
@@ -216,6 +216,11 @@ class Holdings:
                 gone.trees[digest] = bool(self._tables.one("SELECT has_view FROM trees WHERE id = ?", row[0])[0])
                 gone.blobs.update(self._remove(row[0]))
             self._tables.do("UPDATE ranking SET age = max(age, ?)", age)
+            self._tables.do(
+                "DELETE FROM ghosts WHERE rowid IN (SELECT rowid FROM ghosts ORDER BY gone_at"
+                " LIMIT max(0, (SELECT count(*) FROM ghosts) - ?))",
+                GHOSTS_MAX,
+            )
             self._leave(gone)
         return gone
 
@@ -270,10 +275,6 @@ class Holdings:
             row[1],
             *row[6:10],
             now,
-        )
-        self._tables.do(
-            "DELETE FROM ghosts WHERE rowid IN (SELECT rowid FROM ghosts ORDER BY gone_at DESC LIMIT 10 OFFSET ?)",
-            GHOSTS_MAX,
         )
 
     def _remove(self, tree: int) -> dict[str, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from cacheserver.database import Tables
-from cacheserver.eviction import Item, Policy, Usage
+from cacheserver.eviction import Item, Policy, Usage, share_seconds
 from cacheserver.holdings import ROW, item_of, rate_of, seconds_of
 
 

@@ -80,6 +80,7 @@ class Sweeper:
 
     Attributes:
         note_uses: writes down what was used until now, so that a plan knows of it.
+        reap: ends the leases of processes that have ended.
         judge: writes down what retention rules say of trees.
         evicted_count, evicted_bytes: trees that have gone, and what that gave back to the disk.
     """
@@ -98,6 +99,7 @@ class Sweeper:
         self.reservations = reservations
         self.grace_seconds = grace_seconds
         self.note_uses: Callable[[], None] = lambda: None
+        self.reap: Callable[[], None] = lambda: None
         self.judge: Callable[[Sequence[str]], None] = lambda trees: None
         self.evicted_count = self.evicted_bytes = 0
         self._store = store
@@ -321,6 +323,7 @@ class Sweeper:
     def _look_around(self) -> None:
         """Hears of what has happened since the last time: uses, and whatever has no place in the queues yet."""
         self.note_uses()
+        self.reap()
         while self._rankings.rank_some(self.policy, RANKED_TREES):
             self._clocks.pause()
 
