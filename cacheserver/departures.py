@@ -34,11 +34,11 @@ class Departures:
 
     def blobs_of(self, tree: str) -> list[Blob]:
         """The blobs of a tree, and what becomes of their bytes when their rows go."""
-        found = []
-        for blob, digest, view_links in self._index.holdings.blobs_of(tree):
-            links = 0 if view_links < 0 else self._disk.link_count(digest) - 1 - view_links
-            found.append(blob._replace(is_linked=links > 0))
-        return found
+        found = [(blob, self._disk.link_count(digest) - 1) for blob, digest in self._index.holdings.blobs_of(tree)]
+        if any(links > 0 for _, links in found):  # some are views': that is a slower question
+            in_views = self._index.holdings.view_links(tree)
+            found = [(blob, links - in_views[blob.key] if blob.key in in_views else 0) for blob, links in found]
+        return [blob._replace(is_linked=True) if links > 0 else blob for blob, links in found]
 
     def evict(
         self,

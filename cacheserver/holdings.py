@@ -7,7 +7,7 @@ which looks again at pins and rules, and returns what it has really removed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from cacheserver.database import VARIABLES_MAX, Tables
@@ -117,18 +117,27 @@ class Holdings:
         )
         return (Candidate(item_of(row, rate), _kept(row, now, young_since)) for row in rows)
 
-    def blobs_of(self, tree: str) -> list[tuple[Blob, str, int]]:
-        """The blobs of a tree, with their digests, and how many links views have to each; -1 where too many trees have
-        it to count them."""
+    def blobs_of(self, tree: str) -> list[tuple[Blob, str]]:
+        """The blobs of a tree, with their digests."""
         rows = self._tables.survey(
-            "SELECT b.id, b.size, b.holder_count, b.digest, CASE WHEN b.holder_count > ? THEN -1 ELSE"
-            " (SELECT coalesce(sum(x.path_count), 0) FROM members x JOIN trees y ON y.id = x.tree"
-            " WHERE x.blob = b.id AND y.has_view) END"
-            " FROM trees t JOIN members m ON m.tree = t.id JOIN blobs b ON b.id = m.blob WHERE t.digest = ?",
-            LINK_CHECK_HOLDERS_MAX,
+            "SELECT b.id, b.size, b.holder_count, b.digest FROM trees t JOIN members m ON m.tree = t.id"
+            " JOIN blobs b ON b.id = m.blob WHERE t.digest = ?",
             tree,
         )
-        return [(Blob(*row[:3]), row[3], row[4]) for row in rows]
+        return [(Blob(key, size, holders), digest) for key, size, holders, digest in rows]
+
+    def view_links(self, tree: str) -> dict[Hashable, int]:
+        """How many links views have to each blob of a tree, by the blob's number; without those that too many trees
+        have to count them."""
+        return dict(
+            self._tables.survey(
+                "SELECT b.id, (SELECT coalesce(sum(x.path_count), 0) FROM members x JOIN trees y ON y.id = x.tree"
+                " WHERE x.blob = b.id AND y.has_view) FROM trees t JOIN members m ON m.tree = t.id"
+                " JOIN blobs b ON b.id = m.blob WHERE t.digest = ? AND b.holder_count <= ?",
+                tree,
+                LINK_CHECK_HOLDERS_MAX,
+            )
+        )
 
     def age(self) -> float:
         """The policy's age."""

@@ -24,6 +24,8 @@ from cacheserver.space import Need
 from cacheserver.store import Store
 from cacheserver.words import Progress
 
+ROUND_SHARE = 1 / 256  # of what is held goes in one round of the background, so that hits beside it stay quick
+ROUND_BYTES_MIN = 64 << 20
 STEP_TREES = 32  # evicted together: one transaction, one sync
 ROOM_ATTEMPTS = 8  # others may take the room that was made
 RANKED_TREES = 200  # given a place at a time
@@ -106,7 +108,7 @@ class Sweeper:
         self._holdings, self._rankings = store.index.holdings, store.index.rankings
         self._clocks = clocks
         self._turn = threading.Lock()
-        self._has_warned = False
+        self._has_warned = self._is_going_down = False
         self._patience = 0  # looks until a sweep that could not free enough is tried again
 
     # -- what comes -------------------------------------------------------------------------------------------------
@@ -207,10 +209,16 @@ class Sweeper:
         went."""
         limits = self.reservations.limits
         self._patience = max(0, self._patience - 1)
-        if self._patience or not space.pressure(self.reservations.fill(), limits, above=limits.high):
+        above = limits.low if self._is_going_down else limits.high
+        self._is_going_down = bool(space.pressure(self.reservations.fill(), limits, above=above))
+        if self._patience or not self._is_going_down:
             return False
         with self._turn:
-            need = space.pressure(self.reservations.fill(), limits, above=limits.high)
+            fill = self.reservations.fill()
+            need = space.pressure(fill, limits, above=above)
+            if not space.missing(0, fill, limits):  # there is time: the rest goes at the next looks
+                most = max(ROUND_BYTES_MIN, round((fill.stored + fill.coming) * ROUND_SHARE))
+                need = Need(min(need.disk_bytes, most), min(need.capacity_bytes, most))
             swept = self._sweep(need)
             if not swept.enough:
                 self._patience = FAILED_ROUNDS

@@ -23,7 +23,7 @@ def test_what_went_on_is_not_counted_as_written_twice() -> None:
 
 
 def test_a_file_costs_a_block_until_it_is_done() -> None:
-    """A thousand files of a byte take a thousand blocks of the disk: so much is promised, less for each that is there."""
+    """A thousand files of a byte take a thousand blocks of the disk: that is promised, less for each that is there."""
     progress = Progress()
     promise = Promise(1000, 0, 1000, progress, 0, 0, 0, 0)
     assert promise.unwritten() == 1000 * (1 + FILE_BYTES) and promise.coming() == 1000
