@@ -122,8 +122,11 @@ def run(config: Config) -> None:
     server.stop(STOP_SECONDS).wait()
     register.close()  # before the connections: who loses one now has a view still, and the next daemon is to know
     handoff.stop()
+    sweeper.stop()
     for thread in threads:
         thread.stop()
+    for thread in threads:
+        thread.join()
     cache.close()
     recorder.write()
     store.index.close()

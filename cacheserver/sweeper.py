@@ -108,8 +108,12 @@ class Sweeper:
         self._holdings, self._rankings = store.index.holdings, store.index.rankings
         self._clocks = clocks
         self._turn = threading.Lock()
-        self._has_warned = self._is_going_down = False
+        self._has_warned = self._is_going_down = self._is_stopping = False
         self._patience = 0  # looks until a sweep that could not free enough is tried again
+
+    def stop(self) -> None:
+        """Evicts nothing any more, but for the step that has begun."""
+        self._is_stopping = True
 
     # -- what comes -------------------------------------------------------------------------------------------------
 
@@ -283,6 +287,8 @@ class Sweeper:
     def _execute(self, plan: Plan) -> tuple[Leaving, ...]:
         went: list[Leaving] = []
         for start in range(0, len(plan.evict), STEP_TREES):
+            if self._is_stopping:
+                break
             step = self._described(plan.evict[start : start + STEP_TREES])
             trees = self.leases.doom([one.tree for one in step])
             now, last = self._clocks.now(), start + STEP_TREES >= len(plan.evict)

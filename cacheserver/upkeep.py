@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from artifactcache.errors import CacheError
 
 ROUND_SECONDS = 1.0
+STOP_SECONDS = 3.0
 
 _log = logging.getLogger(__name__)
 
@@ -35,8 +36,12 @@ class Upkeep:
         self._thread.start()
 
     def stop(self) -> None:
-        """Begins nothing any more; what has begun ends soon, in small steps."""
+        """Begins nothing any more."""
         self._stopping.set()
+
+    def join(self) -> None:
+        """Gives what has begun a moment to end."""
+        self._thread.join(STOP_SECONDS)
 
     def _run(self) -> None:
         for number in itertools.count():
@@ -54,4 +59,5 @@ class Upkeep:
         except CacheError as error:  # a full disk, or one that does not work: it says itself what can be done
             _log.warning("%s", error)
         except Exception:  # noqa: BLE001 - whatever it is, the next time it may go well
-            _log.exception("a chore failed")
+            if not self._stopping.is_set():  # else the store was closed under it
+                _log.exception("a chore failed")
