@@ -123,10 +123,7 @@ def run(config: Config) -> None:
     register.close()  # before the connections: who loses one now has a view still, and the next daemon is to know
     handoff.stop()
     sweeper.stop()
-    for thread in threads:
-        thread.stop()
-    for thread in threads:
-        thread.join()
+    Upkeep.stop_all(threads)
     cache.close()
     recorder.write()
     store.index.close()

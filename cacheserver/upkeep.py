@@ -39,9 +39,13 @@ class Upkeep:
         """Begins nothing any more."""
         self._stopping.set()
 
-    def join(self) -> None:
-        """Gives what has begun a moment to end."""
-        self._thread.join(STOP_SECONDS)
+    @staticmethod
+    def stop_all(threads: Sequence[Upkeep]) -> None:
+        """Stops several, and gives what they have begun a moment to end."""
+        for one in threads:
+            one.stop()
+        for one in threads:
+            one._thread.join(STOP_SECONDS)
 
     def _run(self) -> None:
         for number in itertools.count():
