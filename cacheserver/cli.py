@@ -64,11 +64,19 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--capacity",
         nargs="+",
-        default=(),
+        action="extend",
+        default=[],
         metavar="AMOUNT",
         help='as in "2TiB", or per cent of the bytes of all that is fetched, as in "10%%"; several are compared',
     )
-    parser.add_argument("--policy", nargs="+", default=(), metavar="NAME", help="only these: gdsf, lru, s3-fifo, …")
+    parser.add_argument(
+        "--policy",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help="only these: gdsf, lru, s3-fifo, …",
+    )
     parser.add_argument("--plot", metavar="FILE", help="draw it too: FILE.svg or FILE.png")
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
     parser.set_defaults(run=_simulate)
