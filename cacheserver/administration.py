@@ -68,8 +68,7 @@ class Administration:
         if asked.kind in MOVING:
             with contextlib.suppress(NotFound, OriginUnavailable):  # then by what it was pinned by only
                 names.append(self._cache.version_of(asked).artifact.uri)
-        self._index.pins.expire(self._clock())
-        ended = self._index.pins.unpin(names, selection.key)
+        ended = self._index.pins.unpin(names, selection.key, self._clock())
         if not ended:
             raise NotFound(
                 f"{asked.uri} is not pinned. `artifactcache ls` shows what is; what [[warm]] in the configuration keeps"

@@ -207,6 +207,7 @@ class Bringing:
         _check_paths(artifact.uri, [entry.path.rstrip(b"/") for entry in whole.entries])
         for manifest in (whole, *(part.manifest for part in parts)):
             errand.hold(manifest.digest)
+            errand.progress.recorded.add(manifest.digest)
         now, file_name = self._clock(), parts[-1].file_name
         standing, checked_at = min(part.standing for part in parts), min(part.checked_at for part in parts)
         arrived = [uri for part in parts for uri in part.arrived]

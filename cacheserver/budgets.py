@@ -10,13 +10,12 @@ import grp
 import pwd
 import re
 import threading
-from collections import Counter, defaultdict
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from artifactcache.errors import NoSpace, QuotaExceeded
+from artifactcache.errors import QuotaExceeded
 from cacheserver.allowances import EVERYBODY, Allowance
 from cacheserver.config import QuotasConfig
 from cacheserver.ledger import Ledger
@@ -53,9 +52,22 @@ class Account:
         return f"[quotas.{'group' if self.is_group else 'user'}.{entry}]"
 
 
+AFFORD_ATTEMPTS = 8  # others may land meanwhile
 NAMES_SECONDS = 60.0  # for which what the host's directory says of a user or a group counts
 
 Key = tuple[bool, int]
+
+
+@dataclass
+class _Claims:
+    """What one download has claimed: on which accounts it is, and the bytes that come, by where they come from."""
+
+    accounts: Sequence[Account] = ()
+    bytes: dict[tuple[Key, str], int] = field(default_factory=dict)
+
+    def needed(self, one: Account) -> int:
+        """Bytes on one account."""
+        return sum(count for (key, _), count in self.bytes.items() if key == _key(one))
 
 
 class Budgets:
@@ -82,43 +94,47 @@ class Budgets:
         self._sleep = sleep
         self._lock = threading.Lock()
         self._downloads: Counter[Key] = Counter()
-        # Bytes that are being brought, of each account: by the download, and where they come from.
-        self._claims: defaultdict[Key, dict[tuple[int, str], int]] = defaultdict(dict)
+        self._claims: dict[int, _Claims] = {}  # of the downloads under way
+        self._landings = 0
+        self._met: dict[int, Payer] = {}
+        self._members: dict[int, tuple[frozenset[int], frozenset[int]]] = {}
         self._paces: dict[Key, Pace] = {}
-        self._members: dict[int, frozenset[int]] = {}
         self._names: dict[int | str, tuple[float, Any]] = {}  # what the host says of users and groups, and until when
 
-    def take_download(self, payer: Payer) -> None:
-        """One more download of somebody's begins. Raises QuotaExceeded."""
-        accounts = self._accounts(payer)
-        with self._lock:
-            for one in accounts:
-                most, now = one.allowance.downloads, self._downloads[_key(one)]
-                if most is not None and now >= most:
-                    raise QuotaExceeded(
-                        f"{one.title[0].upper()}{one.title[1:]} has {now} download{'s' * (now != 1)} under way, and"
-                        f" {one.section} downloads grants {most}: let one of them end, then fetch again."
-                    )
-            self._downloads.update(_key(one) for one in accounts)
-
-    def landed(self, payer: Payer, progress: Progress) -> None:
-        """A download has ended: what has come is on the ledger, or about to be."""
-        accounts = self._accounts(payer)
-        with self._lock:
-            self._downloads.subtract(_key(one) for one in accounts)
-            for claims in self._claims.values():
-                for claim in [claim for claim in claims if claim[0] == id(progress)]:
-                    del claims[claim]
-
     def claim(self, payer: Payer, progress: Progress, what: str, needed: int) -> None:
-        """So many bytes are about to come on somebody's account, until the download has landed. Raises QuotaExceeded.
+        """So many bytes are about to come on somebody's account, until the download has landed.
 
         Args:
             what: where they come from; names it in messages.
+
+        Raises QuotaExceeded where that, or one download more, is not granted.
         """
-        for one in self._accounts(payer):
+        accounts = self._accounts(payer)  # before the lock: the host's directory may be slow
+        with self._lock:
+            claims = self._claims.setdefault(id(progress), _Claims())
+            if not claims.accounts:
+                self._begin(accounts)
+                claims.accounts = accounts
+        for one in claims.accounts:
             if one.allowance.held is not None:
-                self._afford(one, one.allowance.held, (id(progress), what), needed)
+                self._afford(one, one.allowance.held, claims, what, needed)
+
+    def landed(self, progress: Progress) -> None:
+        """A download has ended: what has come is on the ledger, or about to be."""
+        with self._lock:
+            if claims := self._claims.pop(id(progress), None):
+                self._downloads.subtract(_key(one) for one in claims.accounts)
+                self._landings += 1
+
+    def _begin(self, accounts: Sequence[Account]) -> None:
+        for one in accounts:
+            most, now = one.allowance.downloads, self._downloads[_key(one)]
+            if most is not None and now >= most:
+                raise QuotaExceeded(
+                    f"{one.title[0].upper()}{one.title[1:]} has {now} download{'s' * (now != 1)} under way, and"
+                    f" {one.section} downloads grants {most}: let one of them end, then fetch again."
+                )
+        self._downloads.update(_key(one) for one in accounts)
 
     def pace(self, payer: Payer | None) -> Callable[[int], None] | None:
         """What is told of bytes that come for somebody, and waits where they come too fast; None where nothing does."""
@@ -137,35 +153,51 @@ class Budgets:
         return spend
 
     def meet(self, payer: Payer) -> None:
-        """Somebody fetches: in which groups with a quota they are, the ledger has to know."""
-        if not self._quotas.groups:
-            return
-        known = frozenset(gid for name in self._quotas.groups if (gid := self._gid(name)) is not None)
-        mine = known & set(payer.groups)
-        if self._members.get(payer.uid) != mine:
-            with suppress(NoSpace):  # a hit is not refused for it: the next fetch tells
-                self._ledger.record_membership(payer.uid, mine, known)
-                self._members[payer.uid] = mine
+        """Somebody fetches: in which groups with a quota they are, the ledger has to know, when there is time."""
+        if self._quotas.groups:
+            with self._lock:
+                self._met[payer.uid] = payer
 
-    def _afford(self, one: Account, held_max: Amount, claim: tuple[int, str], needed: int) -> None:
+    def members_met(self) -> dict[int, tuple[frozenset[int], frozenset[int]]]:
+        """Of those who have fetched, where it is another than was recorded: in which groups with a quota they are, and
+        which there are; by user ID."""
+        with self._lock:
+            met = dict(self._met)
+        if not met:
+            return {}
+        known = frozenset(gid for name in self._quotas.groups if (gid := self._gid(name)) is not None)
+        found = {uid: (known & set(payer.groups), known) for uid, payer in met.items()}
+        return {uid: groups for uid, groups in found.items() if self._members.get(uid) != groups}
+
+    def recorded(self, members: dict[int, tuple[frozenset[int], frozenset[int]]]) -> None:
+        """The ledger knows."""
+        self._members.update(members)
+
+    def _afford(self, one: Account, held_max: Amount, mine: _Claims, what: str, needed: int) -> None:
         limit = held_max.of(self._store.space().total)
         kept: dict[str, int] = {}
-        for is_last in (False, True):
+        has_relieved = False
+        for _ in range(AFFORD_ATTEMPTS):
+            landings = self._landings
             self._sweeper.note_uses()
             held = round(self._ledger.of_group(one.number) if one.is_group else self._ledger.of_user(one.number))
             with self._lock:
-                claims = self._claims[_key(one)]
-                over = held + sum(claims.values()) - claims.get(claim, 0) + needed - limit
+                if landings != self._landings:  # something is in neither of the two numbers
+                    continue
+                coming = sum(c.needed(one) for c in self._claims.values()) - mine.bytes.get((_key(one), what), 0)
+                over = held + coming + needed - limit
                 if over <= 0:
-                    claims[claim] = needed
+                    mine.bytes[_key(one), what] = needed
                     return
-            if is_last or needed > limit:
+            if has_relieved or needed > limit:
                 break
+            if not self._sweeper.could_fit(needed):
+                return  # there is no room for it anyway: who looks for that says so, and nothing has gone
             users = self._ledger.members(one.number) if one.is_group else [one.number]
-            kept = self._sweeper.relieve(users, over, f"{one.title} is over the quota")
+            kept, has_relieved = self._sweeper.relieve(users, over, f"{one.title} is over the quota"), True
         told = ", ".join(f"{count} {reason}" for reason, count in sorted(kept.items()))
         raise QuotaExceeded(
-            f"{claim[1]}: {show(needed)} more are {show(over)} too many for {one.title}, who holds {show(held)} of"
+            f"{what}: {show(needed)} more are {show(over)} too many for {one.title}, who holds {show(held)} of"
             f" {show(limit)} (what others share is split among them). What would free it: "
             + (f"releasing what has to stay, in trees: {told}; or " if told else "")
             + f"a higher {one.section} held."
@@ -197,8 +229,8 @@ class Budgets:
         if self._ticks() >= until:
             try:
                 answer = question()
-            except KeyError:
-                answer = None
+            except (KeyError, ValueError):  # no such name, or the directory is away: what it said before counts still
+                pass
             self._names[what] = self._ticks() + NAMES_SECONDS, answer
         return answer
 

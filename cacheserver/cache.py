@@ -141,8 +141,6 @@ class Cache:
 
         Args:
             payer: on whose account it comes, where nobody else is bringing it already; None for the daemon's own.
-
-        Raises QuotaExceeded where the payer may bring no more at a time.
         """
         resolved = self._versions.resolved(artifact.base)
         fresh = ask is not Ask.WHAT_IS_DUE or (resolved is not None and not resolved.settled)
@@ -150,7 +148,6 @@ class Cache:
             (artifact.uri, selection.key, ask),
             lambda progress: self._paid(artifact, selection, ask, payer, progress),
             fresh=fresh,
-            admit=lambda: self._budgets.take_download(payer) if payer else None,
         )
         if started:
             flight.future.add_done_callback(lambda _: self._ended(flight))
@@ -186,17 +183,24 @@ class Cache:
         self._budgets.meet(payer)
 
     def record_uses(self) -> None:
-        """Writes down what was used since the last time."""
-        noted = self._uses.take()
+        """Writes down what was used since the last time: all of it, or nothing."""
+        noted, members = self._uses.take(), self._budgets.members_met()
+        if not noted.trees and not noted.users and not members:
+            return
         try:
-            if noted.artifacts:
+            with self._index.transaction():
+                self._index.ledger.record_members(members)
                 self._index.record_uses(noted.artifacts)
                 self._index.rankings.used(noted.trees, self._sweeper.policy)
-            if noted.users:
                 self._index.ledger.charge(noted.users)
-                self._sweeper.judge(list(noted.trees))  # what rules keep, they keep since its last use
-        except NoSpace:  # when a hit was is not worth an error: the next time may have room for it
+        except BaseException as error:
             self._uses.put_back(noted)
+            if not isinstance(error, NoSpace):  # when a hit was is not worth an error: next time there may be room
+                raise
+            return
+        self._budgets.recorded(members)
+        with contextlib.suppress(NoSpace):
+            self._sweeper.judge(list(noted.trees))  # what rules keep, they keep since its last use
 
     def download_count(self) -> int:
         """How many artifacts are being brought."""
@@ -208,13 +212,12 @@ class Cache:
         self, artifact: Artifact, selection: Selection, ask: Ask, payer: Payer | None, progress: Progress
     ) -> Brought:
         try:
-            brought = self._bring(artifact, selection, ask, payer, progress)
-            if payer and brought.origin_bytes:
-                self._uses.brought(brought.held.tree, payer.uid, self._clock())
-            return brought
+            return self._bring(artifact, selection, ask, payer, progress)
         finally:  # before anybody hears that it is over
             if payer:
-                self._budgets.landed(payer, progress)
+                for tree in progress.recorded:
+                    self._uses.brought(tree, payer.uid, self._clock())
+                self._budgets.landed(progress)
 
     def _bring(
         self, artifact: Artifact, selection: Selection, ask: Ask, payer: Payer | None, progress: Progress
@@ -245,15 +248,17 @@ class Cache:
     def _attempts(self, errand: Errand) -> Brought:
         artifact, progress = errand.artifact, errand.progress
         gone: NotFound | OriginUnavailable | None = None
+        was_short = False
         for _ in range(COMMIT_ATTEMPTS):
             try:
                 found = self._bringing.sync(errand)
             except MissingBlobs:
                 continue  # a blob that was counted on went into quarantine meanwhile
             except NoSpace:
-                if not progress.was_short or not self._sweeper.watch():
+                if not progress.was_short or was_short:
                     raise
-                progress.was_short = False
+                was_short, progress.was_short = True, False
+                self._sweeper.watch()
                 continue  # what has arrived is held: the rest may fit now
             except Superseded:
                 gone = OriginUnavailable(f"{artifact.uri} is made anew again and again. Try again when that has ended.")

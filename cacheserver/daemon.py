@@ -47,7 +47,6 @@ from cacheserver.warming import Warm, Warming
 SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7), without its NUL
 STOP_SECONDS = 5
 CHORES_SECONDS = 30
-ONCE = 1e9
 RULES_SECONDS = 600  # between two questions about what the retention rules need
 ARRIVALS_KEPT_SECONDS = 86_400  # how long an unfinished download is worth resuming
 PAUSE_SECONDS = 0.0005  # between the small steps of what nobody waits for
@@ -84,7 +83,7 @@ def run(config: Config) -> None:
     about = {"tracking_uri": origin.name, "access_check": config.access.check}
     operators = Operators(config.access.operators, uid)
     retaining = Retaining(store.index, origin, config.retention, time.time, _pause)
-    sweeper.judge = retaining.judge
+    sweeper.judge, sweeper.prepare = retaining.judge, retaining.rejudge
     recorder = Recorder(config.eviction.trace, store.index.holdings)
     cache.trace = recorder.note
     administration = Administration(cache, store, sweeper, operators.admits, retaining.because, time.time)
@@ -202,7 +201,6 @@ def _upkeep(
         Upkeep(
             "upkeep",
             [
-                (ONCE, retaining.rejudge),
                 (1, sweeper.watch),
                 (1, recorder.write),
                 (CHORES_SECONDS, sweeper.tidy),

@@ -82,6 +82,9 @@ class Tables:
         Args:
             durable: when it ends without an error, it survives a power cut.
         """
+        if self._writer == threading.get_ident():  # part of a larger one
+            yield
+            return
         with self._lock:
             # What follows a removal of rows is the removal of their files, and a disk may take that first. So the log
             # is synced, with all that was committed before. SQLite takes this setting only between transactions.

@@ -6,13 +6,13 @@ removed stands in the index until it is: a daemon that is killed in between leav
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 
 from artifactcache.errors import NoSpace
 from cacheserver import ballast
 from cacheserver.disk import Disk
-from cacheserver.faults import trouble
 from cacheserver.holdings import Gone
 from cacheserver.index import Index
 from cacheserver.planning import Blob
@@ -46,17 +46,18 @@ class Departures:
         *,
         now: float,
         young_since: float,
-        age: float,
         nameless: frozenset[str] = frozenset(),
+        taken: Callable[[], None] = lambda: None,
     ) -> Gone:
         """Removes trees that nobody has leased, as far as nothing else keeps them. Returns what has gone.
 
         Args:
-            now, young_since, age, nameless: as in `Holdings.evict`.
+            now, young_since, nameless: as in `Holdings.evict`.
+            taken: called when nothing of them has a name any more; what is left to be done keeps nobody waiting.
         """
 
         def evict() -> Gone:
-            return self._index.holdings.evict(trees, now=now, young_since=young_since, age=age, nameless=nameless)
+            return self._index.holdings.evict(trees, now=now, young_since=young_since, nameless=nameless)
 
         with self._lock:
             try:
@@ -65,8 +66,9 @@ class Departures:
                 if not ballast.throw(self._disk.root):
                     raise
                 gone = evict()
-            aside = self._take_out(gone)
-        self._discard(gone, aside)
+            aside, stuck = self._take_out(gone)
+        taken()
+        self._discard(gone, aside, stuck)
         return gone
 
     def drop_arrivals(self, before: float) -> int:
@@ -74,8 +76,8 @@ class Departures:
         with self._lock:
             self._disk.partials.drop(before)
             gone = Gone({}, self._index.holdings.drop_arrivals(before))
-            aside = self._take_out(gone)
-        self._discard(gone, aside)
+            aside, stuck = self._take_out(gone)
+        self._discard(gone, aside, stuck)
         return len(gone.blobs)
 
     def tidy(self) -> None:
@@ -83,20 +85,23 @@ class Departures:
         with self._lock:
             self._index.holdings.remove_unheld()
             gone = self._index.holdings.leaving()
-            aside = self._take_out(gone)
-        self._discard(gone, aside)
-        ballast.take(self._disk.root)
+            aside, stuck = self._take_out(gone)
+        self._discard(gone, aside, stuck)
+        with contextlib.suppress(OSError):  # another time
+            ballast.take(self._disk.root)
 
-    def _take_out(self, gone: Gone) -> list[str]:
+    def _take_out(self, gone: Gone) -> tuple[list[str], set[str]]:
         for tree in gone.trees:
             self._leave(tree)
-        try:
-            return self._disk.take_out(gone.trees, gone.blobs)
-        except OSError as error:  # the rows are gone, and the index knows what is left to be removed
-            raise trouble(error, "what is not held any more could not be removed") from None
+        return self._disk.take_out(gone.trees, gone.blobs)
 
-    def _discard(self, gone: Gone, aside: list[str]) -> None:
+    def _discard(self, gone: Gone, aside: list[str], stuck: set[str]) -> None:
         for path in aside:
             self._disk.discard(path)
         if gone.trees or gone.blobs:
-            self._index.holdings.left(gone)
+            self._index.holdings.left(
+                Gone(
+                    {tree: had for tree, had in gone.trees.items() if tree not in stuck},
+                    {blob: size for blob, size in gone.blobs.items() if blob not in stuck},
+                )
+            )

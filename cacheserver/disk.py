@@ -185,29 +185,35 @@ class Disk:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(_fan(digest), dir_fd=self.blobs_fd)
 
-    def take_out(self, trees: Iterable[str], blobs: Mapping[str, int]) -> list[str]:
+    def take_out(self, trees: Iterable[str], blobs: Mapping[str, int]) -> tuple[list[str], set[str]]:
         """Takes trees, and blobs with their sizes, whose rows are gone away from their names.
 
         Returns what is in staging/ now, for the caller to discard: that may take the disk a while, and whoever calls
-        this has a lock that others wait for.
+        this has a lock that others wait for. And the digests of those of which something stays: that is told.
         """
-        aside = []
+        aside: list[str] = []
+        stuck: set[str] = set()
         for tree in trees:
-            view = self.at("views", tree)
-            with contextlib.suppress(FileNotFoundError):
-                os.chmod(view, 0o755)  # a folder that cannot be written cannot be renamed either
-                os.rename(view, aside_path := self.stage())
-                aside.append(aside_path)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.at("manifests", _fan(tree)))
+            self._away(tree, self.at("views", tree), aside, stuck, by_name=False)
+            self._away(tree, self.at("manifests", _fan(tree)), aside, stuck, by_name=True)
         for digest, size in blobs.items():
-            with contextlib.suppress(FileNotFoundError):
-                if size < LARGE_BYTES_MIN:
-                    os.unlink(_fan(digest), dir_fd=self.blobs_fd)
-                else:
-                    os.rename(self.at("blobs", _fan(digest)), aside_path := self.stage())
-                    aside.append(aside_path)
-        return aside
+            self._away(digest, self.at("blobs", _fan(digest)), aside, stuck, by_name=size < LARGE_BYTES_MIN)
+        return aside, stuck
+
+    def _away(self, digest: str, path: str, aside: list[str], stuck: set[str], *, by_name: bool) -> None:
+        try:
+            if by_name:
+                os.unlink(path)
+                return
+            if os.path.isdir(path):
+                os.chmod(path, 0o755)  # a folder that cannot be written cannot be renamed either
+            os.rename(path, other := self.stage())
+            aside.append(other)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            stuck.add(digest)
+            _log.warning("%s cannot be removed, and stays (%s): remove it as root", path, error.strerror)
 
     def link_count(self, digest: str) -> int:
         """How many names a blob has; 0 where it is gone."""

@@ -44,14 +44,12 @@ class Flights(Generic[V]):
         work: Callable[[Progress], V],
         *,
         fresh: bool = False,
-        admit: Callable[[], None] = lambda: None,
     ) -> tuple[Flight[V], bool]:
         """The flight under this key, and whether this call started it. Who has joined has to `leave`.
 
         Args:
             fresh: whether its answer must not be older than this call. Then a flight that has begun is not joined, but
                 the one after it: however many ask, one runs and one waits.
-            admit: called before a flight is started, under a lock; what it raises stops that.
         """
         with self._lock:
             ahead = self._under_way.get(key)
@@ -60,10 +58,8 @@ class Flights(Generic[V]):
             if ahead is not None:
                 started = not ahead.following
                 if started:
-                    admit()
                     ahead.following.append((Flight(), work))
                 return self._joined(ahead.following[0][0]), started
-            admit()
             flight = self._joined(Flight[V]())
             self._under_way[key] = _UnderWay(flight)
         self._start(key, work, flight)

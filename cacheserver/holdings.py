@@ -16,6 +16,7 @@ from cacheserver.planning import Blob, Candidate
 
 CHUNK_TREES = 256  # read at a time: a millisecond
 SECONDS_PER_BYTE = 1e-8  # before anything was fetched: 100 MB/s
+DROPS_MAX = 5_000  # at a time, of what is due and of what has no name
 GHOSTS_MAX = 100_000  # evicted trees that are remembered: about 15 MB
 LINK_CHECK_HOLDERS_MAX = 100  # whose views are counted, to tell which links are outside the store
 
@@ -95,10 +96,11 @@ class Holdings:
     def drops(self, *, now: float, young_since: float) -> list[tuple[Candidate, str]]:
         """What is to go whether or not room is needed, each with the reason."""
         rate = rate_of(self._tables)
-        due = self._tables.survey(ROW + "WHERE t.drop_at <= ?", now, now)
+        due = self._tables.survey(ROW + "WHERE t.drop_at <= ? LIMIT ?", now, now, DROPS_MAX)
         nameless = self._tables.survey(
-            ROW + "WHERE NOT EXISTS (SELECT 1 FROM artifacts WHERE tree = t.id)",
+            ROW + "WHERE NOT EXISTS (SELECT 1 FROM artifacts WHERE tree = t.id) LIMIT ?",
             now,
+            DROPS_MAX,
         )
         found = {row[1]: (row, NOBODYS) for row in nameless}
         found |= {row[1]: (row, "a retention rule wants it gone") for row in due}
@@ -128,16 +130,16 @@ class Holdings:
 
     def view_links(self, tree: str) -> dict[Hashable, int]:
         """How many links views have to each blob of a tree, by the blob's number; without those that too many trees
-        have to count them."""
-        return dict(
-            self._tables.survey(
-                "SELECT b.id, (SELECT coalesce(sum(x.path_count), 0) FROM members x JOIN trees y ON y.id = x.tree"
-                " WHERE x.blob = b.id AND y.has_view) FROM trees t JOIN members m ON m.tree = t.id"
-                " JOIN blobs b ON b.id = m.blob WHERE t.digest = ? AND b.holder_count <= ?",
-                tree,
-                LINK_CHECK_HOLDERS_MAX,
-            )
+        have to count them, or of which an older release has not said how many files they are."""
+        rows = self._tables.survey(
+            "SELECT b.id, (SELECT coalesce(CASE WHEN min(x.path_count) > 0 THEN sum(x.path_count) ELSE -1 END, 0)"
+            " FROM members x JOIN trees y ON y.id = x.tree WHERE x.blob = b.id AND y.has_view)"
+            " FROM trees t JOIN members m ON m.tree = t.id JOIN blobs b ON b.id = m.blob"
+            " WHERE t.digest = ? AND b.holder_count <= ?",
+            tree,
+            LINK_CHECK_HOLDERS_MAX,
         )
+        return {blob: links for blob, links in rows if links >= 0}
 
     def age(self) -> float:
         """The policy's age."""
@@ -166,17 +168,18 @@ class Holdings:
         )
         return before[0][0], self._tables.one("SELECT tree_count FROM counters")[0]
 
-    def described(self, trees: Iterable[str]) -> dict[str, tuple[tuple[str, ...], int]]:
-        """The URIs that clients asked for and that are a tree, and its files' sizes in all, for each that is held."""
-        found = {}
+    def described(self, trees: Iterable[str]) -> dict[str, tuple[tuple[str, ...], int, int, Item]]:
+        """Of each tree that is held: the URIs that clients asked for and that are it, its files' sizes in all, how many
+        these are, and how a policy sees it."""
+        found, rate = {}, rate_of(self._tables)
         for tree in trees:
-            rows = self._tables.survey(
-                "SELECT t.size_bytes, a.uri FROM trees t LEFT JOIN artifacts a ON a.tree = t.id AND a.asked"
-                " WHERE t.digest = ? ORDER BY a.uri",
-                tree,
-            )
-            if rows:
-                found[tree] = tuple(dict.fromkeys(uri for _, uri in rows if uri)), rows[0][0]
+            row = self._tables.survey(ROW + "WHERE t.digest = ?", 0.0, tree)
+            if row:
+                names = self._tables.survey(
+                    "SELECT DISTINCT uri FROM artifacts WHERE tree = ? AND asked ORDER BY uri", row[0][0]
+                )
+                count = self._tables.survey("SELECT file_count FROM trees WHERE id = ?", row[0][0])
+                found[tree] = tuple(n for (n,) in names), row[0][5], count[0][0], item_of(row[0], rate)
         return found
 
     def as_traced(self, tree: str) -> tuple[float, list[tuple[str, int]]] | None:
@@ -201,7 +204,6 @@ class Holdings:
         *,
         now: float,
         young_since: float,
-        age: float,
         nameless: frozenset[str] = frozenset(),
     ) -> Gone:
         """Removes trees with all that is held as them, and the blobs that nothing needs then.
@@ -210,7 +212,6 @@ class Holdings:
 
         Args:
             young_since: what was brought since then stays.
-            age: of the policy, from now on.
             nameless: those of the trees that stay where an artifact is one of them again.
         """
         gone = Gone({}, {})
@@ -224,7 +225,6 @@ class Holdings:
                 self._remember(row, now)
                 gone.trees[digest] = bool(self._tables.one("SELECT has_view FROM trees WHERE id = ?", row[0])[0])
                 gone.blobs.update(self._remove(row[0]))
-            self._tables.do("UPDATE ranking SET age = max(age, ?)", age)
             self._tables.do(
                 "DELETE FROM ghosts WHERE rowid IN (SELECT rowid FROM ghosts ORDER BY gone_at"
                 " LIMIT max(0, (SELECT count(*) FROM ghosts) - ?))",

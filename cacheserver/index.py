@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from cacheserver.database import VARIABLES_MAX, Tables
@@ -46,6 +47,10 @@ class Index:
         self.ledger = Ledger(self._tables)
         self.pins = Pins(self._tables, self._origin)
         self.rulings = Rulings(self._tables, self._origin)
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """What is written inside is written together, or not at all."""
+        return self._tables.transaction()
 
     def close(self) -> None:
         """Writes the log back into the database and closes it."""
@@ -208,7 +213,8 @@ class Index:
             )
             tree = self._tables.one("SELECT id FROM trees WHERE digest = ?", manifest.digest)[0]
             self._tables.many(
-                "INSERT OR IGNORE INTO members (tree, blob, path_count) SELECT ?, id, ? FROM blobs WHERE digest = ?",
+                "INSERT INTO members (tree, blob, path_count) SELECT ?, id, ? FROM blobs WHERE digest = ?"
+                " ON CONFLICT (tree, blob) DO UPDATE SET path_count = excluded.path_count",
                 [(tree, paths, digest) for digest, paths in digests.items()],
             )
             if self._tables.one("SELECT count(*) FROM members WHERE tree = ?", tree)[0] != len(digests):
@@ -240,15 +246,22 @@ class Index:
             )
 
     def forget(self, uri: str) -> None:
-        """Forgets an artifact, and all below it, that the origin does not have any more."""
+        """Forgets an artifact, and all below it, that the origin does not have any more.
+
+        What is pinned stays, for that was promised, and so does what a retention rule keeps; but it proves nothing any
+        more, and is asked about each time.
+        """
+        below = "origin = ? AND (uri = ? OR (uri >= ? AND uri < ?))"
+        values = (self._origin, uri, uri + "/", uri + "0")
+        pinned = (
+            "((origin, uri, selection) IN (SELECT origin, uri, selection FROM pins)"
+            " OR tree IN (SELECT id FROM trees WHERE kept_until > 0))"
+        )
         with self._tables.transaction():
             self._tables.do("DELETE FROM versions WHERE origin = ? AND version = ?", self._origin, uri)
+            self._tables.do(f"DELETE FROM artifacts WHERE {below} AND NOT {pinned}", *values)
             self._tables.do(
-                "DELETE FROM artifacts WHERE origin = ? AND (uri = ? OR (uri >= ? AND uri < ?))",
-                self._origin,
-                uri,
-                uri + "/",
-                uri + "0",
+                f"UPDATE artifacts SET checked_at = 0, standing = ?, etags = NULL WHERE {below}", Standing.OPEN, *values
             )
 
     def record_view(self, tree: str, *, exists: bool) -> None:

@@ -88,11 +88,20 @@ class Leases:
     def doom(self, trees: Iterable[str]) -> list[str]:
         """Those of some trees that nobody has leased. Nobody can lease them until `spare` is called with them."""
         with self._lock:
-            now = self._ticks()
-            self._until = {tree: untils for tree, untils in self._until.items() if max(untils.values()) > now}
             doomed = [tree for tree in trees if not self._is_leased(tree)]
             self._doomed.update(doomed)
             return doomed
+
+    def forget_lingering(self) -> None:
+        """Forgets what stays no longer."""
+        with self._lock:
+            now = self._ticks()
+            for tree, untils in list(self._until.items()):
+                left = {who: until for who, until in untils.items() if until > now}
+                if left:
+                    self._until[tree] = left
+                else:
+                    del self._until[tree]
 
     def spare(self, trees: Iterable[str]) -> None:
         """Whatever was to be done with doomed trees is done."""

@@ -6,7 +6,7 @@ who have fetched it. So all accounts together are never more than what the store
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cacheserver.database import Tables
 
@@ -58,8 +58,12 @@ class Ledger:
         """The users who were seen in a group."""
         return [row[0] for row in self._tables.survey("SELECT uid FROM memberships WHERE gid = ?", gid)]
 
-    def record_membership(self, uid: int, gids: frozenset[int], known: frozenset[int]) -> None:
-        """A user is in these groups now, of all those that count."""
+    def record_members(self, members: Mapping[int, tuple[frozenset[int], frozenset[int]]]) -> None:
+        """Users are in these groups now, of all those that count."""
         with self._tables.transaction():
-            self._tables.many("DELETE FROM memberships WHERE uid = ? AND gid = ?", [(uid, gid) for gid in known - gids])
-            self._tables.many("INSERT OR IGNORE INTO memberships (uid, gid) VALUES (?, ?)", [(uid, g) for g in gids])
+            for uid, (mine, known) in members.items():
+                gone = [(uid, gid) for gid in known - mine]
+                self._tables.many("DELETE FROM memberships WHERE uid = ? AND gid = ?", gone)
+                self._tables.many(
+                    "INSERT OR IGNORE INTO memberships (uid, gid) VALUES (?, ?)", [(uid, gid) for gid in mine]
+                )

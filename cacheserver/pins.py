@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from cacheserver.database import Tables
 
+EXPIRED_SECONDS = 30 * 86_400.0
 CONFIGURATION = -1  # the owner of what the configuration keeps warm
 
 
@@ -42,22 +43,21 @@ class Pins:
             )
             return self._insert(uri, selection, owner, asked, now, seconds)
 
-    def unpin(self, names: list[str], selection: str) -> list[str]:
-        """Ends all pins of operators on artifacts by these URIs, or that were pinned by these URIs.
+    def unpin(self, names: list[str], selection: str, now: float) -> list[str]:
+        """Ends all pins of operators on artifacts by these URIs, or that were pinned by these URIs, of any origin.
 
-        Returns the URIs of the artifacts.
+        Returns the URIs of the artifacts that were pinned until now.
         """
         some = ",".join("?" * len(names))
         with self._tables.transaction():
             rows = self._tables.all(
-                f"DELETE FROM pins WHERE origin = ? AND selection = ? AND owner >= 0"
-                f" AND (uri IN ({some}) OR asked IN ({some})) RETURNING uri",
-                self._origin,
+                f"DELETE FROM pins WHERE selection = ? AND owner >= 0 AND (uri IN ({some}) OR asked IN ({some}))"
+                " RETURNING uri, expires_at",
                 selection,
                 *names,
                 *names,
             )
-        return sorted({row[0] for row in rows})
+        return sorted({uri for uri, expires_at in rows if expires_at > now})
 
     def keep_warm(self, asked: str, selection: str, uri: str, *, now: float) -> bool:
         """Keeps the version that a URI of the configuration stands for now, and not the one before any more.
@@ -83,15 +83,17 @@ class Pins:
             "SELECT DISTINCT asked, selection FROM pins WHERE origin = ? AND owner = ?", self._origin, CONFIGURATION
         )
         with self._tables.transaction():
+            # Of another origin the configuration names nothing.
+            self._tables.do("DELETE FROM pins WHERE owner = ? AND origin != ?", CONFIGURATION, self._origin)
             self._tables.many(
                 "DELETE FROM pins WHERE origin = ? AND owner = ? AND asked = ? AND selection = ?",
                 [(self._origin, CONFIGURATION, *row) for row in rows if tuple(row) not in wanted],
             )
 
     def expire(self, now: float) -> None:
-        """Takes away those whose time is over."""
+        """Takes away those whose time has been over for long: a clock may be ahead for a while."""
         with self._tables.transaction():
-            self._tables.do("DELETE FROM pins WHERE expires_at <= ?", now)
+            self._tables.do("DELETE FROM pins WHERE expires_at <= ?", now - EXPIRED_SECONDS)
 
     def of_artifact(self, uri: str, selection: str, now: float) -> list[Pin]:
         """The pins on one artifact, the longest first."""

@@ -49,6 +49,7 @@ class Plan:
         held_bytes: what the store holds less afterwards: more, where blobs are hard-linked outside.
         spared: what the policy remembers from now on of those that it let stay.
         kept: of those that had to stay, how many for each reason.
+        dropped: those that go whether or not room is needed.
         age: of the policy, when all of it has gone.
     """
 
@@ -58,6 +59,7 @@ class Plan:
     held_bytes: int = 0
     spared: dict[str, Usage] = field(default_factory=dict)
     kept: Counter[str] = field(default_factory=Counter)
+    dropped: set[str] = field(default_factory=set)
 
 
 BlobsOf = Callable[[str], Iterable[Blob]]
@@ -94,7 +96,10 @@ def plan_eviction(
         if candidate.kept:
             work.plan.kept[candidate.kept] += 1
         else:
+            plan_age = work.plan.age
             work.out(_Turn(candidate.item, tuple(blobs_of(candidate.item.tree)), reason))
+            work.plan.age = plan_age  # it has not gone by its rank
+            work.plan.dropped.add(candidate.item.tree)
     for queues in levels:
         if work.is_done():
             break

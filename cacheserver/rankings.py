@@ -55,6 +55,11 @@ class Rankings:
                 if times:
                     self._rank(tree, lambda item, times=times, at=at: policy.used(item, times, self._age(), at))
 
+    def aged(self, age: float) -> None:
+        """The policy's age, which never falls."""
+        with self._tables.transaction():
+            self._tables.do("UPDATE ranking SET age = max(age, ?)", age)
+
     def moved(self, spared: dict[str, Usage]) -> None:
         """Trees that a plan has moved to other places of the queues."""
         with self._tables.transaction():

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from artifactcache.errors import InvalidRequest
 from cacheserver import uris
 from cacheserver.selection import Selection
-from cacheserver.space import Amount, parse_amount
+from cacheserver.space import BYTES_MAX, Amount, parse_amount
 
 DURATION_SECONDS_MAX = 366 * 86_400
 RETENTION_SECONDS_MAX = 10 * DURATION_SECONDS_MAX
@@ -28,7 +28,7 @@ PRIORITY_MAX = 1000
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _DURATION = re.compile(r"\s*([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*([smhdw])\s*")
 _PERCENT = re.compile(r"\s*([0-9]{1,3}(?:\.[0-9]{1,12})?)\s*%\s*")
-_NAME = re.compile(r"[^\s:/,@]{1,256}")
+_NAME = re.compile(r"[^\s:/,@\x00-\x1f\x7f]{1,256}")
 
 
 def text(value: Any) -> str:
@@ -78,7 +78,7 @@ def paths(value: Any) -> list[str]:
 
 def amount(value: Any) -> Amount:
     """Bytes, or per cent of the filesystem."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= BYTES_MAX:
         return Amount(value)
     return parse_amount(value if isinstance(value, str) else "")
 

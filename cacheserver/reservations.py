@@ -34,10 +34,15 @@ class Promise:
         """Bytes that are no blobs yet."""
         return max(0, self.needed - (self.progress.bytes_kept - self.kept_before))
 
-    def unwritten(self) -> int:
-        """Bytes that are not on the disk yet, but for files that are half written."""
-        found = self.progress.bytes_found - self.found_before  # what was on the disk already is not written again
-        bare = max(0, self.needed - self.written - (self.progress.bytes_done - self.done_before - found))
+    def unwritten(self, half_written: int) -> int:
+        """Bytes that are not on the disk yet.
+
+        Args:
+            half_written: how many the files have that are being written now, beginnings that go on included.
+        """
+        beginnings = self.written - (self.progress.bytes_found - self.found_before)  # those that wait still, and these
+        done = self.progress.bytes_done - self.done_before
+        bare = max(0, self.needed - done - max(half_written, beginnings))
         return bare + FILE_BYTES * max(0, self.file_count - (self.progress.files_done - self.files_before))
 
 
@@ -92,7 +97,7 @@ class Reservations:
         return Fill(
             stored=self._store.index.totals()["blob_bytes"],
             coming=sum(p.coming() for p in self._promises),
-            unwritten=sum(p.unwritten() for p in self._promises),
+            unwritten=sum(p.unwritten(self._store.written(p.progress)) for p in self._promises),
             total=disk.total,
             free=disk.free,
         )

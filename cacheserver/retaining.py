@@ -8,7 +8,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from contextlib import suppress
+from dataclasses import fields, replace
+from typing import Any, Protocol
 
 from artifactcache.errors import InvalidRequest, OriginUnavailable
 from cacheserver import uris
@@ -74,14 +76,19 @@ class Retaining:
         if not self._rules or not trees:
             return
         held = self._rulings.artifacts(trees)
-        self._rulings.record({tree: self._verdict(named) for tree, named in held.items()})
+        self._record(held)
         if not self._needs:
             return
-        pairs = {(base, tree) for tree, named in held.items() for one in named if (base := self._version(one))}
-        told = self._rulings.facts(version for version, _ in pairs)
+        since = {
+            (base, tree): one.fetched_at
+            for tree, named in held.items()
+            for one in named
+            if (base := self._version(one))
+        }
+        told = self._rulings.facts(version for version, _ in since)
         with self._lock:
-            for version, tree in pairs:
-                if version not in told:
+            for (version, tree), fetched_at in since.items():
+                if version and (version not in told or told[version][1] < fetched_at):
                     self._unknown.setdefault(version, set()).add(tree)
 
     def because(self, tree: str) -> tuple[str, ...]:
@@ -124,7 +131,7 @@ class Retaining:
         is_empty = True
         for trees in self._walk():
             held = self._rulings.artifacts(trees)
-            self._rulings.record({tree: self._verdict(named) for tree, named in held.items()})
+            self._record(held)
             facts = self._facts([one for some in held.values() for one in some]).values()
             names = unmatched(matched_none, facts)
             matched_none, is_empty = tuple(rule for rule in matched_none if rule.name in names), False
@@ -135,16 +142,17 @@ class Retaining:
     def _ask(self, versions: list[str], now: float) -> None:
         if not self._needs:
             return
-        asked = self._rulings.facts(versions)
-        versions.sort(key=lambda version: asked[version][1] if version in asked else 0.0)  # the oldest answers first
+        asked = self._rulings.asked_at(versions)
+        versions.sort(key=lambda version: asked.get(version, 0.0))  # the oldest answers first
         gone: dict[str, str] = {}
         alive = 0
         for start in range(0, len(versions), VERSIONS_AT_A_TIME):
-            answers = self._origin.describe(versions[start : start + VERSIONS_AT_A_TIME], self._needs)
+            some = versions[start : start + VERSIONS_AT_A_TIME]
+            fresh = self._origin.describe(some, self._needs)
+            alive += sum(facts.is_deleted is False for facts in fresh.values())
+            answers = self._with_known(fresh)
             texts = {version: facts.encode() for version, facts in answers.items()}
-            alive += sum(facts.is_deleted is False for facts in answers.values())
-            some = {version for version, facts in answers.items() if facts.is_deleted}
-            gone |= {version: texts.pop(version) for version in some}
+            gone |= {version: texts.pop(version) for version, facts in answers.items() if facts.is_deleted}
             self._rulings.record_facts(texts, now)
         if len(gone) >= GONE_AT_ONCE_MIN and not alive:
             raise OriginUnavailable(
@@ -155,6 +163,23 @@ class Retaining:
         self._rulings.forget_facts(now - FACTS_KEPT_SECONDS)
         self._is_away = False
 
+    def _with_known(self, answers: dict[str, Facts]) -> dict[str, Facts]:
+        """Answers, and what was known before of what they leave open: a question that stumbled takes nothing back."""
+        merged = {}
+        told = self._rulings.facts(answers)
+        for version, facts in answers.items():
+            before = Facts()
+            with suppress(ValueError):
+                before = Facts.decode(told.get(version, ("", 0.0))[0])
+            open_fields = [f.name for f in fields(facts) if getattr(facts, f.name) is None]
+            known: dict[str, Any] = {name: getattr(before, name) for name in open_fields}
+            merged[version] = replace(facts, **known, tags={**before.tags, **facts.tags})
+        return merged
+
+    def _record(self, held: dict[str, list[Named]]) -> None:
+        # One without a name keeps the ruling that it had: nothing is known of it any more.
+        self._rulings.record({tree: self._verdict(named) for tree, named in held.items() if named})
+
     def _verdict(self, named: Sequence[Named]) -> Verdict:
         facts = self._facts(named)
         return verdict(self._rules, [(facts[one], one.fetched_at, one.used_at) for one in named])
@@ -163,11 +188,11 @@ class Retaining:
         told = self._rulings.facts(base for one in named if (base := self._version(one)))
         found = {}
         for one in named:
-            try:
-                found[one] = Facts.decode(told[self._version(one)][0])
-                continue
-            except (KeyError, ValueError):  # nobody has asked yet, or another release has written it down
-                pass
+            text, asked_at = told.get(self._version(one), ("", 0.0))
+            if asked_at >= one.fetched_at:  # else that was of an earlier life of it, before it was evicted
+                with suppress(ValueError):  # another release has written it down
+                    found[one] = Facts.decode(text)
+                    continue
             try:
                 found[one] = Facts.of(uris.parse(one.uri), one.tracking_uri)
             except InvalidRequest:  # of another release

@@ -88,6 +88,22 @@ class Rulings:
                 found[version] = facts, at
         return found
 
+    def asked_at(self, versions: Iterable[str]) -> dict[str, float]:
+        """When the origin was asked about versions."""
+        found: dict[str, float] = {}
+        names = list(dict.fromkeys(versions))
+        for start in range(0, len(names), VARIABLES_MAX):
+            some = names[start : start + VARIABLES_MAX]
+            found.update(
+                self._tables.survey(
+                    "SELECT version, asked_at FROM facts WHERE origin = ?"
+                    f" AND version IN ({','.join('?' * len(some))})",
+                    self._origin,
+                    *some,
+                )
+            )
+        return found
+
     def record_facts(self, facts: dict[str, str], now: float) -> None:
         """What the origin says of versions now, as JSON."""
         with self._tables.transaction():

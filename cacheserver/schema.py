@@ -142,7 +142,7 @@ EVICTION = """
 ALTER TABLE blobs ADD COLUMN
     holder_count INTEGER NOT NULL DEFAULT 0;  -- how many trees have it, kept by the triggers below
 ALTER TABLE members ADD COLUMN
-    path_count INTEGER NOT NULL DEFAULT 1;  -- how many files of the tree it is
+    path_count INTEGER NOT NULL DEFAULT 0;  -- how many files of the tree it is; 0 where an older release did not say
 ALTER TABLE trees ADD COLUMN
     recorded_at REAL NOT NULL DEFAULT 0;  -- when it was last brought, seconds since the epoch
 ALTER TABLE trees ADD COLUMN
@@ -170,6 +170,7 @@ ALTER TABLE trees ADD COLUMN
 ALTER TABLE trees ADD COLUMN
     drop_at REAL;                      -- when a retention rule wants it gone, seconds since the epoch
 CREATE INDEX trees_in_queues ON trees(level, queue, rank, id);
+CREATE INDEX trees_unranked ON trees(id) WHERE queue = -1;
 CREATE INDEX trees_to_drop ON trees(drop_at) WHERE drop_at IS NOT NULL;
 CREATE INDEX blobs_unheld ON blobs(id) WHERE holder_count = 0;
 

@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 import grpc
 
-from artifactcache.errors import CacheError, Corrupted, InvalidRequest, Unauthenticated
+from artifactcache.errors import CacheError, Corrupted, InvalidRequest, QuotaExceeded, Unauthenticated
 from artifactcache.v1 import cache_pb2 as pb
 from artifactcache.v1 import cache_pb2_grpc
 from cacheserver import __version__, journal, uris
@@ -133,9 +133,14 @@ class Service(cache_pb2_grpc.CacheServicer):
                         return None
                     brought, started = found
                 lease = self._sessions.lease(session, brought.held.tree, view=request.view)
-                if self._store.index.holdings.has(brought.held.tree):
+                is_held = False
+                try:
+                    is_held = self._store.index.holdings.has(brought.held.tree)
+                finally:
+                    if not is_held:  # a sweep had it already when it was leased
+                        self._sessions.release(session, lease)
+                if is_held:
                     break
-                self._sessions.release(session, lease)  # a sweep had it already when it was leased
                 brought = None
             else:
                 raise Corrupted(f"{asked.uri} is evicted again and again before it can be handed out. Try again.")
@@ -173,7 +178,13 @@ class Service(cache_pb2_grpc.CacheServicer):
                 yield pb.FetchEvent(progress=progress)
             if not context.is_active():
                 return None
-            brought = flight.future.result()
+            try:
+                brought = flight.future.result()
+            except QuotaExceeded:
+                if started:
+                    raise
+                may_be_old = True  # it was somebody else's quota: now it is on this account
+                continue
             may_be_old = may_be_old and brought.held.standing is Standing.OPEN and not brought.stale
             if ask is Ask.WHAT_IS_DUE and not brought.stale and self._cache.is_another(version):
                 ask, may_be_old = Ask.AGAIN, True  # it was made anew while somebody was bringing the old one
@@ -183,7 +194,7 @@ class Service(cache_pb2_grpc.CacheServicer):
     def _hand_out(self, session: Session, brought: Brought, lease: int, started: bool, view: bool) -> pb.FetchResult:
         held = brought.held
         origin_bytes = brought.origin_bytes if started else 0
-        path = self._store.view(held.tree) if view else ""
+        path = self._view(held) if view else ""
         self._cache.used(held, _payer(session.peer), is_hit=origin_bytes == 0)
         with self._lock:
             self._served.update(
@@ -203,6 +214,14 @@ class Service(cache_pb2_grpc.CacheServicer):
             hardlink_for_root=self._hardlink_for_root,
             transport=brought.transport if origin_bytes else "",
         )
+
+    def _view(self, held: Held) -> str:
+        tree = None if self._store.index.has_view(held.tree) else self._store.tree(held.tree)
+        if tree is None:
+            return self._store.view(held.tree)
+        # Its folders cost a block each, and there may be more of them than files.
+        with self._sweeper.room(held.uri, 0, len(tree.manifest.folders) + 1, Progress()):
+            return self._store.view(held.tree)
 
     @unary
     def Release(self, request: pb.ReleaseRequest, context: Context) -> pb.ReleaseReply:

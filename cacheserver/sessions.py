@@ -88,9 +88,10 @@ class Sessions:
         with self._lock:
             if self._by_token.pop(session.token, None) is None:
                 return
-            self._end(session, list(session.leases.values()))
+            leases = list(session.leases.values())
             session.leases.clear()
             session.numbers.clear()
+        self._end(session, leases)
         self._places.give_back(uid)
 
     def get(self, token: str) -> Session:
@@ -120,7 +121,9 @@ class Sessions:
         with self._lock:
             number = session.numbers.get(tree)
             if number is not None:
-                return self._once_more(session, number, view)
+                is_new_view = self._once_more(session.leases[number], view)
+        if number is not None:
+            return self._registered(session, tree, number, is_new_view)
         self._trees.take(session.peer.uid)
         self._leases.take(tree)  # without the lock: where a sweep has it, this waits
         with self._lock:
@@ -130,20 +133,26 @@ class Sessions:
                 session.numbers[tree] = self._last_lease
                 session.leases[self._last_lease] = Lease(tree)
             if is_open:
-                number = self._once_more(session, session.numbers[tree], view)
+                number = session.numbers[tree]
+                is_new_view = self._once_more(session.leases[number], view)
         if not (is_open and is_mine):
             self._trees.give_back(session.peer.uid)
             self._leases.give_back(tree)
         if number is None:
             raise Unauthenticated("The session has ended.")
-        return number
+        return self._registered(session, tree, number, is_new_view)
 
-    def _once_more(self, session: Session, number: int, view: bool) -> int:
-        lease = session.leases[number]
+    def _once_more(self, lease: Lease, view: bool) -> bool:
+        """Counts a lease once more. Returns whether it is of a view from now on."""
         lease.count += 1
-        if view and not lease.is_view and self._register and session.process:
-            self._register.add(session.process, lease.tree)
-            lease.is_view = True
+        is_new_view = view and not lease.is_view
+        lease.is_view = lease.is_view or view
+        return is_new_view
+
+    def _registered(self, session: Session, tree: str, number: int, is_new_view: bool) -> int:
+        # Without the lock: a disk that is slow to take a line keeps nobody else waiting.
+        if is_new_view and self._register and session.process:
+            self._register.add(session.process, tree)
         return number
 
     def leased(self, session: Session, number: int) -> str:
@@ -163,7 +172,7 @@ class Sessions:
             if lease.count:
                 return
             del session.leases[number], session.numbers[lease.tree]
-            self._end(session, [lease])
+        self._end(session, [lease])
 
     def count(self) -> int:
         """How many sessions there are."""

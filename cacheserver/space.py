@@ -9,9 +9,10 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
+BYTES_MAX = 1 << 62
 _UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "PiB": 2**50}
 _UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "PB": 10**15}
-_AMOUNT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z%]*)\s*")
+_AMOUNT = re.compile(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([A-Za-z%]*)\s*")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def parse_amount(text: str) -> Amount:
     found = _AMOUNT.fullmatch(text)
     if found and found[2] == "%" and float(found[1]) <= 100:
         return Amount(float(found[1]), percent=True)
-    if found and found[2] in _UNITS:
+    if found and found[2] in _UNITS and float(found[1]) * _UNITS[found[2]] <= BYTES_MAX:
         return Amount(float(found[1]) * _UNITS[found[2]])
     raise ValueError('bytes as in "500GiB", or per cent of the filesystem as in "10%"')
 

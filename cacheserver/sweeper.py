@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 from artifactcache.errors import NoSpace
 from cacheserver import space
-from cacheserver.eviction import Policy
+from cacheserver.eviction import Item, Policy
 from cacheserver.holdings import NOBODYS
 from cacheserver.leases import Leases
 from cacheserver.planning import Candidate, Eviction, Plan, plan_eviction
@@ -26,7 +27,7 @@ from cacheserver.words import Progress
 
 ROUND_SHARE = 1 / 256  # of what is held goes in one round of the background, so that hits beside it stay quick
 ROUND_BYTES_MIN = 64 << 20
-STEP_TREES = 32  # evicted together: one transaction, one sync
+STEP_TREES, STEP_FILES = 32, 2_000  # evicted together, at most: one transaction, one sync
 ROOM_ATTEMPTS = 8  # others may take the room that was made
 RANKED_TREES = 200  # given a place at a time
 PAUSE_EVERY_TREES = 32  # while a plan is made, others have their turn of the interpreter
@@ -55,6 +56,8 @@ class Leaving:
     tree: str
     names: tuple[str, ...]
     size_bytes: int
+    file_count: int
+    item: Item
     freed_bytes: int
     reason: str
 
@@ -82,6 +85,7 @@ class Sweeper:
 
     Attributes:
         note_uses: writes down what was used until now, so that a plan knows of it.
+        prepare: done once before the first sweep, whoever wants it.
         reap: ends the leases of processes that have ended.
         judge: writes down what retention rules say of trees.
         evicted_count, evicted_bytes: trees that have gone, and what that gave back to the disk.
@@ -102,6 +106,7 @@ class Sweeper:
         self.grace_seconds = grace_seconds
         self.note_uses: Callable[[], None] = lambda: None
         self.reap: Callable[[], None] = lambda: None
+        self.prepare: Callable[[], None] = lambda: None
         self.judge: Callable[[Sequence[str]], None] = lambda trees: None
         self.evicted_count = self.evicted_bytes = 0
         self._store = store
@@ -182,7 +187,14 @@ class Sweeper:
             limits = self.reservations.limits
             need = space.pressure(self.reservations.fill(), limits, above=limits.low)
             need = Need(max(need.disk_bytes, free_bytes), need.capacity_bytes)
+            self._look_around()
             return self._sweep(need, self._due(), dry_run=dry_run)
+
+    def could_fit(self, needed: int) -> bool:
+        """Whether so many bytes would fit, after a sweep if need be."""
+        with self._turn:
+            need = space.missing(needed, self.reservations.fill(), self.reservations.limits)
+            return not need or self._sweep(need, dry_run=True).enough
 
     def relieve(self, users: Sequence[int], excess: float, why: str) -> dict[str, int]:
         """Lets go what only these users have on their accounts, until that is so many bytes less; nothing where so much
@@ -237,6 +249,7 @@ class Sweeper:
     def tidy(self) -> None:
         """Lets go what rules want gone, and what nobody can reach any more; writes down what was used."""
         with self._turn:
+            self.leases.forget_lingering()
             self._store.departures.tidy()
             self._look_around()
             if due := self._due():
@@ -286,27 +299,30 @@ class Sweeper:
 
     def _execute(self, plan: Plan) -> tuple[Leaving, ...]:
         went: list[Leaving] = []
-        for start in range(0, len(plan.evict), STEP_TREES):
+        age = 0.0
+        for step in self._steps(plan):
             if self._is_stopping:
                 break
-            step = self._described(plan.evict[start : start + STEP_TREES])
             trees = self.leases.doom([one.tree for one in step])
-            now, last = self._clocks.now(), start + STEP_TREES >= len(plan.evict)
+            now = self._clocks.now()
+            spare = partial(self.leases.spare, trees)
             try:
                 gone = self._store.departures.evict(
                     trees,
                     now=now,
                     young_since=now - self.grace_seconds,
-                    age=plan.age if last else 0.0,
                     nameless=frozenset(one.tree for one in step if one.reason == NOBODYS),
+                    taken=spare,
                 )
             finally:
-                self.leases.spare(trees)
+                spare()
             for one in step:
                 if one.tree in gone.trees:
                     went.append(one)
                     self.evicted_count += 1
                     self.evicted_bytes += one.freed_bytes
+                    if one.tree not in plan.dropped:
+                        age = self.policy.older(one.item, age)
                     _log.info(
                         "evicted tree=%s held_as=%s freed=%d reason=%r",
                         one.tree,
@@ -316,7 +332,21 @@ class Sweeper:
                     )
             self._clocks.pause()
         self._rankings.moved(plan.spared)
+        if age:
+            self._rankings.aged(age)
         return tuple(went)
+
+    def _steps(self, plan: Plan) -> Iterator[list[Leaving]]:
+        """What goes together: no more than takes a moment, for others wait for it."""
+        for start in range(0, len(plan.evict), STEP_TREES):
+            step: list[Leaving] = []
+            for one in self._described(plan.evict[start : start + STEP_TREES]):
+                if step and sum(other.file_count for other in step) + one.file_count > STEP_FILES:
+                    yield step
+                    step = []
+                step.append(one)
+            if step:
+                yield step
 
     def _described(self, evictions: Sequence[Eviction]) -> tuple[Leaving, ...]:
         known = self._holdings.described([one.tree for one in evictions])
@@ -336,6 +366,8 @@ class Sweeper:
 
     def _look_around(self) -> None:
         """Hears of what has happened since the last time: uses, and whatever has no place in the queues yet."""
+        prepare, self.prepare = self.prepare, lambda: None
+        prepare()
         self.note_uses()
         self.reap()
         while self._rankings.rank_some(self.policy, RANKED_TREES):

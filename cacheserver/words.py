@@ -309,9 +309,9 @@ class Progress:
     """How far a piece of work is. One side adds, others read; each number on its own is true.
 
     `bytes_kept` are those of `bytes_done` that are blobs by now, `bytes_found` those that an earlier attempt had left.
-    `trees` are leased for it. `active` has the files being written now, with their listed sizes; `transports` what
-    brings them. `is_wanted` is set to False by who reads, where nobody waits for the work any more. `was_short`: the
-    disk was full in the middle of it.
+    `trees` are leased for it, those that are `recorded` by it among them. `active` has the files being written now,
+    with their listed sizes; `transports` what brings them. `is_wanted` is set to False by who reads, where nobody
+    waits for the work any more. `was_short`: the disk was full in the middle of it.
     """
 
     bytes_total: int = 0
@@ -323,6 +323,7 @@ class Progress:
     active: dict[str, int] = field(default_factory=dict)
     transports: set[str] = field(default_factory=set)
     trees: list[str] = field(default_factory=list)
+    recorded: set[str] = field(default_factory=set)
     is_wanted: bool = True
     was_short: bool = False
 

@@ -62,7 +62,7 @@ def test_so_many_at_a_time(homes: Homes) -> None:
         flights.append(start(house, uri, ALICE))
         gate.wait()
     with pytest.raises(QuotaExceeded, match=rf"has 2 downloads under way.*\[quotas\.user\.{ALICE.uid}\] downloads"):
-        start(house, uris[2], ALICE)
+        fetch(house, uris[2], ALICE)
     fetch(house, uris[2], BOB)
     assert fetch(house, uris[2], ALICE).origin_bytes == 0  # a hit is no download
     gate.go()
@@ -96,7 +96,7 @@ def test_members_of_a_group_share_their_downloads(homes: Homes) -> None:
     flight = start(house, uri, in_team(ALICE))
     gate.wait()
     with pytest.raises(QuotaExceeded, match=rf"The group {TEAM.gr_name} has 1 download.*\[quotas\.group\."):
-        start(house, other, in_team(BOB))
+        fetch(house, other, in_team(BOB))
     fetch(house, other, CAROL)
     gate.go()
     flight.future.result(timeout=PATIENCE_SECONDS)

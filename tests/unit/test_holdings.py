@@ -47,7 +47,7 @@ def kept(index: Index, digest: str, *, now: float = NOW, grace: float = 0.0) -> 
 
 def evict(index: Index, trees: Iterable[str], *, now: float = NOW, grace: float = 0.0) -> tuple[set[str], set[str]]:
     """The trees and blobs that an eviction of these has really removed."""
-    gone = index.holdings.evict(list(trees), now=now, young_since=now - grace, age=0.0)
+    gone = index.holdings.evict(list(trees), now=now, young_since=now - grace)
     return set(gone.trees), set(gone.blobs)
 
 
@@ -147,7 +147,7 @@ def test_the_pinned_stay(index: Index) -> None:
     assert evict(index, [digest], now=NOW + 9) == (set(), set())
     assert index.pins.pin("s3://b/one", "", owner=8, asked="a", now=NOW)
     assert evict(index, [digest], now=1e300) == (set(), set())
-    assert index.pins.unpin(["a"], "") == ["s3://b/one", "s3://b/two"]
+    assert index.pins.unpin(["a"], "", NOW) == ["s3://b/one", "s3://b/two"]
     assert evict(index, [digest])[0] == {digest}
 
 
@@ -222,7 +222,7 @@ def test_not_all_that_went_is_remembered(path: str, index: Index, monkeypatch: p
 def test_the_age_never_sinks(index: Index) -> None:
     """Whatever a later plan, made of what is cheaper, says of it."""
     for age, expected in ((5.0, 5.0), (3.0, 5.0), (0.0, 5.0), (6.0, 6.0)):
-        index.holdings.evict([], now=NOW, young_since=NOW, age=age)
+        index.rankings.aged(age)
         assert index.holdings.age() == expected
 
 
@@ -233,7 +233,7 @@ def test_another_policy_ranks_all_anew(path: str, index: Index) -> None:
     while index.rankings.rank_some(LRU, 10):
         pass
     evict(index, [trees[24]])
-    index.holdings.evict([], now=NOW, young_since=NOW, age=9.0)
+    index.rankings.aged(9.0)
     assert queue(index)[-1] == trees[0]
     rounds = 1
     while index.rankings.rank_some(S3, 10):
@@ -276,9 +276,10 @@ def test_what_a_tree_was_asked_for_as_is_told(index: Index) -> None:
     record(index, "s3://b/behind", "x", "yy", asked=False)
     nameless = record(index, "s3://b/gone", "zzz").digest
     index.forget("s3://b/gone")
-    assert index.holdings.described([digest, nameless, "f" * 64]) == {
-        digest: (("s3://b/one", "s3://b/two"), 3),
-        nameless: ((), 3),
+    described = index.holdings.described([digest, nameless, "f" * 64])
+    assert {tree: told[:3] for tree, told in described.items()} == {
+        digest: (("s3://b/one", "s3://b/two"), 3, 2),
+        nameless: ((), 3, 1),
     }
 
 

@@ -73,9 +73,9 @@ def test_a_groups_account_is_that_of_its_members_together(shelf: Shelf) -> None:
     ledger = shelf.index.ledger
     both, one = (shelf.put({"f": content * 60}, f"s3://bucket/{content!r}").tree for content in (b"x", b"y"))
     charge(shelf, (both, A), (both, B), (both, C), (one, B))
-    ledger.record_membership(A, frozenset({ONE}), frozenset({ONE, TWO}))
+    ledger.record_members({A: (frozenset({ONE}), frozenset({ONE, TWO}))})
     assert (ledger.of_group(ONE), ledger.of_group(TWO)) == (20, 0)
-    ledger.record_membership(B, frozenset({ONE, TWO}), frozenset({ONE, TWO}))
+    ledger.record_members({B: (frozenset({ONE, TWO}), frozenset({ONE, TWO}))})
     assert (ledger.of_group(ONE), ledger.of_group(TWO)) == (20 + 20 + 60, 20 + 60)
     assert sorted(ledger.members(ONE)) == [A, B]
 
@@ -83,8 +83,8 @@ def test_a_groups_account_is_that_of_its_members_together(shelf: Shelf) -> None:
 def test_who_has_left_a_group_is_no_member(shelf: Shelf) -> None:
     """So far as groups that count are concerned; memberships in others stay as they were."""
     ledger = shelf.index.ledger
-    ledger.record_membership(A, frozenset({ONE, TWO}), frozenset({ONE, TWO}))
-    ledger.record_membership(A, frozenset(), frozenset({ONE}))
+    ledger.record_members({A: (frozenset({ONE, TWO}), frozenset({ONE, TWO}))})
+    ledger.record_members({A: (frozenset(), frozenset({ONE}))})
     assert (ledger.members(ONE), ledger.members(TWO)) == ([], [A])
 
 

@@ -74,7 +74,7 @@ def test_an_old_store_knows_who_holds_its_blobs(old: str) -> None:
         counts = dict(query(old, "SELECT digest, holder_count FROM blobs"))
         expected = {"a": 1, "both": 2, "c": 1, "all": 2, "unheld": 0}
         assert counts == {blob(name).digest: count for name, count in expected.items()}
-        gone = index.holdings.evict([tree("a", "both").digest], now=1e6, young_since=1e6, age=0.0)
+        gone = index.holdings.evict([tree("a", "both").digest], now=1e6, young_since=1e6)
         assert set(gone.blobs) == {blob("a").digest}
         index.record_tree(tree("c", "both"), [Record("s3://b/x", "", "", Standing.FINISHED, True)], (), 1e6)
         counts = dict(query(old, "SELECT digest, holder_count FROM blobs"))

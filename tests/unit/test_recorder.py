@@ -40,7 +40,7 @@ def put(shelf: Shelf, name: str, **files: bytes) -> Held:
 
 def evict(shelf: Shelf, held: Held) -> None:
     """Lets it go."""
-    shelf.store.departures.evict([held.tree], now=1e9, young_since=1e9, age=0.0)
+    shelf.store.departures.evict([held.tree], now=1e9, young_since=1e9)
 
 
 def test_what_is_written_is_read(recorder: Recorder, shelf: Shelf, path: Path) -> None:

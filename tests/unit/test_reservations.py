@@ -15,20 +15,28 @@ def test_what_went_on_is_not_counted_as_written_twice() -> None:
     """Of 100 bytes 50 were on the disk: when the file of 60 that they are part of is done, 40 are still to come."""
     progress = Progress()
     promise = Promise(100, 50, 0, progress, 0, 0, 0, 0)
-    assert promise.unwritten() == 50
+    assert promise.unwritten(0) == 50
     progress.bytes_done, progress.bytes_found = 60, 50
-    assert promise.unwritten() == 40
+    assert promise.unwritten(0) == 40
     progress.bytes_done = 100
-    assert promise.unwritten() == 0
+    assert promise.unwritten(0) == 0
+
+
+def test_what_is_half_written_is_on_the_disk_already() -> None:
+    """Of one file of 100 bytes 90 are there: 10 are still to come, as they are where 50 of these were there before."""
+    progress = Progress()
+    assert Promise(100, 0, 0, progress, 0, 0, 0, 0).unwritten(90) == 10
+    assert Promise(100, 50, 0, progress, 0, 0, 0, 0).unwritten(90) == 10
+    assert Promise(100, 50, 0, progress, 0, 0, 0, 0).unwritten(30) == 50, "the beginning of another file waits"
 
 
 def test_a_file_costs_a_block_until_it_is_done() -> None:
     """A thousand files of a byte take a thousand blocks of the disk: that is promised, less for each that is there."""
     progress = Progress()
     promise = Promise(1000, 0, 1000, progress, 0, 0, 0, 0)
-    assert promise.unwritten() == 1000 * (1 + FILE_BYTES) and promise.coming() == 1000
+    assert promise.unwritten(0) == 1000 * (1 + FILE_BYTES) and promise.coming() == 1000
     progress.bytes_done = progress.files_done = 400
-    assert promise.unwritten() == 600 * (1 + FILE_BYTES)
+    assert promise.unwritten(0) == 600 * (1 + FILE_BYTES)
 
 
 def test_two_promises_are_not_of_the_same_space(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -42,5 +50,21 @@ def test_two_promises_are_not_of_the_same_space(tmp_path_factory: pytest.TempPat
                 pass
         with house.sweeper.room("alone", 100, 1, Progress()):
             pass
+    finally:
+        house.close()
+
+
+def test_a_download_that_is_half_written_makes_nobody_go(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The disk shows what is written of it; that is not promised a second time."""
+    house = House(tmp_path_factory.mktemp("house") / "store", Limits(Amount(10**9), Amount(0)))
+    progress = Progress()
+    try:
+        with house.sweeper.room("one", 1000, 1, progress):
+            assert house.reservations.fill().unwritten == 1000 + FILE_BYTES
+            path = house.store.stage()
+            progress.active[path] = 1000
+            with open(path, "wb") as file:
+                file.write(bytes(900))
+            assert house.reservations.fill().unwritten == 100 + FILE_BYTES
     finally:
         house.close()

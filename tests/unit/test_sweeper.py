@@ -91,7 +91,7 @@ def test_what_is_promised_is_kept(place: Place) -> None:
     assert swept.kept == {LEASED: 1, PINNED: 1, RULED: 1, YOUNG: 1}
     assert names(house) == "lpry" and house.store.tree(free.tree) is None
     house.leases.give_back(leased.tree)
-    house.index.pins.unpin([pinned.uri], "")
+    house.index.pins.unpin([pinned.uri], "", house.now)
     house.index.rulings.record({ruled.tree: Verdict()})
     house.now += 61
     assert sorted(left(house.sweeper.sweep(free_bytes=ALL))) == ["l", "p", "r", "y"]
@@ -251,7 +251,7 @@ def test_who_has_waited_for_a_sweep_looks_again(place: Place, monkeypatch: pytes
     with house.sweeper._turn:
         flight = house.start(uri)
         assert looked.wait(PATIENCE_SECONDS)
-        house.store.departures.evict(trees[:1], now=house.now, young_since=house.now, age=0.0)
+        house.store.departures.evict(trees[:1], now=house.now, young_since=house.now)
     flight.future.result(timeout=PATIENCE_SECONDS)
     house.cache.leave(flight)
     assert names(house) == "bcd" and house.sweeper.evicted_count == 0
