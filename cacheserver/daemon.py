@@ -69,7 +69,7 @@ def run(config: Config) -> None:
     store = Store(disk, Index(disk.index_path, origin.name), time.monotonic)
     told = config.origin
     freshness = Freshness(told.relist_after, told.alias_ttl, min(told.stale_after, told.unreachable_after))
-    register = Register(disk.register_path, boot_id())
+    register = Register(disk.at("leases"), boot_id())
     sweeper = _sweeper(config, store)
     sessions = Sessions(sweeper.leases, register)
     sweeper.reap = sessions.reap

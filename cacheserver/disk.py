@@ -102,11 +102,6 @@ class Disk:
         """Where the index is."""
         return self.at("index.db")
 
-    @property
-    def register_path(self) -> str:
-        """Where it is written down which process has which view."""
-        return self.at("leases")
-
     def space(self) -> Space:
         """How full the filesystem is, as an ordinary user sees it."""
         found = os.statvfs(self.root)
@@ -188,11 +183,10 @@ class Disk:
     def take_out(self, trees: Iterable[str], blobs: Mapping[str, int]) -> tuple[list[str], set[str]]:
         """Takes trees, and blobs with their sizes, whose rows are gone away from their names.
 
-        Returns what is in staging/ now, for the caller to discard: that may take the disk a while, and whoever calls
-        this has a lock that others wait for. And the digests of those of which something stays: that is told.
+        Returns what is in staging/ now, for the caller to discard without the lock that others wait for: it may take
+        the disk a while. And the digests of those of which something stays: that is told.
         """
-        aside: list[str] = []
-        stuck: set[str] = set()
+        aside, stuck = list[str](), set[str]()
         for tree in trees:
             self._away(tree, self.at("views", tree), aside, stuck, by_name=False)
             self._away(tree, self.at("manifests", _fan(tree)), aside, stuck, by_name=True)
@@ -203,8 +197,7 @@ class Disk:
     def _away(self, digest: str, path: str, aside: list[str], stuck: set[str], *, by_name: bool) -> None:
         try:
             if by_name:
-                os.unlink(path)
-                return
+                return os.unlink(path)
             if os.path.isdir(path):
                 os.chmod(path, 0o755)  # a folder that cannot be written cannot be renamed either
             os.rename(path, other := self.stage())

@@ -33,6 +33,8 @@ EVERYTHING = frozenset({RUN, EXPERIMENT, ALIASES, VERSIONS, DELETED, TAG + "team
 def origin_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeOrigin]:
     """Makes origins in this process, of which nothing stays."""
     before, made = mlflow.get_tracking_uri(), list[MlflowOrigin]()
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    mlflow.set_registry_uri("")  # other tests of this process have set theirs, and it would be asked instead
     for name in ("TIMEOUT", "MAX_RETRIES", "BACKOFF_FACTOR"):
         monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", "1")  # so that it is taken back
 
