@@ -47,17 +47,18 @@ class Departures:
         now: float,
         young_since: float,
         nameless: frozenset[str] = frozenset(),
+        due: frozenset[str] = frozenset(),
         taken: Callable[[], None] = lambda: None,
     ) -> Gone:
         """Removes trees that nobody has leased, as far as nothing else keeps them. Returns what has gone.
 
         Args:
-            now, young_since, nameless: as in `Holdings.evict`.
+            now, young_since, nameless, due: as in `Holdings.evict`.
             taken: called when nothing of them has a name any more; what is left to be done keeps nobody waiting.
         """
 
         def evict() -> Gone:
-            return self._index.holdings.evict(trees, now=now, young_since=young_since, nameless=nameless)
+            return self._index.holdings.evict(trees, now=now, young_since=young_since, nameless=nameless, due=due)
 
         with self._lock:
             try:

@@ -7,7 +7,7 @@ which looks again at pins and rules, and returns what it has really removed.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from cacheserver.database import VARIABLES_MAX, Tables
@@ -22,6 +22,7 @@ LINK_CHECK_HOLDERS_MAX = 100  # whose views are counted, to tell which links are
 
 YOUNG = "younger than the grace time"
 PINNED = "pinned"
+DUE = "a retention rule wants it gone"
 NOBODYS = "no artifact is this tree any more: the origin has something else, or nothing"
 RULED = "kept by a retention rule"
 
@@ -29,7 +30,8 @@ ROW = """
     SELECT t.id, t.digest, t.share_bytes, t.fetch_seconds, t.fetch_bytes, t.size_bytes, t.queue, t.rank, t.counted,
         t.counted_at, t.recorded_at, t.kept_until,
         EXISTS (SELECT 1 FROM artifacts a JOIN pins p USING (origin, uri, selection)
-            WHERE a.tree = t.id AND p.expires_at > ?)
+            WHERE a.tree = t.id AND p.expires_at > ?),
+        t.drop_at, t.has_view, t.file_count
     FROM trees t
 """
 
@@ -103,7 +105,7 @@ class Holdings:
             DROPS_MAX,
         )
         found = {row[1]: (row, NOBODYS) for row in nameless}
-        found |= {row[1]: (row, "a retention rule wants it gone") for row in due}
+        found |= {row[1]: (row, DUE) for row in due}
         return [(Candidate(item_of(row, rate), _kept(row, now, young_since)), why) for row, why in found.values()]
 
     def of_users(self, users: Sequence[int], *, now: float, young_since: float) -> Iterator[Candidate]:
@@ -171,15 +173,16 @@ class Holdings:
     def described(self, trees: Iterable[str]) -> dict[str, tuple[tuple[str, ...], int, int, Item]]:
         """Of each tree that is held: the URIs that clients asked for and that are it, its files' sizes in all, how many
         these are, and how a policy sees it."""
-        found, rate = {}, rate_of(self._tables)
-        for tree in trees:
-            row = self._tables.survey(ROW + "WHERE t.digest = ?", 0.0, tree)
-            if row:
-                names = self._tables.survey(
-                    "SELECT DISTINCT uri FROM artifacts WHERE tree = ? AND asked ORDER BY uri", row[0][0]
-                )
-                count = self._tables.survey("SELECT file_count FROM trees WHERE id = ?", row[0][0])
-                found[tree] = tuple(n for (n,) in names), row[0][5], count[0][0], item_of(row[0], rate)
+        wanted, rate = list(trees), rate_of(self._tables)
+        found: dict[str, tuple[tuple[str, ...], int, int, Item]] = {}
+        for some in _chunks(wanted):
+            rows = {row[0]: row for row in self._tables.survey(ROW + f"WHERE t.digest IN ({_marks(some)})", 0.0, *some)}
+            names: dict[int, dict[str, None]] = {tree: {} for tree in rows}
+            for tree, uri in self._tables.survey(
+                f"SELECT tree, uri FROM artifacts WHERE tree IN ({_marks(rows)}) AND asked ORDER BY uri", *rows
+            ):
+                names[tree][uri] = None
+            found |= {row[1]: (tuple(names[tree]), row[5], row[15], item_of(row, rate)) for tree, row in rows.items()}
         return found
 
     def as_traced(self, tree: str) -> tuple[float, list[tuple[str, int]]] | None:
@@ -205,6 +208,7 @@ class Holdings:
         now: float,
         young_since: float,
         nameless: frozenset[str] = frozenset(),
+        due: frozenset[str] = frozenset(),
     ) -> Gone:
         """Removes trees with all that is held as them, and the blobs that nothing needs then.
 
@@ -213,18 +217,23 @@ class Holdings:
         Args:
             young_since: what was brought since then stays.
             nameless: those of the trees that stay where an artifact is one of them again.
+            due: those that stay where no retention rule wants them gone any more.
         """
         gone = Gone({}, {})
         with self._tables.transaction(durable=True):
-            for digest in trees:
-                row = self._tables.row(ROW + "WHERE t.digest = ?", now, digest)
-                if row is None or _kept(row, now, young_since):
-                    continue
-                if digest in nameless and self._tables.row("SELECT 1 FROM artifacts WHERE tree = ?", row[0]):
-                    continue
-                self._remember(row, now)
-                gone.trees[digest] = bool(self._tables.one("SELECT has_view FROM trees WHERE id = ?", row[0])[0])
-                gone.blobs.update(self._remove(row[0]))
+            for some in _chunks(list(trees)):
+                rows = self._tables.all(ROW + f"WHERE t.digest IN ({_marks(some)})", now, *some)
+                rows = [row for row in rows if not _kept(row, now, young_since)]
+                rows = [row for row in rows if row[1] not in due or (row[13] is not None and row[13] <= now)]
+                named = {
+                    row[0]
+                    for row in self._tables.all(
+                        f"SELECT DISTINCT tree FROM artifacts WHERE tree IN ({_marks(rows)})", *(row[0] for row in rows)
+                    )
+                }
+                rows = [row for row in rows if row[1] not in nameless or row[0] not in named]
+                gone.trees.update({row[1]: bool(row[14]) for row in rows})
+                gone.blobs.update(self._remove(rows, now))
             self._tables.do(
                 "DELETE FROM ghosts WHERE rowid IN (SELECT rowid FROM ghosts ORDER BY gone_at"
                 " LIMIT max(0, (SELECT count(*) FROM ghosts) - ?))",
@@ -278,30 +287,36 @@ class Holdings:
         names = [(f"tree:{t}",) for t in gone.trees] + [(f"blob:{b}",) for b in gone.blobs]
         self._tables.many("INSERT OR IGNORE INTO leaving (name) VALUES (?)", names)
 
-    def _remember(self, row: Any, now: float) -> None:
-        self._tables.do(
+    def _remove(self, rows: Sequence[Any], now: float) -> dict[str, int]:
+        """Removes trees, by their rows, and returns the blobs that went with them. All at once: each statement is a
+        moment in which others have the interpreter."""
+        self._tables.many(
             "INSERT OR REPLACE INTO ghosts (tree, queue, rank, counted, counted_at, gone_at) VALUES (?, ?, ?, ?, ?, ?)",
-            row[1],
-            *row[6:10],
-            now,
+            [(row[1], *row[6:10], now) for row in rows],
         )
-
-    def _remove(self, tree: int) -> dict[str, int]:
-        blobs = [row[0] for row in self._tables.all("SELECT blob FROM members WHERE tree = ?", tree)]
-        for table in ("artifacts", "accounts", "members"):
-            self._tables.do(f"DELETE FROM {table} WHERE tree = ?", tree)
-        self._tables.do("DELETE FROM trees WHERE id = ?", tree)
+        trees, marks = [row[0] for row in rows], _marks(rows)
+        blobs = [b for (b,) in self._tables.all(f"SELECT DISTINCT blob FROM members WHERE tree IN ({marks})", *trees)]
+        for table, column in (("artifacts", "tree"), ("accounts", "tree"), ("members", "tree"), ("trees", "id")):
+            self._tables.do(f"DELETE FROM {table} WHERE {column} IN ({marks})", *trees)
         gone: dict[str, int] = {}
-        for start in range(0, len(blobs), VARIABLES_MAX):
-            some = blobs[start : start + VARIABLES_MAX]
+        for some in _chunks(blobs):
             gone.update(
                 self._tables.all(
-                    f"DELETE FROM blobs WHERE id IN ({','.join('?' * len(some))}) AND holder_count = 0"
+                    f"DELETE FROM blobs WHERE id IN ({_marks(some)}) AND holder_count = 0"
                     " AND NOT EXISTS (SELECT 1 FROM arrivals WHERE blob = blobs.id) RETURNING digest, size",
                     *some,
                 )
             )
         return gone
+
+
+def _chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(values), VARIABLES_MAX - 1):
+        yield values[start : start + VARIABLES_MAX - 1]
+
+
+def _marks(values: Collection[Any]) -> str:
+    return ",".join("?" * len(values))
 
 
 def item_of(row: Any, rate: float) -> Item:

@@ -17,7 +17,7 @@ from functools import partial
 from artifactcache.errors import NoSpace
 from cacheserver import space
 from cacheserver.eviction import Item, Policy
-from cacheserver.holdings import NOBODYS
+from cacheserver.holdings import DUE, NOBODYS
 from cacheserver.leases import Leases
 from cacheserver.planning import Candidate, Eviction, Plan, plan_eviction
 from cacheserver.reservations import Promise, Reservations
@@ -312,6 +312,7 @@ class Sweeper:
                     now=now,
                     young_since=now - self.grace_seconds,
                     nameless=frozenset(one.tree for one in step if one.reason == NOBODYS),
+                    due=frozenset(one.tree for one in step if one.reason == DUE),
                     taken=spare,
                 )
             finally:

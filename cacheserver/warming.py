@@ -9,7 +9,6 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 from artifactcache.errors import CacheError
@@ -78,13 +77,14 @@ class Warming:
             return self._pin(one, found.held.uri)
         ask = Ask.AGAIN if version.is_new else Ask.WHAT_IS_DUE
         flight = self._under_way[one] = self._cache.bring(version.artifact, one.selection, ask)[0]
-        flight.future.add_done_callback(lambda future: None if future.exception() else self._arrived(one, future))
+        flight.future.add_done_callback(lambda _: self._arrived(one, flight))
         return True
 
-    def _arrived(self, one: Warm, future: Future[Brought]) -> None:
-        """Keeps it at once; the next look finds out whether that went well."""
-        with contextlib.suppress(CacheError):
-            self._pin(one, future.result().held.uri)
+    def _arrived(self, one: Warm, flight: Flight[Brought]) -> None:
+        """Keeps it at once, unless the next look, which finds out whether that went well, was faster."""
+        if self._under_way.get(one) is flight and not flight.future.exception():
+            with contextlib.suppress(CacheError):
+                self._pin(one, flight.future.result().held.uri)
 
     def _take(self, one: Warm, flight: Flight[Brought]) -> bool:
         try:
