@@ -198,6 +198,8 @@ class _Inquiry:
                 none: dict[str, int] = {}  # has a model that does not exist
                 if (found := self._look(name, partial(_aliases, self.client, name), none)) is not None:
                     self.aliases[name] = found
+                if found is none:  # then none of its versions exists either, whoever asks for what
+                    self.versions.update({(name, number): Made() for number in held[name]})
             if self.needs & {VERSIONS, DELETED, RUN, EXPERIMENT}:
                 rows = [row for row in self._versions(name) or () if row[0][0] == name]
                 self.versions.update(rows)

@@ -39,11 +39,17 @@ def _wrong(shelf: Shelf) -> None:
     assert shelf.store.unsound(shelf.tree(held))
 
 
+def _evicted(shelf: Shelf) -> None:
+    held = shelf.put({"x": b"1"})
+    _synced(shelf)
+    assert shelf.store.departures.evict([held.tree], now=1e9, young_since=1e9).blobs
+
+
 def _synced(shelf: Shelf) -> None:
     subprocess.run(("sync", "-f", shelf.root), check=True)
 
 
-@pytest.mark.parametrize("remove", [_arrivals, _wrong])
+@pytest.mark.parametrize("remove", [_arrivals, _wrong, _evicted])
 def test_a_row_is_gone_for_good_before_its_file_is(
     small_disk: Filesystem, room: Path, remove: Callable[[Shelf], None]
 ) -> None:

@@ -216,6 +216,8 @@ def test_a_model_that_may_not_be_seen_is_not_deleted(server: Server, asking: Cat
     assert (gone.is_deleted, gone.aliases, gone.owner) == (True, frozenset(), "")
     aliases = asking.describe(["models:/secret/1", "models:/gone/2"], frozenset({ALIASES}))
     assert [facts.aliases for facts in aliases.values()] == [None, frozenset()]
+    # Also where no rule asks whether it was deleted: a server that has lost its memory is known by it.
+    assert [facts.is_deleted for facts in aliases.values()] == [None, True]
     gone = asking.describe(["models:/gone/2"], frozenset({DELETED}))["models:/gone/2"]
     assert (gone.aliases, gone.newer_count) == (frozenset(), 0)
 
