@@ -9,7 +9,7 @@ PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 # Compiled on all processors, which pip does on one. Some packages have files for other versions of Python.
 COMPILE := -m compileall -q -j 0
 
-.PHONY: demo test test-slow soak-disk check stubs bench lock clean
+.PHONY: demo test test-slow soak soak-disk kills power-cuts faults fuzz check stubs bench lock clean
 
 $(VENV)/done: requirements.lock pyproject.toml client/pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=…")'
@@ -44,8 +44,24 @@ test: check $(MLFLOWS)/done  ## everything that CI runs
 test-slow: $(MLFLOWS)/done  ## what takes minutes, and more cases of what takes seconds: 100,000 files, 5 GiB, older MLflow over S3
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m slow $(PYTEST)
 
+soak: $(MLFLOWS)/done  ## 64 clients of three users for 20 minutes; as root; PYTEST='--minutes 5 --seed 1' for others
+	$(BIN)/python -m pytest -m slow -s -o faulthandler_timeout=0 tests/test_soak.py $(PYTEST)
+
 soak-disk: $(MLFLOWS)/done  ## a disk of 1 GiB and 20 GiB of fetches, and 10,000 fetches that race sweeps; as root
 	$(BIN)/python -m pytest -m slow -s tests/test_never_full.py tests/test_racing_sweeps.py $(PYTEST)
+
+kills: $(MLFLOWS)/done  ## 1,000 kills of a daemon at random moments; PYTEST='--seed 1' makes those of a seed again
+	$(BIN)/python -m pytest -m slow -s -o faulthandler_timeout=0 tests/test_kills.py $(PYTEST)
+
+power-cuts: $(MLFLOWS)/done  ## 200 power cuts of XFS and ext4; as root; PYTEST='--seed 1' makes those of a seed again
+	$(BIN)/python -m pytest -m slow -s -o faulthandler_timeout=0 tests/test_power_cuts.py $(PYTEST)
+
+fuzz: $(VENV)/done  ## 100,000 malformed inputs for each socket; PYTEST='--seed 1' sends those of a seed again
+	$(BIN)/python -m pytest -s -o faulthandler_timeout=0 --timeout 7200 --inputs 100000 tests/test_fuzz.py $(PYTEST)
+
+faults: $(VENV)/done  ## every step of every verb fails in every way, or the daemon dies there; and long games against a dictionary
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist load -m slow -rP tests/unit/test_every_step.py \
+	    tests/unit/test_model.py tests/test_model_socket.py $(PYTEST)
 
 check: $(VENV)/done $(STUBS)/done  ## style, types, stubs
 	$(BIN)/ruff check .

@@ -11,8 +11,8 @@ from fnmatch import fnmatchcase
 
 from cacheserver import uris
 from cacheserver.allowances import EVERYBODY, Allowance
-from cacheserver.config import Config, OriginConfig
 from cacheserver.retention import Facts, verdict
+from cacheserver.settings import Config, OriginConfig
 
 
 def warnings(config: Config) -> list[str]:

@@ -5,13 +5,17 @@ Law of this file: nothing is decided here.
 
 from __future__ import annotations
 
+import grp
 import pwd
 
 from artifactcache.errors import InvalidRequest
 from artifactcache.v1 import cache_pb2 as pb
 from cacheserver import uris
+from cacheserver.budgets import Usage
 from cacheserver.explaining import Circumstances, sentences
+from cacheserver.roles import Roles
 from cacheserver.selection import Selection
+from cacheserver.sessions import Peer
 from cacheserver.sweeper import Leaving, Swept
 from cacheserver.words import Held
 
@@ -28,6 +32,20 @@ def artifact(request: pb.ArtifactSelection) -> tuple[uris.Artifact, Selection]:
             raise InvalidRequest("artifact_path goes with run_id; a URI carries its own path.")
         return uris.parse(request.uri), selection
     return uris.run(request.run_id, request.artifact_path), selection
+
+
+def who(peer: Peer, roles: Roles, about: dict[str, str]) -> pb.WhoAmIReply:
+    """Who a caller is, and what the daemon says `about` itself."""
+    caller = roles.identities.of(peer).caller
+    return pb.WhoAmIReply(
+        uid=peer.uid,
+        user=caller.user,
+        gids=dict.fromkeys((peer.gid, *peer.groups)),
+        pid=peer.pid,
+        roles=roles.of(peer),
+        groups=sorted(caller.groups),
+        **about,
+    )
 
 
 def held_artifact(held: Held, leases: int, pinned_until: float) -> pb.HeldArtifact:
@@ -69,6 +87,15 @@ def sweep_result(swept: Swept, seconds: float) -> pb.SweepResult:
     )
 
 
+def usage(one: Usage) -> pb.UserUsage:
+    """An account."""
+    # 0 is for no limit; whoever may hold nothing has one all the same.
+    limit = 0 if one.held_bytes_max is None else max(1, one.held_bytes_max)
+    return pb.UserUsage(
+        uid=one.uid, user=one.user, held_bytes=one.held_bytes, tree_count=one.tree_count, held_bytes_max=limit
+    )
+
+
 def explanation(held: pb.HeldArtifact, given: Circumstances) -> pb.ExplainReply:
     """Why an artifact is kept, or what would have to happen for it to go."""
     return pb.ExplainReply(
@@ -88,3 +115,11 @@ def user_name(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
+
+
+def group_name(gid: int) -> str:
+    """A group's name; the number where the host knows none."""
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 
 from artifactcache.errors import OriginUnavailable
+from cacheserver.stopping import stopped
 
 LOOK_SECONDS = 1.0
 DOUBT_SECONDS_MAX = 4.0  # how long callers wait for the first look: names that nobody resolves have no timeout of ours
@@ -38,9 +39,15 @@ class Breaker:
         self._closing = threading.Event()
 
     def check(self) -> None:
-        """Raises OriginUnavailable at once where the server is known to be away."""
+        """Raises OriginUnavailable at once where the server is known to be away, DaemonUnavailable where nobody asks
+        any more."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._state != "doubtful", timeout=DOUBT_SECONDS_MAX):
+            is_known = self._changed.wait_for(
+                lambda: self._state != "doubtful" or self._closing.is_set(), timeout=DOUBT_SECONDS_MAX
+            )
+            if self._closing.is_set():
+                raise stopped()
+            if not is_known:
                 self._state, self._look_seconds = "open", math.inf  # it is as good as one that fails
             if self._state == "closed":
                 return
@@ -51,6 +58,10 @@ class Breaker:
                 f" {LOOK_SECONDS:g} s: try again when it is back."
             )
         self._become("closed")
+
+    def is_open(self) -> bool:
+        """Whether the server is known to be away."""
+        return self._state == "open"
 
     def failed(self) -> None:
         """Somebody got no answer."""
@@ -64,8 +75,10 @@ class Breaker:
             self._become("closed")
 
     def close(self) -> None:
-        """Looks no more."""
-        self._closing.set()
+        """Looks no more, and lets nobody wait for a look."""
+        with self._changed:
+            self._closing.set()
+            self._changed.notify_all()
 
     def _watch(self) -> None:
         while not self._look():

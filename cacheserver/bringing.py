@@ -16,7 +16,8 @@ from typing import NamedTuple
 from artifactcache.errors import Corrupted, NoSpace, NotFound, OriginUnavailable
 from cacheserver.budgets import Budgets
 from cacheserver.downloads import Downloads, Way, key
-from cacheserver.evidence import Evidence, is_same, wants_etag
+from cacheserver.evidence import Evidence, Known, is_same, wants_etag
+from cacheserver.leases import Hold
 from cacheserver.origin import MlflowOrigin
 from cacheserver.selection import Selection
 from cacheserver.store import Store
@@ -38,9 +39,9 @@ from cacheserver.words import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Freshness:
-    """How long answers of the origin are worth something, in seconds.
+    """How long answers of the origin are worth something, in seconds. Everybody has the same one, and it may change.
 
     Attributes:
         relist_after: what is finished is trusted for so long, and then listed again.
@@ -51,6 +52,10 @@ class Freshness:
     relist_after: float
     alias_ttl: float
     stale_after: float
+
+    def become(self, other: Freshness) -> None:
+        """Says from now on what another one says."""
+        self.relist_after, self.alias_ttl, self.stale_after = other.relist_after, other.alias_ttl, other.stale_after
 
     def is_recent(self, at: float, now: float) -> bool:
         """Whether an answer of that time is trusted now; not where the clock was set back since."""
@@ -93,6 +98,8 @@ class Errand(NamedTuple):
 
     Attributes:
         hold: leases a tree until it is done, and a moment more: what it counts on must not be evicted meanwhile.
+        count_on: says that what failed downloads left at or below a location is counted on from now on.
+        origin: as whoever asks sees it.
         payer: on whose account it comes; None for the daemon's own.
         since: what somebody else began to bring before this mark is too old.
         patience: seconds that an answer may take, where that is not `unreachable_after`.
@@ -102,7 +109,9 @@ class Errand(NamedTuple):
     selection: Selection
     ask: Ask
     progress: Progress
-    hold: Callable[[str], None]
+    hold: Hold
+    count_on: Callable[[str], None]
+    origin: MlflowOrigin
     payer: Payer | None = None
     since: int = 0
     patience: float | None = None
@@ -118,7 +127,6 @@ class Bringing:
     def __init__(
         self,
         store: Store,
-        origin: MlflowOrigin,
         sweeper: Sweeper,
         budgets: Budgets,
         freshness: Freshness,
@@ -127,10 +135,9 @@ class Bringing:
         self._store = store
         self._index = store.index
         self._versions = store.index.versions
-        self._origin = origin
         self._freshness = freshness
         self._clock = clock
-        self._downloads = Downloads(store, origin, clock)
+        self._downloads = Downloads(store, clock)
         self.evidence = Evidence(store, lambda at: freshness.is_recent(at, clock()))
         self._sweeper = sweeper
         self._budgets = budgets
@@ -158,46 +165,52 @@ class Bringing:
             # Nothing was remembered, or it leads nowhere by now: a run can be opened again, a model created anew.
             if ask is Ask.NOTHING:
                 raise OriginUnavailable(f"{artifact.uri} is not held.")
-            of = self._resolved(artifact, patience)
+            of = self._resolved(errand)
             before = self._index.held(artifact.uri, errand.selection.key)
             locations = of.locations(artifact.path)
             standing = Standing.FINISHED if of.settled else Standing.OPEN
             parts = self._parts(errand, locations, standing)
         if not parts:
-            if before:
+            if before and errand.origin.is_own:
                 self._index.forget(artifact.uri)
-            if of and not self._index.at_or_below(artifact.base):
+            if of and errand.origin.is_own and not self._index.at_or_below(artifact.base):
                 self._index.forget(artifact.base)  # an answer that leads nowhere is worth nothing
             raise NotFound(f"{artifact.uri}: the origin has no file or folder there.")
         held = self._record(errand, parts, before)
-        if of and not self._is_current(of):
+        if of and not self._is_current(of, artifact.path):
             self._index.forget(artifact.uri)
             raise Superseded(artifact.uri)
         return held
 
-    def _resolved(self, artifact: Artifact, patience: float | None) -> Resolved:
+    def _resolved(self, errand: Errand) -> Resolved:
         """What the origin says of a version now, which is remembered before anything of it is brought: whoever still
         brings another version of the same name finds out when he records it."""
+        artifact = errand.artifact
         asked_at = self._clock()  # an answer is as old as its question
         try:
-            resolved = self._origin.resolve(artifact, patience=patience)
+            resolved = errand.origin.resolve(artifact, patience=errand.patience)
         except NotFound:
-            self._index.forget(artifact.base)
+            if errand.origin.is_own:  # what a caller is not shown may be there for others
+                self._index.forget(artifact.base)
             raise
         with self._resolving:
             known = self._versions.resolved(artifact.base)
             if known and asked_at < self._versions.resolved_at(artifact.base) <= self._clock():
-                if known.identity != resolved.identity:
+                if not known.is_same(resolved, artifact.path):
                     raise Superseded(artifact.uri)  # somebody asked later, and was answered sooner
                 return known
-            if known and known.stamp and known.identity != resolved.identity:
-                self._index.forget(artifact.base)  # with all paths of it
+            another = known and known.stamp and known.identity != resolved.identity
+            if another or (known and not set(known.overlays) <= set(resolved.overlays)):
+                self._index.forget(artifact.base)  # with all paths of it: one may lead into a model that shows no more
+            for name, _ in set(resolved.overlays) - set(known.overlays) if known else ():
+                # What was brought before is not what this caller is shown. Its bytes stay, and need not come again.
+                self._index.forget(f"{artifact.base}/{name}")
             self._versions.record(resolved, asked_at)
         return resolved
 
-    def _is_current(self, of: Resolved) -> bool:
+    def _is_current(self, of: Resolved, path: str) -> bool:
         known = self._versions.resolved(of.version)
-        return known is None or known.identity == of.identity
+        return known is None or known.is_same(of, path)
 
     def _record(self, errand: Errand, parts: list[Part], before: Held | None) -> Held:
         """Records the tree that the parts are together."""
@@ -252,7 +265,9 @@ class Bringing:
 
     def _parts(self, errand: Errand, locations: tuple[Location, ...], standing: Standing) -> list[Part]:
         found: list[Part] = []
-        may_trust = errand.ask is Ask.WHAT_IS_DUE and not self._origin.guards(errand.artifact)
+        may_trust = errand.ask is Ask.WHAT_IS_DUE and not errand.origin.guards(errand.artifact)
+        for location in locations:  # of all before the first: what was left of the last is wanted still
+            errand.count_on(location.uri)
         for location in locations:
             part = None
             if may_trust or errand.ask is Ask.NOTHING:
@@ -270,39 +285,47 @@ class Bringing:
         offline = errand.ask is Ask.NOTHING
         if standing is Standing.OPEN and not offline:
             return None
+        held_before = len(errand.progress.trees)
         whole = self.evidence.whole(location, errand.selection, standing, errand.hold, trusted_only=not offline)
-        return Part(location, *whole) if whole else None
+        if whole is None:
+            errand.hold.let_go(errand.progress.trees[held_before:])
+            return None
+        return Part(location, *whole)
 
     def _listed(self, errand: Errand, location: Location, standing: Standing) -> Part | None:
         """What one location has by its listing, with what is missing downloaded."""
         asked_at, strict, progress = self._clock(), errand.ask is Ask.STRICTLY, errand.progress
         named_by_client = errand.artifact.kind is Kind.BARE
         try:
-            listing = self._origin.listing(location, named_by_client=named_by_client, patience=errand.patience)
+            listing = errand.origin.listing(location, named_by_client=named_by_client, patience=errand.patience)
         except NotFound:
             return None
         wanted = [file for file in listing.files if errand.selection.takes(file.path)]
         _check_paths(location.uri, [file.path for file in wanted])
+        held_before = len(progress.trees)
         known = self.evidence.known(location, standing, errand.hold, trusting=errand.ask is Ask.WHAT_IS_DUE)
         doubtful = [f for f in wanted if wants_etag(known.get(f.path), f, standing, strict=strict)]
         try:
-            told = self._origin.identified(location, doubtful, named_by_client=named_by_client)
+            told = errand.origin.identified(location, doubtful, named_by_client=named_by_client)
         except NotFound as error:
             raise Vanished(str(error)) from None
         wanted = [told.get(file.path, file) for file in wanted]
 
-        def held() -> dict[bytes, Arrived]:
-            now_known = self.evidence.known(location, standing, errand.hold, trusting=False)
-            return {
-                f.path: now_known[f.path].arrived
-                for f in wanted
-                if is_same(now_known.get(f.path), f, standing, strict=strict)
-            }
+        def same(known: dict[bytes, Known]) -> dict[bytes, Arrived]:
+            found = ((f, known.get(f.path)) for f in wanted)
+            return {f.path: k.arrived for f, k in found if k and is_same(k, f, standing, strict=strict)}
 
-        have = {f.path: known[f.path].arrived for f in wanted if is_same(known.get(f.path), f, standing, strict=strict)}
+        def held() -> dict[bytes, Arrived]:
+            held_before = len(progress.trees)
+            there = same(self.evidence.known(location, standing, errand.hold, trusting=False))
+            self._let_go(errand, held_before, there)
+            return there
+
+        have = same(known)
         missing = [f for f in wanted if not f.is_folder and f.path not in have]
         if missing:
             needed = sum(file.size or 0 for file in missing)
+            self._let_go(errand, held_before, have)  # what has changed makes room for what it has become
             progress.files_total += len(missing)
             progress.bytes_total += needed
             progress.transports.add(listing.transport)
@@ -315,7 +338,7 @@ class Bringing:
                         location,
                         missing,
                         progress,
-                        way=Way(named_by_client, self._budgets.pace(errand.payer)),
+                        way=Way(errand.origin, named_by_client, self._budgets.pace(errand.payer)),
                         standing=standing,
                         since=errand.since,
                         known=held,
@@ -330,6 +353,12 @@ class Bringing:
         on_trust = [known[f.path] for f in wanted if f.path in have and f.path in known and not f.etag and f.size]
         checked_at = min([asked_at, *(k.checked_at for k in on_trust if k.is_trusted)])
         return Part(location, manifest, etags, listing.file_name, standing, checked_at, arrivals)
+
+    def _let_go(self, errand: Errand, held_before: int, used: dict[bytes, Arrived]) -> None:
+        """Gives back those trees that were leased only to look at them, and have nothing that is used; not what was
+        leased before: another part may count on it."""
+        looked_at = errand.progress.trees[held_before:]
+        errand.hold.let_go(self.evidence.unused(looked_at, used.values()))
 
 
 def location(artifact: Artifact) -> Location:

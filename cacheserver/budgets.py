@@ -17,9 +17,9 @@ from typing import Any
 
 from artifactcache.errors import QuotaExceeded
 from cacheserver.allowances import EVERYBODY, Allowance
-from cacheserver.config import QuotasConfig
 from cacheserver.ledger import Ledger
 from cacheserver.pace import Pace
+from cacheserver.settings import QuotasConfig
 from cacheserver.space import Amount, show
 from cacheserver.store import Store
 from cacheserver.sweeper import Sweeper
@@ -50,6 +50,17 @@ class Account:
         """Where the configuration has it."""
         entry = self.entry if re.fullmatch(r"[A-Za-z0-9_-]+", self.entry) else f'"{self.entry}"'
         return f"[quotas.{'group' if self.is_group else 'user'}.{entry}]"
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What is on one user's account, and how many bytes may be; None for as many as there is room for."""
+
+    uid: int
+    user: str
+    held_bytes: int
+    tree_count: int
+    held_bytes_max: int | None
 
 
 AFFORD_ATTEMPTS = 8  # others may land meanwhile
@@ -100,6 +111,12 @@ class Budgets:
         self._members: dict[int, tuple[frozenset[int], frozenset[int]]] = {}
         self._paces: dict[Key, Pace] = {}
         self._names: dict[int | str, tuple[float, Any]] = {}  # what the host says of users and groups, and until when
+
+    def become(self, quotas: QuotasConfig) -> None:
+        """Goes by these from now on. A download under way goes on at the rate with which it began."""
+        with self._lock:
+            self._quotas = quotas
+            self._paces.clear()
 
     def claim(self, payer: Payer, progress: Progress, what: str, needed: int) -> None:
         """So many bytes are about to come on somebody's account, until the download has landed.
@@ -172,6 +189,16 @@ class Budgets:
     def recorded(self, members: dict[int, tuple[frozenset[int], frozenset[int]]]) -> None:
         """The ledger knows."""
         self._members.update(members)
+
+    def usage(self, uid: int | None) -> list[Usage]:
+        """A user's account, None for each that there is, the fullest first."""
+        rows = self._ledger.usage(uid) or ([(uid, 0, 0.0)] if uid is not None else [])
+        return [Usage(one, self._user(one), round(held), trees, self._held_max(one)) for one, trees, held in rows]
+
+    def _held_max(self, uid: int) -> int | None:
+        name = self._user(uid)
+        allowance = self._quotas.users.get(name, self._quotas.users.get(EVERYBODY))
+        return None if allowance is None or allowance.held is None else allowance.held.of(self._store.space().total)
 
     def _afford(self, one: Account, held_max: Amount, mine: _Claims, what: str, needed: int) -> None:
         limit = held_max.of(self._store.space().total)

@@ -7,7 +7,7 @@ to nobody; nothing here waits while it holds a lock.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -20,12 +20,15 @@ from cacheserver.origin import MlflowOrigin
 from cacheserver.selection import Selection
 from cacheserver.store import Store
 from cacheserver.sweeper import Sweeper
+from cacheserver.tallies import Spread, Tally
 from cacheserver.uris import MOVING, Artifact
 from cacheserver.uses import Uses
 from cacheserver.words import Brought, Held, Manifest, Payer, Progress
 
 FLIGHTS_MAX = 512  # artifacts being brought at a time; more than one user's calls can ask for
 COMMIT_ATTEMPTS = 3
+# What became of bringing: bytes came; all was here, as the origin said; it did not answer, but some is here; nothing.
+OUTCOMES = ("brought", "checked", "stale", "failed")
 
 
 @dataclass(frozen=True)
@@ -69,27 +72,40 @@ class Cache:
         self._clock = clock
         self._sweeper = sweeper
         self._budgets = budgets
-        self._bringing = Bringing(store, origin, sweeper, budgets, freshness, clock)
+        self._bringing = Bringing(store, sweeper, budgets, freshness, clock)
         self._pool = ThreadPoolExecutor(max_workers=FLIGHTS_MAX, thread_name_prefix="flight")
         self._flights: Flights[Brought] = Flights(self._pool)
         self._uses = Uses()
+        self.bring_seconds = Spread(OUTCOMES)
+        self.from_origin = Tally((outcome,) for outcome in OUTCOMES)
         self.trace: Callable[[str, float], None] = lambda tree, at: None  # told of each fetch
         sweeper.note_uses = self.record_uses
 
-    def close(self) -> None:
-        """Brings nothing any more, and writes down what was used."""
+    def stop(self) -> None:
+        """Brings nothing any more: whoever waits for the origin gets DaemonUnavailable."""
         self._bringing.close()
         self._origin.close()
+
+    def close(self) -> None:
+        """Brings nothing any more, and writes down what was used."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self.record_uses()
 
     # -- the verbs --------------------------------------------------------------------------------------------------
 
-    def version_of(self, asked: Artifact, *, refresh: bool = False) -> Version:
+    def seen_by(self, headers: Mapping[str, str] | None) -> MlflowOrigin:
+        """The origin as a caller sees it who sends these headers; None for the daemon's own account."""
+        return self._origin if headers is None else self._origin.as_caller(headers)
+
+    def version_of(self, asked: Artifact, *, refresh: bool = False, origin: MlflowOrigin | None = None) -> Version:
         """The artifact without alias, stage or `latest`: the origin is asked each time, unless told otherwise.
 
         Where the origin does not answer, what it said the last time. Raises errors of ours.
+
+        Args:
+            origin: as whoever asks sees it; None for the daemon's own account.
         """
+        origin = origin or self._origin
         if asked.kind not in MOVING:
             return Version(asked)
         remembered = None if refresh else self._versions.alias(asked.base)
@@ -97,13 +113,13 @@ class Cache:
             return Version(asked.at_version(remembered[0]))
         patience = self._freshness.stale_after if remembered else None
         try:
-            artifact, stamp = self._origin.version_of(asked, patience=patience)
+            artifact, stamp = origin.version_of(asked, patience=patience)
         except OriginUnavailable:
             if remembered is None:
                 raise
             return Version(asked.at_version(remembered[0]), stale=True)
         except NotFound:
-            if self._versions.alias(asked.base):
+            if origin.is_own and self._versions.alias(asked.base):
                 with contextlib.suppress(NoSpace):
                     self._versions.forget_alias(asked.base)
             raise
@@ -117,6 +133,32 @@ class Cache:
         """Whether what is remembered of a version is another one of the same name."""
         resolved = self._versions.resolved(version.artifact.base) if version.stamp else None
         return resolved is not None and resolved.stamp != version.stamp
+
+    def is_elsewhere(self, artifact: Artifact, roots: Collection[str], parts: frozenset[str] | None) -> bool:
+        """Whether what is remembered of an artifact lies elsewhere than a caller was shown: then it is another one of
+        the same name, or has more in it, or less.
+
+        Args:
+            roots: of a version of a registered model: bare URIs.
+            parts: of a run the bare URIs of its logged models; None where nobody looked.
+        """
+        resolved = self._versions.resolved(artifact.base) if roots or parts is not None else None
+        if resolved is None:
+            return False
+        if roots:
+            return set(roots) != {resolved.root}
+        return parts is not None and parts != {root for _, root in resolved.overlays}
+
+    def is_forgotten(self, artifact: Artifact, selection: Selection) -> bool:
+        """Whether what is held of an artifact is only kept, by a pin or a rule: the origin calls something else by its
+        name by now, or has it no more."""
+        held = self._index.held(artifact.uri, selection.key)
+        return held is not None and held.checked_at <= 0
+
+    def stands(self, artifact: Artifact, selection: Selection, tree: str) -> bool:
+        """Whether an artifact is held as this tree, and not only kept."""
+        held = self._index.held(artifact.uri, selection.key)
+        return held is not None and held.checked_at > 0 and held.tree == tree
 
     def find(self, artifact: Artifact, selection: Selection, *, view: bool) -> Brought | None:
         """What is held, where it is complete, sound and needs no question to the origin.
@@ -132,7 +174,12 @@ class Cache:
         return Brought(held)
 
     def bring(
-        self, artifact: Artifact, selection: Selection, ask: Ask, payer: Payer | None = None
+        self,
+        artifact: Artifact,
+        selection: Selection,
+        ask: Ask,
+        payer: Payer | None = None,
+        origin: MlflowOrigin | None = None,
     ) -> tuple[Flight[Brought], bool, bool]:
         """Brings an artifact into the store, with everybody who asks for the same at the same time.
 
@@ -141,12 +188,14 @@ class Cache:
 
         Args:
             payer: on whose account it comes, where nobody else is bringing it already; None for the daemon's own.
+            origin: as whoever asks sees it; None for the daemon's own account.
         """
+        origin = origin or self._origin
         resolved = self._versions.resolved(artifact.base)
         fresh = ask is not Ask.WHAT_IS_DUE or (resolved is not None and not resolved.settled)
         flight, started = self._flights.join(
             (artifact.uri, selection.key, ask),
-            lambda progress: self._paid(artifact, selection, ask, payer, progress),
+            lambda progress: self._measured(artifact, selection, ask, payer, origin, progress),
             fresh=fresh,
         )
         if started:
@@ -202,32 +251,66 @@ class Cache:
         with contextlib.suppress(NoSpace):
             self._sweeper.judge(list(noted.trees))  # what rules keep, they keep since its last use
 
+    def flight_counts(self) -> tuple[int, int]:
+        """How many have begun to bring something, and how many have waited for others who were bringing it."""
+        return self._flights.begun_count, self._flights.joined_count
+
+    def is_origin_away(self) -> bool:
+        """Whether the tracking server is known not to answer."""
+        return self._origin.is_away()
+
     def download_count(self) -> int:
         """How many artifacts are being brought."""
         return self._flights.count()
 
     # -- one flight -------------------------------------------------------------------------------------------------
 
-    def _paid(
-        self, artifact: Artifact, selection: Selection, ask: Ask, payer: Payer | None, progress: Progress
-    ) -> Brought:
+    @contextlib.contextmanager
+    def _on_account(self, payer: Payer | None, progress: Progress) -> Iterator[None]:
+        """What is brought in this block is somebody's, before anybody hears that it is over."""
         try:
-            return self._bring(artifact, selection, ask, payer, progress)
-        finally:  # before anybody hears that it is over
+            yield
+        finally:
             if payer:
                 for tree in progress.recorded:
                     self._uses.brought(tree, payer.uid, self._clock())
                 self._budgets.landed(progress)
 
+    def _measured(
+        self,
+        artifact: Artifact,
+        selection: Selection,
+        ask: Ask,
+        payer: Payer | None,
+        origin: MlflowOrigin,
+        progress: Progress,
+    ) -> Brought:
+        began, outcome = self._store.ticks(), "failed"
+        try:
+            brought = self._bring(artifact, selection, ask, payer, origin, progress)
+            outcome = "stale" if brought.stale else "brought" if brought.origin_bytes else "checked"
+            return brought
+        finally:
+            self.bring_seconds.add(outcome, self._store.ticks() - began)
+            self.from_origin.add(outcome, amount=progress.bytes_done - progress.bytes_found)
+
     def _bring(
-        self, artifact: Artifact, selection: Selection, ask: Ask, payer: Payer | None, progress: Progress
+        self,
+        artifact: Artifact,
+        selection: Selection,
+        ask: Ask,
+        payer: Payer | None,
+        origin: MlflowOrigin,
+        progress: Progress,
     ) -> Brought:
         held = self._index.held(artifact.uri, selection.key)
         damaged = held is not None and not self._sound(held)
         began = self._store.ticks()
-        with self._sweeper.holding(progress) as hold:
+        counting = self._store.leftovers.counting(self._sweeper.grace_seconds)
+        with self._on_account(payer, progress), self._sweeper.holding(progress) as hold, counting as count_on:
+            errand = Errand(artifact, selection, ask, progress, hold, count_on, origin, payer)
             try:
-                brought = self._attempts(Errand(artifact, selection, ask, progress, hold, payer))
+                brought = self._attempts(errand)
             except (OriginUnavailable, NotFound) as error:
                 if damaged:
                     raise Corrupted(
@@ -237,9 +320,7 @@ class Cache:
                 if isinstance(error, NotFound) or ask in (Ask.STRICTLY, Ask.AGAIN) or self._origin.guards(artifact):
                     raise
                 try:
-                    brought = replace(
-                        self._attempts(Errand(artifact, selection, Ask.NOTHING, progress, hold)), stale=True
-                    )
+                    brought = replace(self._attempts(errand._replace(ask=Ask.NOTHING, payer=None)), stale=True)
                 except (OriginUnavailable, NotFound):
                     raise error from None
             self._sweeper.arrived(brought.held.tree, self._store.ticks() - began, brought.origin_bytes)

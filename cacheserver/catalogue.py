@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from artifactcache.errors import CacheError, OriginUnavailable
 from cacheserver import uris
 from cacheserver.bounded import Bounded
+from cacheserver.refusals import NO_ENDPOINT
 from cacheserver.retention import ALIASES, DELETED, EXPERIMENT, RUN, TAG, VERSIONS, Facts
 from cacheserver.uris import Artifact, Kind
 
@@ -312,8 +313,11 @@ class _Inquiry:
             try:
                 return ask()
             except Exception as error:
-                if getattr(error, "error_code", "") == _GONE:  # a proxy's 404 has another
+                code = getattr(error, "error_code", "")
+                if code == _GONE:  # a proxy's 404 has another
                     return gone
+                if code == NO_ENDPOINT and self.answers:  # a server without logged models, before MLflow 3.0, says more
+                    return None
                 raise
 
         return self._ask(what, told)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
+import stat
 import sys
 
 from artifactcache.errors import CacheError
 from cacheserver import __version__
 from cacheserver.advice import warnings
-from cacheserver.config import Config, ConfigError, parse
+from cacheserver.config import ConfigError, parse
+from cacheserver.settings import Config
+
+CONFIG_LENGTH_MAX = 4 << 20
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -103,11 +106,13 @@ def _simulate(arguments: argparse.Namespace) -> int:
 
 def _serve(arguments: argparse.Namespace) -> int:
     config = _read(arguments.config)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     from cacheserver import lean  # noqa: F401, I001 - first
+    from cacheserver import logs
+
+    logs.begin(config.log, sys.stderr, os.environ)
     from cacheserver import daemon  # imports mlflow, about a second: the other commands need not wait for it
 
-    daemon.run(config)
+    daemon.run(config, arguments.config or "", _read)
     return 0
 
 
@@ -131,11 +136,17 @@ def _fsck(arguments: argparse.Namespace) -> int:
 
 
 def _read(path: str | None) -> Config:
-    if path is None:
-        return Config()
+    if not path:
+        return parse("", "the environment", os.environ)
     try:
-        with open(path, encoding="utf-8") as file:
-            return parse(file.read(), path)
+        # Not waiting for somebody to write into a pipe, nor reading what is no configuration by its size.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), encoding="utf-8") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ConfigError(f"{path} is no file.")
+            text = file.read(CONFIG_LENGTH_MAX + 1)
+        if len(text) > CONFIG_LENGTH_MAX:
+            raise ConfigError(f"{path} is longer than {CONFIG_LENGTH_MAX} characters: that is no configuration.")
+        return parse(text, path, os.environ)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:

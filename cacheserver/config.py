@@ -1,111 +1,46 @@
-"""The configuration: what the keys are, what they mean, what they may be.
+"""The configuration, read: what the keys may be.
 
-Law of this file: text in, values or words out; it opens no file and reads no environment. A key that nobody reads does
-not exist, and what contradicts itself is refused with its place and what to write instead.
+Law of this file: text in, values or words out; it opens no file and reads no environment. What contradicts itself is
+refused with its place and what to write instead.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from types import MappingProxyType
 from typing import Any
 
 import tomllib
 
 from cacheserver import readers
+from cacheserver.access import Grant
 from cacheserver.allowances import EVERYBODY, Allowance
 from cacheserver.readers import suggest
 from cacheserver.retention import Rule
-from cacheserver.space import Amount
+from cacheserver.settings import (
+    AccessConfig,
+    AuditConfig,
+    Config,
+    EvictionConfig,
+    LogConfig,
+    MetricsConfig,
+    OriginConfig,
+    QuotasConfig,
+    ScrubConfig,
+    ServerConfig,
+    StoreConfig,
+    WarmConfig,
+)
 from cacheserver.toml_lines import Path, line_of
 
+PREFIX = "CACHESERVER_"  # of variables of the environment that take the place of keys
 TABLES_MAX = 1000  # rules; things kept warm; users, and groups, with quotas
 
 
 class ConfigError(Exception):
     """The configuration cannot be used; the message says where and why."""
-
-
-@dataclass(frozen=True)
-class StoreConfig:
-    """[store]"""
-
-    root: str = ""
-    capacity: Amount = field(default=Amount(100, percent=True))
-    min_free: Amount = field(default=Amount(1, percent=True))
-
-
-@dataclass(frozen=True)
-class OriginConfig:
-    """[origin]"""
-
-    tracking_uri: str = ""
-    unreachable_after: float = 10.0
-    stale_after: float = 2.0
-    relist_after: float = 3600.0
-    alias_ttl: float = 0.0
-    local_roots: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class AccessConfig:
-    """[access]"""
-
-    check: str = "none"
-    users: str = ""
-    operators: list[str] = field(default_factory=list)
-    hardlink_for_root: bool = False
-
-
-@dataclass(frozen=True)
-class ServerConfig:
-    """[server]"""
-
-    socket_dir: str = ""
-
-
-@dataclass(frozen=True)
-class EvictionConfig:
-    """[eviction]; `high` and `low` are per cent of what the store may hold."""
-
-    policy: str = "gdsf"
-    high: float = 95.0
-    low: float = 90.0
-    grace: float = 60.0
-    trace: str = ""
-
-
-@dataclass(frozen=True)
-class WarmConfig:
-    """One [[warm]]: what is fetched before anybody asks, and how often it is looked whether it is the newest."""
-
-    uri: str = ""
-    every: float = 900.0
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class QuotasConfig:
-    """[quotas]: by user, `allowances.EVERYBODY` among them, and by group."""
-
-    users: Mapping[str, Allowance] = field(default_factory=dict)
-    groups: Mapping[str, Allowance] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Config:
-    """All of it; an empty text stands for "find a place by the environment"."""
-
-    store: StoreConfig = field(default_factory=StoreConfig)
-    origin: OriginConfig = field(default_factory=OriginConfig)
-    access: AccessConfig = field(default_factory=AccessConfig)
-    server: ServerConfig = field(default_factory=ServerConfig)
-    eviction: EvictionConfig = field(default_factory=EvictionConfig)
-    retention: tuple[Rule, ...] = ()
-    warm: tuple[WarmConfig, ...] = ()
-    quotas: QuotasConfig = field(default_factory=QuotasConfig)
 
 
 Readers = dict[str, Callable[[Any], Any]]
@@ -126,13 +61,37 @@ _SECTIONS: dict[str, tuple[type[Any], Readers]] = {
     "access": (
         AccessConfig,
         {
-            "check": readers.one_of("none"),
+            "check": readers.one_of("none", "caller", "rules"),
+            "decisions_kept": readers.seconds,
             "users": readers.one_of("self", "all"),
+            "allow": readers.people,
+            "deny": readers.people,
             "operators": readers.people,
+            "administrators": readers.people,
+            "views": readers.flag,
             "hardlink_for_root": readers.flag,
         },
     ),
+    "audit": (
+        AuditConfig,
+        {
+            "file": readers.path_or_none,
+            "max_bytes": readers.size,
+            "files": readers.count,
+            "warn_refusals": readers.count,
+            "warn_downloads": readers.count,
+        },
+    ),
+    "scrub": (ScrubConfig, {"every": readers.period, "rate": readers.size}),
     "server": (ServerConfig, {"socket_dir": readers.socket_dir}),
+    "metrics": (MetricsConfig, {"listen": readers.address_or_none, "accounts": readers.flag}),
+    "log": (
+        LogConfig,
+        {
+            "format": readers.one_of("auto", "console", "json"),
+            "level": readers.one_of("debug", "info", "warning", "error"),
+        },
+    ),
     "eviction": (
         EvictionConfig,
         {
@@ -144,7 +103,26 @@ _SECTIONS: dict[str, tuple[type[Any], Readers]] = {
         },
     ),
 }
-_ARRAYS: dict[str, tuple[type[Any], Readers]] = {
+
+
+def _grant(*, name: str, to: Sequence[str] = (), path: str = "", uri: str = "", **of: Any) -> Grant:
+    return Grant(name, tuple(to), path, uri, Rule(name=name, **of))
+
+
+_ARRAYS: dict[str, tuple[Callable[..., Any], Readers]] = {
+    "grant": (
+        _grant,
+        {
+            "name": readers.line,
+            "to": readers.people,
+            "experiment": readers.line,
+            "model": readers.line,
+            "tag": readers.tags,
+            "owner": readers.line,
+            "path": readers.line,
+            "uri": readers.line,
+        },
+    ),
     "retention": (
         Rule,
         {
@@ -177,25 +155,53 @@ _ALLOWANCE: Readers = {"held": readers.some, "downloads": readers.count, "rate":
 _QUOTAS = {"user": "users", "group": "groups"}
 
 
-def parse(text: str, name: str) -> Config:
+def parse(text: str, name: str, environ: Mapping[str, str] = MappingProxyType({})) -> Config:
     """Reads a configuration's TOML text.
 
     Args:
         name: what to call it in messages, such as its path.
+        environ: of its variables those that begin with CACHESERVER_ take the place of keys: CACHESERVER_STORE_CAPACITY
+            that of [store] capacity, with a value as in the file; a text needs no quotes.
 
-    Raises ConfigError, with the line and what to write instead.
+    Raises ConfigError, with the line, or the variable, and what to write instead.
     """
     try:
         tables = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError; so is a number of 5,000 digits
         raise ConfigError(f"{name}: this is not TOML: {error}.") from None
+    told = _of_environment(environ)
     try:
         config = Config(**{section: _read(section, values) for section, values in tables.items()})
+        for section, values in told.items():
+            config = replace(config, **{section: replace(getattr(config, section), **values)})
         for place, words in _contradictions(config):
             raise _Wrong(place, words)
     except _Wrong as wrong:
         raise ConfigError(f"{name}{line_of(text, wrong.place)}: {wrong}") from None
     return config
+
+
+def _of_environment(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Values by section and key."""
+    known = {
+        f"{PREFIX}{section}_{key}".upper(): (section, key, reader)
+        for section, (_, readers_) in _SECTIONS.items()
+        for key, reader in readers_.items()
+    }
+    found: dict[str, dict[str, Any]] = {}
+    for variable in sorted(name for name in environ if name.startswith(PREFIX)):
+        if variable not in known:
+            raise ConfigError(f"{variable} in the environment stands for no key.{suggest(variable, known)}")
+        section, key, reader = known[variable]
+        try:
+            value = tomllib.loads(f"value = {environ[variable]}")["value"]
+        except (ValueError, RecursionError):
+            value = environ[variable]
+        try:
+            found.setdefault(section, {})[key] = reader(value)
+        except ValueError as error:
+            raise ConfigError(f"{variable} in the environment: must be {error}.") from None
+    return found
 
 
 def keys() -> list[tuple[str, str, Any]]:
@@ -232,11 +238,11 @@ def _read(section: str, values: Any) -> Any:
         raise _Wrong((section,), f"There may be several of {section}: write [[{section}]] above each.")
     if len(values) > TABLES_MAX:
         raise _Wrong((section, TABLES_MAX), f"More than {TABLES_MAX} of [[{section}]] are too many.")
-    kind, known = _ARRAYS[section]
+    make, known = _ARRAYS[section]
     read = [_table((section, i), f"[[{section}]]", one, known) for i, one in enumerate(values)]
-    if section == "retention":
-        read = [{"name": f"retention {i}", **one} for i, one in enumerate(read, start=1)]
-    return tuple(kind(**one) for one in read)
+    if section in ("grant", "retention"):
+        read = [{"name": f"{section} {i}", **one} for i, one in enumerate(read, start=1)]
+    return tuple(make(**one) for one in read)
 
 
 def _table(place: Path, shown: str, values: dict[str, Any], known: Readers) -> dict[str, Any]:
@@ -298,9 +304,30 @@ def _contradictions(config: Config) -> Iterator[tuple[Path, str]]:
         if words := _contradiction(rule, rule.name in names):
             yield ("retention", i), f'[[retention]] "{rule.name}" {words}.'
         names.add(rule.name)
+    yield from _open_doors(config)
     for i, warm in enumerate(config.warm):
         if not warm.uri:
             yield ("warm", i), '[[warm]] has no uri: write which artifact it is, as in uri = "models:/resnet@champion".'
+
+
+def _open_doors(config: Config) -> Iterator[tuple[Path, str]]:
+    """Access rules that would let in, or keep out, other people than they seem to."""
+    check = config.access.check
+    if config.grant and check == "none":
+        words = '[[grant]] grants nothing while [access] check = "none" lets everybody read everything: write check ='
+        yield ("grant", 0), f'{words} "rules", or "caller" to have the tracking server asked as well.'
+    if check == "rules" and not config.grant:
+        yield ("access", "check"), '[access] check = "rules" without a [[grant]] lets nobody read anything: write one.'
+    names = set[str]()
+    for i, grant in enumerate(config.grant):
+        if not grant.to:
+            yield ("grant", i), f'[[grant]] "{grant.name}" names nobody: write to = ["alice", "@vision"], or "*".'
+        if grant.name in names:
+            yield ("grant", i), f'[[grant]] "{grant.name}" has the name of another grant: write a name of its own.'
+        if grant.uri and (grant.path or grant.of.has_conditions):
+            words = "has uri, which is about bare artifact URIs, beside what only a run or a model has"
+            yield ("grant", i), f'[[grant]] "{grant.name}" {words}: write two grants.'
+        names.add(grant.name)
 
 
 def _contradiction(rule: Rule, is_taken: bool) -> str:

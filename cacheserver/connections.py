@@ -83,6 +83,7 @@ class Connections:
         self._thread = threading.Thread(target=self._watch, name="handoff", daemon=True)
         self._answered: deque[tuple[Connection, bool]] = deque()  # by the workers; deque.append needs no lock
         self._stopping = False
+        self._turn_count = 0
         # The watching thread's own:
         self._of_user: Counter[int] = Counter()
         self._busy: Counter[int] = Counter()
@@ -98,19 +99,26 @@ class Connections:
         self._selector.register(self._wake_read, selectors.EVENT_READ)
         self._thread.start()
 
-    def stop(self) -> None:
-        """Takes no connection and no request any more, and gives those under way a moment to finish."""
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """Takes no connection and no request any more, and gives those under way so long to finish."""
         self._stopping = True
         self._wake()
-        self._thread.join()
+        until = time.monotonic() + seconds
+        self._thread.join(seconds)
         self._pool.shutdown(wait=False, cancel_futures=True)
-        until = time.monotonic() + STOP_SECONDS
         while self._busy.total() and time.monotonic() < until:
             self._reap()
             time.sleep(PAUSE_SECONDS)
         for connection in self._lingering:
             connection.socket.close()
         self._listener.close()
+
+    def turns(self) -> int:
+        """Has the watching thread turn once more. Returns how often it has until now."""
+        # Read before: that turn may come at once, and would be taken for one since the last time at one look too early.
+        count = self._turn_count
+        self._wake()
+        return count
 
     # -- the watching thread ----------------------------------------------------------------------------------------
 
@@ -132,6 +140,7 @@ class Connections:
             else:
                 self._selector.unregister(chosen.fileobj)
                 self._begin(chosen.data)
+        self._turn_count += 1
         self._reap()
         now = time.monotonic()
         while self._silent and (oldest := next(iter(self._silent))).greet_by < now:
@@ -191,6 +200,7 @@ class Connections:
         self._ended(connection)
         with contextlib.suppress(OSError):  # the client has closed its end
             connection.socket.shutdown(socket.SHUT_RDWR)
+        _throw_away(connection.socket)
         self._close_if_read(connection)
 
     def _close_if_read(self, connection: Connection) -> None:
@@ -221,6 +231,16 @@ class Connections:
         finally:
             self._answered.append((connection, alive))
             self._wake()
+
+
+def _throw_away(client: socket.socket) -> None:
+    """Drops what a client has sent and nobody will read, with the descriptors beside it. One of them may be its own
+    end, which would live on in there, and keep its place, after the client has closed it."""
+    with contextlib.suppress(OSError):
+        # A packet of no bytes looks like the end, but for its sender's credentials, for which there is no room.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        while client.recvmsg(1)[2] & socket.MSG_CTRUNC:
+            pass
 
 
 def _peer(client: socket.socket) -> Peer:

@@ -11,8 +11,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from artifactcache.errors import OriginUnavailable
+from cacheserver.stopping import stopped
 
-CREWS_MAX = 32  # stores that are asked at a time; more than that only where all of them hang at once
+# Stores of one scheme that are asked at a time; more than that only where all of them hang at once. Of one scheme, for
+# whoever names as many hosts of his own that never answer, as he can of ftp, is to keep nobody from S3.
+CREWS_MAX = 32
 
 T = TypeVar("T")
 
@@ -52,8 +55,8 @@ class Crews:
         """Has the work done by the crew of a store. Raises OriginUnavailable where too many stores hang already."""
         with self._lock:
             if self._closed:
-                raise OriginUnavailable("The daemon is being stopped.")
-            crew = self._crews.pop(store, None) or self._new()
+                raise stopped()
+            crew = self._crews.pop(store, None) or self._new(store.partition(":")[0])
             self._crews[store] = crew  # the last one: the first has not been needed for the longest time
             crew.under_way += 1
         try:  # without the lock, too: a pool that is being shut down has one of its own, and waits for this one
@@ -64,13 +67,14 @@ class Crews:
         future.add_done_callback(lambda _: self._ended(crew))
         return future
 
-    def _new(self) -> _Crew:
-        if len(self._crews) >= CREWS_MAX:
-            idle = next((store for store, crew in self._crews.items() if not crew.under_way), None)
+    def _new(self, scheme: str) -> _Crew:
+        alike = [store for store in self._crews if store.partition(":")[0] == scheme]
+        if len(alike) >= CREWS_MAX:
+            idle = next((store for store in alike if not self._crews[store].under_way), None)
             if idle is None:
                 raise OriginUnavailable(
-                    f"{CREWS_MAX} artifact stores are being asked and have not answered yet, so no other is. Try again"
-                    " in a moment."
+                    f"{CREWS_MAX} artifact stores of {scheme}: are being asked and have not answered yet, so no other"
+                    " of them is. Try again in a moment."
                 )
             self._crews.pop(idle).pool.shutdown(wait=False)
         return _Crew(self._size, self._name)

@@ -1,4 +1,4 @@
-"""What leaves the store: evicted trees, blobs that nothing needs, what unfinished downloads left.
+"""What leaves the store: evicted trees, and blobs that nothing needs.
 
 Law of this file: row before unlink, both under the lock that everything takes that adds a blob. What is about to be
 removed stands in the index until it is: a daemon that is killed in between leaves nothing that the next one forgets.
@@ -15,7 +15,7 @@ from cacheserver import ballast
 from cacheserver.disk import Disk
 from cacheserver.holdings import Gone
 from cacheserver.index import Index
-from cacheserver.planning import Blob
+from cacheserver.prospects import Prospects
 
 
 class Departures:
@@ -32,13 +32,9 @@ class Departures:
         self._lock = lock
         self._leave = leave
 
-    def blobs_of(self, tree: str) -> list[Blob]:
-        """The blobs of a tree, and what becomes of their bytes when their rows go."""
-        found = [(blob, self._disk.link_count(digest) - 1) for blob, digest in self._index.holdings.blobs_of(tree)]
-        if any(links > 0 for _, links in found):  # some are views': that is a slower question
-            in_views = self._index.holdings.view_links(tree)
-            found = [(blob, links - in_views[blob.key] if blob.key in in_views else 0) for blob, links in found]
-        return [blob._replace(is_linked=True) if links > 0 else blob for blob, links in found]
+    def prospects(self) -> Prospects:
+        """What would come back if trees went, for one plan."""
+        return Prospects(self._disk, self._index.holdings)
 
     def evict(
         self,
@@ -57,39 +53,63 @@ class Departures:
             taken: called when nothing of them has a name any more; what is left to be done keeps nobody waiting.
         """
 
-        def evict() -> Gone:
-            return self._index.holdings.evict(trees, now=now, young_since=young_since, nameless=nameless, due=due)
+        return self.remove(
+            lambda: self._index.holdings.evict(trees, now=now, young_since=young_since, nameless=nameless, due=due),
+            taken,
+        )
 
+    def remove(self, decide: Callable[[], Gone], taken: Callable[[], None] = lambda: None) -> Gone:
+        """Removes the files of what `decide` takes out of the index, in one durable transaction that says what is
+        leaving. Returns what has gone. `decide` is called again where the index has no room for that.
+
+        Args:
+            taken: as in `evict`.
+        """
         with self._lock:
             try:
-                gone = evict()
+                gone = decide()
             except NoSpace:  # the index itself has no room to say what goes
                 if not ballast.throw(self._disk.root):
                     raise
-                gone = evict()
+                gone = decide()
             aside, stuck = self._take_out(gone)
         taken()
         self._discard(gone, aside, stuck)
         return gone
 
-    def drop_arrivals(self, before: float) -> int:
-        """Removes what unfinished downloads left before a time. Returns how many blobs went."""
-        with self._lock:
-            self._disk.partials.drop(before)
-            gone = Gone({}, self._index.holdings.drop_arrivals(before))
-            aside, stuck = self._take_out(gone)
-        self._discard(gone, aside, stuck)
-        return len(gone.blobs)
+    def tidy(self, is_leased: Callable[[str], bool] = lambda tree: False) -> None:
+        """Removes blobs that nothing needs, what an earlier daemon was about to remove when it ended, and what an index
+        knew that was lost; a few at a time, so that whoever brings something has its turn in between.
 
-    def tidy(self) -> None:
-        """Removes blobs that nothing needs, and what an earlier daemon was about to remove when it ended."""
-        with self._lock:
-            self._index.holdings.remove_unheld()
-            gone = self._index.holdings.leaving()
-            aside, stuck = self._take_out(gone)
-        self._discard(gone, aside, stuck)
+        Args:
+            is_leased: whether somebody has a tree, though it has no row any more: it stays as long.
+        """
+        after = self._tidy_some("", is_leased, self._index.holdings.remove_unheld)
+        while after:
+            after = self._tidy_some(after, is_leased, lambda: None)
         with contextlib.suppress(OSError):  # another time
             ballast.take(self._disk.root)
+
+    def _tidy_some(self, after: str, is_leased: Callable[[str], bool], first: Callable[[], None]) -> str:
+        """Of what is leaving, what comes after a name. Returns the name to go on after; none at the end."""
+        last = ""
+
+        def decide() -> Gone:
+            nonlocal last
+            first()
+            gone, last = self._index.holdings.leaving(after)
+            return Gone(
+                {tree: had for tree, had in gone.trees.items() if not is_leased(tree)},
+                {digest: self._size(digest) for digest in gone.blobs},
+            )
+
+        self.remove(decide)
+        return last
+
+    def _size(self, digest: str) -> int:
+        with contextlib.suppress(OSError):  # its removal will tell
+            return self._disk.blob_size(digest) or 0
+        return 0
 
     def _take_out(self, gone: Gone) -> tuple[list[str], set[str]]:
         for tree in gone.trees:

@@ -13,29 +13,29 @@ import itertools
 import logging
 import os
 import re
-import secrets
 import shutil
 import stat
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from blake3 import blake3
 
 from artifactcache.errors import CacheError
 from cacheserver import ballast, hashing, lock
+from cacheserver.doors import FOLDERS, Doors, make_way, settle
 from cacheserver.faults import FULL_ERRNOS, GONE_ERRNOS, LOST_ERRNOS, full, trouble
 from cacheserver.libc import syncfs
 from cacheserver.partials import NOTE, Partials
+from cacheserver.quarantine import Quarantine
 from cacheserver.removal import remove
-from cacheserver.staging import Staged
+from cacheserver.staging import Staged, fsync
 from cacheserver.words import BlobRow, Manifest
 
 SYNC_ONE_BY_ONE_MAX = 8  # 2,000 files of 4 KiB: fsync each 0.2 to 3.6 s, syncfs 0.01 to 0.08 s (ext4, XFS, btrfs)
 LARGE_BYTES_MIN = 64 << 20  # a file whose removal takes ext4 more than some milliseconds
-_FAN = re.compile(r"[0-9a-f]{2}")
+_FAN, _REST = re.compile(r"[0-9a-f]{2}"), re.compile(r"[0-9a-f]{62}")
 _NUMBER = re.compile(r"[0-9]{1,20}")  # one that is longer was never given, and never will be
-FOLDERS = ("blobs", "manifests", "views", "staging", "quarantine")
 
 _log = logging.getLogger(__name__)
 
@@ -53,20 +53,19 @@ class Disk:
 
     Args:
         root: made where it does not exist.
-        shared: whether other users of the host may reach views; None leaves that as it is.
+        shared: whether other users of the host may reach views; None leaves that as it is, and the doors.
+        doors: which of them may enter a view.
 
     Raises CacheError where the folder cannot be used, or another daemon uses it.
     """
 
-    def __init__(self, root: str, *, shared: bool | None) -> None:
+    def __init__(self, root: str, *, shared: bool | None, doors: Doors = Doors.OPEN) -> None:
         self.root = os.path.abspath(root)
+        self.doors = doors
         self._sync_lock = threading.Lock()
         self._lost_before = 0  # what was staged before this number may be among the bytes that the disk has lost
         try:
-            for folder in _missing(self.root):
-                os.makedirs(folder, exist_ok=True)
-                if shared:  # others pass through it to views, whatever the umask
-                    os.chmod(folder, 0o755)
+            make_way(self.root, shared=bool(shared))
             self._lock_fd = lock.take(self.root)
             if ballast.throw(self.root):
                 _log.warning(
@@ -75,15 +74,9 @@ class Disk:
             for name in FOLDERS:
                 os.makedirs(self.at(name), exist_ok=True)
             if shared is not None:
-                # Others may pass through to a view whose name they were given; nobody but the daemon can list anything.
-                for name in ("", "views"):
-                    os.chmod(self.at(name), 0o711 if shared else 0o700)
-            for name in ("blobs", "manifests", "staging", "quarantine"):
-                os.chmod(self.at(name), 0o700)
-            for name in ("index.db", "index.db-wal", "index.db-shm"):
-                with contextlib.suppress(FileNotFoundError):
-                    os.chmod(self.at(name), 0o600)
+                settle(self.root, doors, shared=shared)
             self.blobs_fd = os.open(self.at("blobs"), os.O_RDONLY | os.O_DIRECTORY)
+            self.quarantine = Quarantine(self.root)
             self.partials = Partials(self.at("staging"))
             self.partials.load()
             self._numbers = itertools.count(self._empty_staging())
@@ -103,8 +96,11 @@ class Disk:
         return self.at("index.db")
 
     def space(self) -> Space:
-        """How full the filesystem is, as an ordinary user sees it."""
-        found = os.statvfs(self.root)
+        """How full the filesystem is, as an ordinary user sees it. Raises CacheError where it does not say."""
+        try:
+            found = os.statvfs(self.root)
+        except OSError as error:
+            raise trouble(error, "nobody can say how full it is") from None
         return Space(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
 
     # -- blobs ------------------------------------------------------------------------------------------------------
@@ -123,7 +119,7 @@ class Disk:
             if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_uid != os.geteuid():
                 raise CacheError(f"{path} is not a file of the daemon's own.")
             os.fchmod(file.fileno(), 0o444)
-            blake, xxh3, size = hashing.both_of(file, found.st_size)
+            blake, xxh3, size = hashing.both_of(hashing.chunks(file, found.st_size))
         return Staged(path, BlobRow(blake, size, xxh3, found.st_ino, found.st_mtime_ns))
 
     def size(self, path: str) -> int:
@@ -139,7 +135,7 @@ class Disk:
             self._syncfs()
         else:
             for one in staged:
-                _fsync(one.path)
+                fsync(one.path)
         self._refuse_lost(staged)
 
     def _syncfs(self) -> None:
@@ -174,12 +170,6 @@ class Disk:
         self._refuse_lost(staged)
         return [one.row for one in staged]
 
-    def unlink(self, digests: Iterable[str]) -> None:
-        """Removes blobs whose rows are gone."""
-        for digest in digests:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(_fan(digest), dir_fd=self.blobs_fd)
-
     def take_out(self, trees: Iterable[str], blobs: Mapping[str, int]) -> tuple[list[str], set[str]]:
         """Takes trees, and blobs with their sizes, whose rows are gone away from their names.
 
@@ -199,7 +189,7 @@ class Disk:
             if by_name:
                 return os.unlink(path)
             if os.path.isdir(path):
-                os.chmod(path, 0o755)  # a folder that cannot be written cannot be renamed either
+                os.chmod(path, 0o700)  # a folder that cannot be written cannot be renamed either; nobody else enters it
             os.rename(path, other := self.stage())
             aside.append(other)
         except FileNotFoundError:
@@ -208,12 +198,17 @@ class Disk:
             stuck.add(digest)
             _log.warning("%s cannot be removed, and stays (%s): remove it as root", path, error.strerror)
 
-    def link_count(self, digest: str) -> int:
-        """How many names a blob has; 0 where it is gone."""
+    def suspect(self, row: BlobRow) -> None:
+        """Has a blob hashed by whoever is to hand it out next: it looks changed from now on. Raises OSError."""
+        os.utime(_fan(row.digest), ns=(0, row.mtime_ns + 1), dir_fd=self.blobs_fd, follow_symlinks=False)
+
+    def links(self, digest: str) -> tuple[int, int]:
+        """A blob's inode, and how many names it has beside its own; none where it is gone."""
         try:
-            return os.stat(_fan(digest), dir_fd=self.blobs_fd, follow_symlinks=False).st_nlink
+            found = os.stat(_fan(digest), dir_fd=self.blobs_fd, follow_symlinks=False)
         except OSError:
-            return 0
+            return 0, 0
+        return found.st_ino, found.st_nlink - 1
 
     def discard(self, path: str) -> bool:
         """Removes something from staging/, whatever it is. Returns False where it stays: that is told, and no error."""
@@ -224,20 +219,32 @@ class Disk:
             _log.warning("%s cannot be removed, and stays (%s): remove it as root", why.filename or path, why.strerror)
         return why is None
 
-    def leftovers(self) -> list[str]:
+    def unwanted(self) -> list[str]:
         """Paths of what is in staging/ and does not wait to go on: while nothing is being brought, what could not be
         removed."""
         found = (self.at("staging", name) for name in sorted(os.listdir(self.at("staging"))))
         return [path for path in found if not self.partials.keeps(path)]
 
-    def blobs_folder(self, fan: str) -> str:
-        """The folder of the blobs whose digests begin with `fan`."""
-        return self.at("blobs", fan)
-
     def fans(self, kind: str) -> list[str]:
         """The folders of two letters in blobs/ or manifests/; what else stands there is none of the store's."""
         with os.scandir(self.at(kind)) as entries:
             return [e.name for e in entries if _FAN.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
+
+    def digests(self, kind: str) -> Iterator[str]:
+        """What has a name of the store's in blobs/ or manifests/."""
+        for fan in self.fans(kind):
+            yield from (fan + name for name in os.listdir(self.at(kind, fan)) if _REST.fullmatch(name))
+
+    def blob_size(self, digest: str) -> int | None:
+        """How long a blob's file is; None where there is none, or the disk has lost it. Raises CacheError where nobody
+        can say: who is short of memory, or may not look, has lost no blob."""
+        try:
+            found = os.stat(_fan(digest), dir_fd=self.blobs_fd, follow_symlinks=False)
+        except OSError as error:
+            if error.errno in GONE_ERRNOS | LOST_ERRNOS:
+                return None
+            raise trouble(error, f"the blob {digest} cannot be looked at") from None
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
 
     def open_blob(self, digest: str) -> int:
         """A read-only descriptor of a blob. Raises FileNotFoundError."""
@@ -257,45 +264,31 @@ class Disk:
                 found.append(row)
         return found
 
-    def recheck(self, row: BlobRow) -> BlobRow | None:
+    def recheck(self, row: BlobRow, spend: Callable[[int], None] | None = None) -> BlobRow | None:
         """Hashes a blob again. Returns its row as of now, or None where the bytes are wrong or gone.
+
+        Args:
+            spend: called with how much was read, each time something was; with it the disk is read and not what the
+                kernel remembers of it.
 
         Raises CacheError where nobody can say: a daemon that has too many files open condemns no blob.
         """
-        try:
+        with self._telling("blob", row.digest):
             # Looked at before it is opened: what stands there may be a pipe, whose opening waits, or a socket.
             before = os.stat(_fan(row.digest), dir_fd=self.blobs_fd, follow_symlinks=False)
             if not stat.S_ISREG(before.st_mode) or before.st_size != row.size:
                 return None
             with io.FileIO(self.open_blob(row.digest)) as file:
+                chunks = hashing.read(file, spend)
                 # Taken before the bytes are read: a write in between shows as another mtime next time.
                 before = os.fstat(file.fileno())
-                if hashing.xxh3_of(file, row.size) != row.xxh3:
+                blake, xxh3, _ = hashing.both_of(chunks) if not row.xxh3 else ("", hashing.xxh3_of(chunks), 0)
+                if (blake or row.digest) != row.digest or (row.xxh3 or xxh3) != xxh3:
                     return None
                 if stat.S_IMODE(before.st_mode) != 0o444 and before.st_uid == os.geteuid():
                     os.fchmod(file.fileno(), 0o444)
-        except OSError as error:
-            if error.errno in GONE_ERRNOS | LOST_ERRNOS:
-                return None
-            raise trouble(error, f"the blob {row.digest} cannot be looked at") from None
-        return row._replace(inode=before.st_ino, mtime_ns=before.st_mtime_ns)
-
-    def quarantine(self, digest: str) -> None:
-        """Moves what stands at the name of a blob whose row is gone to where a person can look at it."""
-        name = f"{digest}-{secrets.token_hex(4)}"
-        try:
-            os.rename(self.at("blobs", _fan(digest)), self.at("quarantine", name))
-        except FileNotFoundError:
-            return
-        except OSError:  # a folder of another user: it can have another name, and no other parent
-            # First the symlink, by which it is found and counted. On a full disk it goes without: fsck finds it then.
-            with contextlib.suppress(OSError):
-                os.symlink(f"../blobs/{digest[:2]}/.{name}", self.at("quarantine", name))
-            os.rename(self.at("blobs", _fan(digest)), self.at("blobs", digest[:2], f".{name}"))
-
-    def quarantine_count(self) -> int:
-        """How many files are in quarantine."""
-        return len(os.listdir(self.at("quarantine")))
+                return row._replace(xxh3=xxh3, inode=before.st_ino, mtime_ns=before.st_mtime_ns)
+        return None
 
     def copy(self, digest: str) -> Staged:
         """Copies a blob to an inode of its own in staging/, synced. What it is by now, its row says."""
@@ -332,20 +325,44 @@ class Disk:
         """Whether a manifest is there, whatever is in it."""
         return os.path.exists(self.at("manifests", _fan(tree)))
 
-    def open_manifest(self, tree: str) -> int:
-        """A read-only descriptor of a manifest. Raises FileNotFoundError."""
-        return os.open(self.at("manifests", _fan(tree)), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    def open_manifest(self, tree: str) -> int | None:
+        """A read-only descriptor of a manifest, through which it was hashed just now; None where it is gone or is not
+        what its name says. Raises CacheError as `recheck` does."""
+        with self._telling("manifest", tree), self._manifest(tree) as file:
+            if hashing.blake3_of(hashing.read(file)) == tree:
+                file.seek(0)
+                return os.dup(file.fileno())
+        return None
+
+    def is_manifest_right(self, tree: str, spend: Callable[[int], None] | None = None) -> bool:
+        """Whether a manifest is what its name says; it is read as `recheck` reads a blob."""
+        with self._telling("manifest", tree), self._manifest(tree) as file:
+            return hashing.blake3_of(hashing.read(file, spend)) == tree
+        return False
 
     def read_manifest(self, tree: str) -> Manifest | None:
         """A manifest, or None where it is gone or is not what its name says. Raises CacheError as `recheck` does."""
+        with self._telling("manifest", tree), self._manifest(tree) as file:
+            text = file.readall()
+            return Manifest.decode(text) if blake3(text).hexdigest() == tree else None
+        return None
+
+    def _manifest(self, tree: str) -> io.FileIO:
+        # O_NONBLOCK for a pipe that stands there: its opening would wait for somebody to write into it.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        return io.FileIO(os.open(self.at("manifests", _fan(tree)), flags))
+
+    @contextlib.contextmanager
+    def _telling(self, kind: str, digest: str) -> Iterator[None]:
+        """Passes over what says that bytes are gone; raises CacheError where nobody can say. A file that may not be
+        opened, in a folder where it can be looked for, is somebody else's: it is gone, and its name is the store's."""
         try:
-            with open(self.open_manifest(tree), "rb") as file:
-                text = file.read()
+            yield
         except OSError as error:
-            if error.errno in GONE_ERRNOS | LOST_ERRNOS:
-                return None
-            raise trouble(error, f"the manifest {tree} cannot be read") from None
-        return Manifest.decode(text) if blake3(text).hexdigest() == tree else None
+            if error.errno == errno.EACCES and os.path.lexists(self.at(f"{kind}s", _fan(digest))):
+                return
+            if error.errno not in GONE_ERRNOS | LOST_ERRNOS:
+                raise trouble(error, f"the {kind} {digest} cannot be looked at") from None
 
     # -- the mechanics ----------------------------------------------------------------------------------------------
 
@@ -354,8 +371,8 @@ class Disk:
         return os.path.join(self.root, *parts)
 
     def _empty_staging(self) -> int:
-        """Returns the first number that no leftover has."""
-        for path in self.leftovers():
+        """Returns the first number that nothing in it has."""
+        for path in self.unwanted():
             self.discard(path)
         return max((int(n) + 1 for n in os.listdir(self.at("staging")) if _NUMBER.fullmatch(n)), default=0)
 
@@ -364,16 +381,7 @@ class Disk:
             self._syncfs()
             return
         for folder in folders:
-            _fsync(folder)
-
-
-def _missing(path: str) -> list[str]:
-    """The folders of a path that do not exist, the topmost first."""
-    found: list[str] = []
-    while not os.path.exists(path):
-        found.insert(0, path)
-        path = os.path.dirname(path)
-    return found
+            fsync(folder)
 
 
 def _make_fan(folder: str) -> None:
@@ -387,11 +395,3 @@ def _make_fan(folder: str) -> None:
 
 def _fan(digest: str) -> str:
     return f"{digest[:2]}/{digest[2:]}"
-
-
-def _fsync(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -13,13 +13,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
-from artifactcache.errors import OriginUnavailable
+from artifactcache.errors import DaemonUnavailable, OriginUnavailable
 from cacheserver import names
 from cacheserver.crews import Crews
 from cacheserver.faults import trouble
+from cacheserver.leftovers import key_of
+from cacheserver.local import LOCAL_SCHEMES
 from cacheserver.origin import MlflowOrigin
+from cacheserver.partials import Noted
 from cacheserver.roots import scheme, server
 from cacheserver.staging import Sink, Staged
+from cacheserver.stopping import stopped
 from cacheserver.store import Store
 from cacheserver.words import Arrived, File, Location, Progress, Standing, join
 
@@ -40,9 +44,10 @@ Submit = Callable[..., "Future[None]"]
 
 
 class Way(NamedTuple):
-    """How files are downloaded: whether a client has named the location itself, and what is told of bytes that come and
-    waits where they come too fast."""
+    """How files are downloaded: from the origin as whoever asks sees it; whether a client has named the location; and
+    what is told of bytes that come, and waits where they come too fast."""
 
+    origin: MlflowOrigin
     named_by_client: bool
     spend: Callable[[int], None] | None = None
 
@@ -156,15 +161,16 @@ class _Claim:
 class Downloads:
     """Downloads of single files."""
 
-    def __init__(self, store: Store, origin: MlflowOrigin, clock: Callable[[], float]) -> None:
+    def __init__(self, store: Store, clock: Callable[[], float]) -> None:
         self._store = store
-        self._origin = origin
         self._clock = clock
         # Apart from each other: a store that hangs keeps no download from the tracking server or this host waiting.
         self._pool = ThreadPoolExecutor(max_workers=DOWNLOADS_MAX, thread_name_prefix="download")
         self._crews = Crews(DOWNLOADS_MAX, "store-download")
         self._lock = threading.Lock()
         self._claims: dict[str, _Claim] = {}
+        self._under_way: set[_Work] = set()
+        self._is_closing = False
         self._numbers = itertools.count(1)
 
     def mark(self) -> int:
@@ -172,7 +178,13 @@ class Downloads:
         return next(self._numbers)
 
     def close(self) -> None:
-        """Starts no download any more."""
+        """Starts no download any more, and breaks off those under way with their next bytes: what is here stays for
+        the next attempt, as after any other failure."""
+        with self._lock:
+            self._is_closing = True
+            under_way = list(self._under_way)
+        for work in under_way:
+            work.fail(stopped())
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._crews.close()
 
@@ -278,13 +290,17 @@ class Downloads:
     ) -> Iterator[dict[str, Staged]]:
         """Downloads, and gives what is finished in batches that are worth a sync."""
         work = _Work(mine, lambda file: self._one(location, file, progress, way))
-        store, own = scheme(location.root), None
+        with self._lock:
+            if self._is_closing:
+                raise stopped()
+            self._under_way.add(work)
+        store, own = _store(location.root, way.origin.name), None
         submit: Submit = self._pool.submit
         if way.spend:  # it sleeps more than it works: not in threads that others wait for
             own = ThreadPoolExecutor(max_workers=WINDOW_PACED, thread_name_prefix="paced-download")
             submit = own.submit
-        elif store not in AT_HAND:
-            submit = partial(self._crews.submit, f"{store}://{server(location.root)}")
+        elif store:
+            submit = partial(self._crews.submit, store)
         try:
             for _ in range(min(WINDOW_PACED if way.spend else WINDOW, len(mine))):
                 submit(self._run, work, submit)
@@ -295,6 +311,8 @@ class Downloads:
                 yield left
             raise
         finally:
+            with self._lock:
+                self._under_way.remove(work)
             for staged in work.abandon().values():  # only after a failure is anything left
                 self._store.discard(staged.path)
             if own:
@@ -312,19 +330,21 @@ class Downloads:
 
     def _one(self, location: Location, file: File, progress: Progress, way: Way) -> Staged:
         what, is_large = key(location, file), (file.size or 0) >= RESUMABLE_BYTES_MIN
-        path, etag = (self._store.partials.take(what) if is_large else None) or (self._store.stage(), "")
+        begun = (self._store.partials.take(what) if is_large else None) or Noted(self._store.stage(), "", 0, "")
+        path = begun.path
         note = partial(self._store.partials.note, path, what) if is_large else None
         progress.active[path] = file.size or 0
         try:
             shown = names.show(join(location.root, file.remote))
-            with Sink(path, file.size, shown, etag=etag, note=note, spend=way.spend) as sink:
-                self._origin.fill(location, file, sink, named_by_client=way.named_by_client)
+            spend = partial(self._spend, way)
+            with Sink(path, file.size, shown, etag=begun.etag, proven=begun[2:], note=note, spend=spend) as sink:
+                way.origin.fill(location, file, sink, named_by_client=way.named_by_client)
                 staged = sink.finish()
             if file.etag not in ("", staged.etag):  # rewritten meanwhile, or another one each time
-                told = self._origin.identified(location, [file], named_by_client=way.named_by_client)
+                told = way.origin.identified(location, [file], named_by_client=way.named_by_client)
                 if file.path in told and told[file.path].etag != staged.etag:
                     staged = staged._replace(etag="")
-        except OriginUnavailable:
+        except (OriginUnavailable, DaemonUnavailable):
             if not self._store.partials.set_aside(path):
                 self._store.discard(path)
             raise
@@ -342,12 +362,21 @@ class Downloads:
             progress.files_done += 1
         return staged
 
+    def _spend(self, way: Way, count: int) -> None:
+        """Bytes of a download have come. Raises DaemonUnavailable where no more are to."""
+        if self._is_closing:
+            raise stopped()
+        if way.spend:
+            way.spend(count)
+
+
+def _store(root: str, tracking_uri: str) -> str:
+    """Which artifact store a root is in; empty where the tracking server, or this host, has it. Another server that
+    speaks as the tracking server does is a store like others: whoever may create runs may be able to name his own."""
+    kind, there = scheme(root), "" if scheme(root) in LOCAL_SCHEMES else server(root)
+    return "" if kind in AT_HAND and there in ("", server(tracking_uri)) else f"{kind}://{there}"
+
 
 def key(location: Location, file: File) -> str:
     """Under which URI the index remembers that a file has arrived."""
-    uri = join(location.root, file.remote)
-    try:
-        uri.encode()
-    except UnicodeEncodeError:  # a name that is not UTF-8: SQLite's text cannot hold it
-        return "bytes:" + uri.encode("utf-8", "surrogateescape").hex()
-    return uri
+    return key_of(join(location.root, file.remote))

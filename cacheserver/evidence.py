@@ -6,14 +6,13 @@ origin has none, a file of the listed size is believed to be the same only if wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from cacheserver.leases import Hold
 from cacheserver.selection import Selection
 from cacheserver.store import Store
 from cacheserver.words import Arrived, File, Held, Location, Manifest, Standing
-
-Hold = Callable[[str], None]
 
 
 class Known(NamedTuple):
@@ -103,13 +102,19 @@ class Evidence:
                 for path, arrived in self._paths(location, held, tree.manifest):
                     found[path] = Known(arrived, held.standing, trusted, held.checked_at)
         prefix = location.uri + "/"
-        for uri, (arrived, standing, at) in self._index.arrivals(location.uri).items():
+        for uri, (arrived, standing, at) in self._index.arrivals.at_or_below(location.uri).items():
             path = (uri[len(prefix) :] if uri.startswith(prefix) else uri.rpartition("/")[2]).encode()
             if path not in found or standing >= least:
                 trusted = trusting and standing is not Standing.OPEN and self._is_trusted(at)
                 found[path] = Known(arrived, standing, trusted, at)
         sound = self._index.blobs({known.arrived.digest for known in found.values() if known.arrived.size})
         return {path: k for path, k in found.items() if not k.arrived.size or k.arrived.digest in sound}
+
+    def unused(self, trees: Iterable[str], used: Iterable[Arrived]) -> list[str]:
+        """Those of some trees that have none of the bytes that are used."""
+        digests = {one.digest for one in used if one.size}
+        found = ((digest, self._store.tree(digest)) for digest in trees)
+        return [digest for digest, tree in found if tree is None or tree.rows.keys().isdisjoint(digests)]
 
     def _paths(self, location: Location, held: Held, manifest: Manifest) -> Iterator[tuple[bytes, Arrived]]:
         """The files of a tree held at, above or below a location, by their paths below the location."""

@@ -20,12 +20,16 @@ LOST_ERRNOS = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.ENODATA}
 SHORT_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
 
 
+class Short(CacheError):
+    """The daemon or the host is short of something for the moment: it says nothing of what was looked at."""
+
+
 def trouble(error: OSError, what: str) -> CacheError:
     """The error to raise instead of one of the store's disk; `what` could not be done."""
     if error.errno in FULL_ERRNOS:
         return full(what)
     if error.errno in SHORT_ERRNOS:
-        return CacheError(
+        return Short(
             f"The daemon is short of open files or memory: {what} ({error.strerror}). Try again in a moment; where that"
             " does not help, its administrator has to raise its limits."
         )

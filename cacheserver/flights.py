@@ -31,12 +31,17 @@ class _UnderWay(Generic[V]):
 
 
 class Flights(Generic[V]):
-    """Work under way, by key. The work belongs to nobody: it goes on when the first who asked goes away."""
+    """Work under way, by key. The work belongs to nobody: it goes on when the first who asked goes away.
+
+    Attributes:
+        begun_count, joined_count: of those who have asked, who began work, and who waited for others'.
+    """
 
     def __init__(self, pool: Executor) -> None:
         self._pool = pool
         self._lock = threading.Lock()
         self._under_way: dict[Hashable, _UnderWay[V]] = {}
+        self.begun_count = self.joined_count = 0
 
     def join(
         self,
@@ -54,13 +59,13 @@ class Flights(Generic[V]):
         with self._lock:
             ahead = self._under_way.get(key)
             if ahead is not None and not fresh:
-                return self._joined(ahead.flight), False
+                return self._joined(ahead.flight, started=False)
             if ahead is not None:
                 started = not ahead.following
                 if started:
                     ahead.following.append((Flight(), work))
-                return self._joined(ahead.following[0][0]), started
-            flight = self._joined(Flight[V]())
+                return self._joined(ahead.following[0][0], started=started)
+            flight, _ = self._joined(Flight[V](), started=True)
             self._under_way[key] = _UnderWay(flight)
         self._start(key, work, flight)
         return flight, True
@@ -77,9 +82,11 @@ class Flights(Generic[V]):
         with self._lock:
             return len(self._under_way)
 
-    def _joined(self, flight: Flight[V]) -> Flight[V]:
+    def _joined(self, flight: Flight[V], *, started: bool) -> tuple[Flight[V], bool]:
         flight.waiting += 1
-        return flight
+        self.begun_count += started
+        self.joined_count += not started
+        return flight, started
 
     def _start(self, key: Hashable, work: Callable[[Progress], V], flight: Flight[V]) -> None:
         try:

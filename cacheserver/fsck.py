@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from artifactcache.errors import CacheError
 from cacheserver.disk import Disk
 from cacheserver.index import Index
+from cacheserver.restoring import compare, mend, open_index
 from cacheserver.space import show
 from cacheserver.store import Store
 from cacheserver.verify import Verified
@@ -74,16 +75,19 @@ def check(root: str) -> Report:
         raise CacheError(f"There is no store in {root}. Give the --config, or the environment, that the daemon has.")
     disk = Disk(root, shared=None)
     try:
-        index = Index(disk.index_path, "")
+        index = open_index(disk, "")
     except BaseException:
         disk.close()
         raise
     store = Store(disk, index, lambda: 0.0)
     try:
+        mend(index, disk)
+        compare(index)
         verified = store.verify(None, Progress())
         strange, strays = tuple(_strange(disk)), list(_strays(disk, store.index))
-        stuck = tuple([path for path in strays if not disk.discard(path)] + disk.leftovers())
-        broken = tuple(uri for uri, tree in store.index.all_trees() if disk.read_manifest(tree) is None)
+        stuck = tuple([path for path in strays if not disk.discard(path)] + disk.unwanted())
+        lost = set(verified.manifests)
+        broken = tuple(uri for uri, tree in store.index.all_trees() if tree in lost)
         removed = sum(not os.path.lexists(path) for path in strays)
         return Report(disk.root, verified, removed, strange, stuck, _quarantined(disk), broken)
     finally:
@@ -94,10 +98,7 @@ def _strays(disk: Disk, index: Index) -> Iterator[str]:
     """Paths of all that has a name of the store's, and no row."""
     trees = set(index.tree_digests())
     for kind, known in (("blobs", set(index.all_digests())), ("manifests", trees)):
-        for fan in disk.fans(kind):
-            for name in os.listdir(disk.at(kind, fan)):
-                if _REST.fullmatch(name) and fan + name not in known:
-                    yield disk.at(kind, fan, name)
+        yield from (disk.at(kind, one[:2], one[2:]) for one in disk.digests(kind) if one not in known)
     for name in os.listdir(disk.at("views")):
         if _DIGEST.fullmatch(name) and name not in trees:
             yield disk.at("views", name)

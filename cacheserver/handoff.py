@@ -17,16 +17,21 @@ from collections.abc import Callable
 
 from google.protobuf.message import DecodeError
 
-from artifactcache.errors import CacheError, InvalidRequest, PermissionDenied, QuotaExceeded
+from artifactcache.errors import CacheError, InvalidRequest, QuotaExceeded
 from artifactcache.v1 import cache_pb2 as pb
 from cacheserver import __version__
-from cacheserver.connections import Connection, Connections
+from cacheserver.connections import STOP_SECONDS, Connection, Connections
+from cacheserver.proofs import new_page
 from cacheserver.sessions import Peer, Sessions
+from cacheserver.stopping import Stopping
 from cacheserver.store import DESCRIPTORS_MAX, Store
+from cacheserver.tallies import Spread, Tally
 
 PACKET_BYTES_MAX = 65536
 # Sent to one user and not read yet. The kernel's limit for all of them is that of open files (unix(7), ETOOMANYREFS).
 UNREAD_DESCRIPTORS_PER_USER_MAX = 4096
+
+KINDS = tuple(field.name for field in pb.HandoffReply.DESCRIPTOR.fields if field.name != "failure")
 
 _log = logging.getLogger(__name__)
 
@@ -36,15 +41,32 @@ class Handoff:
 
     Args:
         listener: bound and listening, SOCK_SEQPACKET.
-        admits: whether a user may have a session.
+        admit: raises PermissionDenied where a user may not have a session, or not any more.
+        ticks: seconds of a clock that never jumps.
+        turned_away: told of everybody who got none, and why.
+        credentials_for: the tracking server to which callers have to present credentials; empty where none are wanted.
     """
 
     def __init__(
-        self, listener: socket.socket, sessions: Sessions, store: Store, admits: Callable[[Peer], bool]
+        self,
+        listener: socket.socket,
+        sessions: Sessions,
+        store: Store,
+        admit: Callable[[Peer], None],
+        turned_away: Callable[[Peer, CacheError], None],
+        stopping: Stopping,
+        ticks: Callable[[], float],
+        credentials_for: str = "",
     ) -> None:
         self._sessions = sessions
+        self._credentials_for = credentials_for
         self._store = store
-        self._admits = admits
+        self._admit = admit
+        self._turned_away = turned_away
+        self._stopping = stopping
+        self._ticks = ticks
+        self.reply_seconds, self.failed = Spread(KINDS), Tally()
+        self._joined: set[Connection] = set()
         self._lock = threading.Lock()
         self._sent: defaultdict[int, dict[Connection, int]] = defaultdict(dict)  # descriptors that may be unread
         self._connections = Connections(listener, self._answer, self._ended, self._closed)
@@ -53,11 +75,21 @@ class Handoff:
         """Takes connections from now on."""
         self._connections.start()
 
-    def stop(self) -> None:
-        """Takes no connection any more, and gives the requests under way a moment to finish."""
-        self._connections.stop()
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """Takes no connection any more, and gives the requests under way so long to finish."""
+        self._connections.stop(seconds)
+
+    def turns(self) -> int:
+        """Has the thread that hears of every connection turn once more. Returns how often it has until now."""
+        return self._connections.turns()
+
+    def hand_over_count(self) -> int:
+        """How many hand-overs are under way."""
+        return len(self._joined)
 
     def _ended(self, connection: Connection) -> None:
+        with self._lock:
+            self._joined.discard(connection)
         if connection.owns_session and connection.session is not None:
             self._sessions.close(connection.session)
 
@@ -77,6 +109,7 @@ class Handoff:
             if not packet:
                 return False
             reply, reply_fds = pb.HandoffReply(), list[int]()
+            began = self._ticks()
             try:
                 if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
                     raise InvalidRequest("The packet is too long, or carries too many descriptors.")
@@ -86,6 +119,7 @@ class Handoff:
             except OSError as error:  # of the store's disk, not of the socket
                 _log.exception("a request on the handoff socket failed")
                 reply = _failure(CacheError(f"The store cannot be read or written: {error.strerror}."))
+            self._count(reply, self._ticks() - began)
             try:
                 self._send(connection, reply, reply_fds)
             finally:
@@ -97,17 +131,35 @@ class Handoff:
             for fd in fds:
                 os.close(fd)
 
+    def _count(self, reply: pb.HandoffReply, seconds: float) -> None:
+        kind = str(reply.WhichOneof("reply"))
+        if kind == "failure":
+            self.failed.add(reply.failure.error)
+        else:
+            self.reply_seconds.add(kind, seconds)
+
     def _do(
         self, connection: Connection, request: pb.HandoffRequest, fds: list[int], reply: pb.HandoffReply
     ) -> list[int]:
         kind = request.WhichOneof("request")
+        try:
+            self._admit(connection.peer)  # each time: who was admitted may be denied since
+            beside = self._hello(connection, request.hello) if kind == "hello" else []
+        except CacheError as error:
+            self._turned_away(connection.peer, error)
+            raise
         if kind == "hello":
-            self._hello(connection, request.hello.token)
             assert connection.session is not None
             reply.welcome.token, reply.welcome.version = connection.session.token, __version__
-            return []
+            reply.welcome.credentials_for = self._credentials_for
+            reply.welcome.wants_proofs = bool(beside)
+            return beside
         if connection.session is None:
             raise InvalidRequest("The first request of a connection is Hello.")
+        if kind == "present":
+            self._sessions.present(connection.session, request.present.headers)
+            reply.presented.SetInParent()
+            return []
         if kind == "manifest":
             reply.manifest.SetInParent()
             return [self._store.open_manifest(self._sessions.leased(connection.session, request.manifest.lease))]
@@ -128,19 +180,26 @@ class Handoff:
             return found
         raise InvalidRequest("The packet holds no request.")
 
-    def _hello(self, connection: Connection, token: str) -> None:
+    def _hello(self, connection: Connection, hello: pb.Hello) -> list[int]:
+        """Returns the descriptor of the session's page, where it is a new one whose process proves its calls."""
         if connection.session is not None:
             raise InvalidRequest("This connection has said Hello already.")
-        if not self._admits(connection.peer):
-            raise PermissionDenied(
-                f"This daemon serves only the user who started it (uid {os.geteuid()}), and you are uid"
-                f" {connection.peer.uid}. Start one of your own, or ask the administrator for a system daemon."
-            )
-        if token:
-            connection.session = self._sessions.join(token, connection.peer)
-        else:
-            connection.session = self._sessions.open(connection.peer)
-            connection.owns_session = True
+        if hello.token:
+            connection.session = self._sessions.join(hello.token, connection.peer)
+            with self._lock:
+                self._joined.add(connection)
+            return []
+        self._stopping.refuse()
+        connection.session, connection.owns_session = self._sessions.open(connection.peer), True
+        if not hello.proves_calls:
+            return []
+        try:
+            connection.session.page, descriptor = new_page()  # nobody knows the token yet
+        except CacheError:
+            self._sessions.close(connection.session)
+            connection.session = None
+            raise
+        return [descriptor]
 
     def _send(self, connection: Connection, reply: pb.HandoffReply, fds: list[int]) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []

@@ -20,18 +20,22 @@ class Accesses:
 
     Args:
         find: what MLflow's own client would send beside a URL.
+        is_own: whether a URL is the tracking server's: what is for that is for nothing else on its host.
         ticks: seconds of a clock that never jumps.
     """
 
-    def __init__(self, find: Callable[[str], Access], ticks: Callable[[], float]) -> None:
+    def __init__(
+        self, find: Callable[[str], Access], is_own: Callable[[str], bool], ticks: Callable[[], float]
+    ) -> None:
         self._find = find
+        self._is_own = is_own
         self._ticks = ticks
-        self._known: dict[str, tuple[float, Access]] = {}
+        self._known: dict[tuple[str, bool], tuple[float, Access]] = {}
         self._renewing = threading.Lock()
 
     def of(self, url: str) -> Access:
         """What a request of this URL needs."""
-        at, found = self._known.get(_host(url), (0.0, None))
+        at, found = self._known.get(self._server(url), (0.0, None))
         age = self._ticks() - at
         if found is None or age >= 2 * SECONDS:
             return self.anew(url)
@@ -45,11 +49,11 @@ class Accesses:
     def anew(self, url: str) -> Access:
         """The same, as it is now."""
         at, found = self._ticks(), self._find(url)
-        if not found.is_signed and at >= self._known.get(_host(url), (at, None))[0]:
-            self._known[_host(url)] = (at, found)
+        server = self._server(url)
+        if not found.is_signed and at >= self._known.get(server, (at, None))[0]:
+            self._known[server] = (at, found)
         return found
 
-
-def _host(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}"
+    def _server(self, url: str) -> tuple[str, bool]:
+        parts = urlsplit(url)
+        return f"{parts.scheme}://{parts.netloc}", self._is_own(url)

@@ -17,6 +17,7 @@ from cacheserver.planning import Blob, Candidate
 CHUNK_TREES = 256  # read at a time: a millisecond
 SECONDS_PER_BYTE = 1e-8  # before anything was fetched: 100 MB/s
 DROPS_MAX = 5_000  # at a time, of what is due and of what has no name
+LEAVING_STEP = 256  # names of what is leaving that are looked at together: as many files go in one hold of the lock
 GHOSTS_MAX = 100_000  # evicted trees that are remembered: about 15 MB
 LINK_CHECK_HOLDERS_MAX = 100  # whose views are counted, to tell which links are outside the store
 
@@ -34,6 +35,12 @@ ROW = """
         t.drop_at, t.has_view, t.file_count
     FROM trees t
 """
+
+# Of a name in `leaving`: "tree:" or "blob:", and the digest.
+_HELD = (
+    "CASE substr(name, 1, 5) WHEN 'tree:' THEN EXISTS (SELECT 1 FROM trees WHERE digest = substr(name, 6))"
+    " ELSE EXISTS (SELECT 1 FROM blobs WHERE digest = substr(name, 6)) END"
+)
 
 
 class Gone(NamedTuple):
@@ -121,27 +128,42 @@ class Holdings:
         )
         return (Candidate(item_of(row, rate), _kept(row, now, young_since)) for row in rows)
 
-    def blobs_of(self, tree: str) -> list[tuple[Blob, str]]:
-        """The blobs of a tree, with their digests."""
-        rows = self._tables.survey(
-            "SELECT b.id, b.size, b.holder_count, b.digest FROM trees t JOIN members m ON m.tree = t.id"
-            " JOIN blobs b ON b.id = m.blob WHERE t.digest = ?",
-            tree,
-        )
-        return [(Blob(key, size, holders), digest) for key, size, holders, digest in rows]
+    def blobs_of(self, trees: Sequence[str]) -> Iterator[tuple[str, Blob, str]]:
+        """The blobs of some trees, each with the tree and its own digest."""
+        for some in _chunks(trees):
+            for tree, key, size, holders, digest in self._tables.survey(
+                "SELECT t.digest, b.id, b.size, b.holder_count, b.digest FROM trees t JOIN members m ON m.tree = t.id"
+                f" JOIN blobs b ON b.id = m.blob WHERE t.digest IN ({_marks(some)})",
+                *some,
+            ):
+                yield tree, Blob(key, size, holders), digest
 
-    def view_links(self, tree: str) -> dict[Hashable, int]:
-        """How many links views have to each blob of a tree, by the blob's number; without those that too many trees
+    def view_links(self, trees: Sequence[str]) -> dict[Hashable, int]:
+        """How many links views have to each blob of some trees, by the blob's number; without those that too many trees
         have to count them, or of which an older release has not said how many files they are."""
+        links: dict[Hashable, int] = {}
+        for some in _chunks(trees):
+            links |= self._tables.survey(
+                "SELECT b.id, (SELECT CASE WHEN min(x.path_count) <= 0 THEN -1 ELSE coalesce(sum(x.path_count), 0) END"
+                " FROM members x JOIN trees y ON y.id = x.tree WHERE x.blob = b.id AND y.has_view)"
+                " FROM blobs b WHERE b.holder_count <= ? AND b.id IN (SELECT m.blob FROM trees t"
+                f" JOIN members m ON m.tree = t.id WHERE t.digest IN ({_marks(some)}))",
+                LINK_CHECK_HOLDERS_MAX,
+                *some,
+            )
+        return {blob: count for blob, count in links.items() if count >= 0}
+
+    def without_view(self, tree: str) -> list[str]:
+        """The trees that have a blob of a tree, itself among them, and no view that counts; without those of blobs that
+        too many trees have."""
         rows = self._tables.survey(
-            "SELECT b.id, (SELECT coalesce(CASE WHEN min(x.path_count) > 0 THEN sum(x.path_count) ELSE -1 END, 0)"
-            " FROM members x JOIN trees y ON y.id = x.tree WHERE x.blob = b.id AND y.has_view)"
-            " FROM trees t JOIN members m ON m.tree = t.id JOIN blobs b ON b.id = m.blob"
-            " WHERE t.digest = ? AND b.holder_count <= ?",
+            "SELECT DISTINCT y.digest FROM trees t JOIN members m ON m.tree = t.id JOIN blobs b ON b.id = m.blob"
+            " JOIN members x ON x.blob = b.id JOIN trees y ON y.id = x.tree"
+            " WHERE t.digest = ? AND b.holder_count <= ? AND NOT y.has_view",
             tree,
             LINK_CHECK_HOLDERS_MAX,
         )
-        return {blob: links for blob, links in rows if links >= 0}
+        return [digest for (digest,) in rows]
 
     def age(self) -> float:
         """The policy's age."""
@@ -199,6 +221,13 @@ class Holdings:
         """Whether a tree is held."""
         return self._tables.row("SELECT 1 FROM trees WHERE digest = ?", tree) is not None
 
+    def beginning_with(self, first: str) -> list[str]:
+        """The trees whose digests begin like this."""
+        past = f"{first}g"  # after every hexadecimal digit
+        return [
+            row[0] for row in self._tables.all("SELECT digest FROM trees WHERE digest >= ? AND digest < ?", first, past)
+        ]
+
     # -- going ------------------------------------------------------------------------------------------------------
 
     def evict(
@@ -239,53 +268,37 @@ class Holdings:
                 " LIMIT max(0, (SELECT count(*) FROM ghosts) - ?))",
                 GHOSTS_MAX,
             )
-            self._leave(gone)
+            leave(self._tables, gone.trees, gone.blobs)
         return gone
-
-    def drop_arrivals(self, before: float) -> dict[str, int]:
-        """Ends arrivals older than `before`. Returns the blobs that nothing needs then, with their sizes.
-
-        Their rows are gone, their files are the caller's to remove.
-        """
-        with self._tables.transaction(durable=True):
-            self._tables.do("DELETE FROM arrivals WHERE arrived_at < ?", before)
-            return self._remove_unheld()
 
     def remove_unheld(self) -> None:
         """Removes blobs that no tree and no download needs; `leaving` has them then."""
         with self._tables.transaction(durable=True):
-            self._remove_unheld()
-
-    def _remove_unheld(self) -> dict[str, int]:
-        blobs = dict(
-            self._tables.all(
+            rows = self._tables.all(
                 "DELETE FROM blobs WHERE holder_count = 0"
-                " AND NOT EXISTS (SELECT 1 FROM arrivals WHERE blob = blobs.id) RETURNING digest, size"
+                " AND NOT EXISTS (SELECT 1 FROM arrivals WHERE blob = blobs.id) RETURNING digest"
             )
-        )
-        self._leave(Gone({}, blobs))
-        return blobs
+            leave(self._tables, (), [digest for (digest,) in rows])
 
     def left(self, gone: Gone) -> None:
         """The files of what has gone are removed."""
         with self._tables.transaction():
-            names = [(f"tree:{t}",) for t in gone.trees] + [(f"blob:{b}",) for b in gone.blobs]
-            self._tables.many("DELETE FROM leaving WHERE name = ?", names)
+            self._tables.many("DELETE FROM leaving WHERE name = ?", _names(gone.trees, gone.blobs))
 
-    def leaving(self) -> Gone:
-        """What was about to be removed when a daemon ended, and is not held again."""
-        names = [row[0].split(":") for row in self._tables.survey("SELECT name FROM leaving")]
-        trees = {digest: True for kind, digest in names if kind == "tree" and not self.has(digest)}
-        blobs = {
-            digest: 0
-            for kind, digest in names
-            if kind == "blob" and not self._tables.row("SELECT 1 FROM blobs WHERE digest = ?", digest)
-        }
-        return Gone(trees, blobs)
-
-    def _leave(self, gone: Gone) -> None:
-        names = [(f"tree:{t}",) for t in gone.trees] + [(f"blob:{b}",) for b in gone.blobs]
-        self._tables.many("INSERT OR IGNORE INTO leaving (name) VALUES (?)", names)
+    def leaving(self, after: str = "") -> tuple[Gone, str]:
+        """Some of what was about to be removed when a daemon ended, or an index was lost, and is not held again; and
+        the name to go on after, empty where these were the last ones. What is held again is not leaving any more."""
+        with self._tables.transaction():
+            names = self._tables.all(
+                "SELECT name FROM leaving WHERE name > ? ORDER BY name LIMIT ?", after, LEAVING_STEP
+            )
+            last = names[-1][0] if names else after
+            self._tables.do(f"DELETE FROM leaving WHERE name > ? AND name <= ? AND {_HELD}", after, last)
+            rows = self._tables.all("SELECT name FROM leaving WHERE name > ? AND name <= ?", after, last)
+        found = [row[0].split(":") for row in rows]
+        trees = {digest: True for kind, digest in found if kind == "tree"}
+        blobs = {digest: 0 for kind, digest in found if kind == "blob"}
+        return Gone(trees, blobs), last if len(names) == LEAVING_STEP else ""
 
     def _remove(self, rows: Sequence[Any], now: float) -> dict[str, int]:
         """Removes trees, by their rows, and returns the blobs that went with them. All at once: each statement is a
@@ -308,6 +321,25 @@ class Holdings:
                 )
             )
         return gone
+
+
+def leave(tables: Tables, trees: Iterable[str], blobs: Iterable[str]) -> None:
+    """Writes down, in the transaction that removes their rows, whose files are about to be removed."""
+    tables.many("INSERT OR IGNORE INTO leaving (name) VALUES (?)", _names(trees, blobs))
+
+
+def leave_unheld(tables: Tables, trees: Iterable[str], blobs: Iterable[str]) -> None:
+    """The same for what is on the disk, as far as it has no row; one by one, for there may be millions."""
+    for kind, digests in (("tree", trees), ("blob", blobs)):
+        tables.many(
+            f"INSERT OR IGNORE INTO leaving (name) SELECT '{kind}:' || ?1"
+            f" WHERE NOT EXISTS (SELECT 1 FROM {kind}s WHERE digest = ?1)",
+            ((digest,) for digest in digests),
+        )
+
+
+def _names(trees: Iterable[str], blobs: Iterable[str]) -> list[tuple[str]]:
+    return [(f"tree:{tree}",) for tree in trees] + [(f"blob:{blob}",) for blob in blobs]
 
 
 def _chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:

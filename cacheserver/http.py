@@ -46,11 +46,12 @@ class Access(NamedTuple):
 
 
 class StatusError(OSError):
-    """The server answered with a status that is no success."""
+    """The server answered with a status that is no success, and perhaps with one of MLflow's error codes."""
 
-    def __init__(self, code: int, message: str, retry_after: str = "") -> None:
+    def __init__(self, code: int, message: str, retry_after: str = "", error_code: str = "") -> None:
         super().__init__(f"HTTP {code}{f': {message}' if message else ''}")
         self.code = code
+        self.error_code = error_code
         self.retry_after = retry_after
 
 
@@ -141,11 +142,14 @@ class Http:
                 answer.close()
                 url, answer = following, self._ask(following, access, patience, headers)
             if answer.status not in (200, 206):
-                raise StatusError(answer.status, _message(answer), answer.headers.get("Retry-After", ""))
+                message, error_code = _said(answer)
+                raise StatusError(answer.status, message, answer.headers.get("Retry-After", ""), error_code)
             yield answer
         finally:
             if answer.length_remaining or (answer.length_remaining is None and not answer.closed):
                 answer.close()  # what was not read would be the beginning of the next answer
+            else:  # one without a body ends when it is read: else whoever frees it later ends it under the next request
+                answer.drain_conn()
             answer.release_conn()
 
     def _ask(
@@ -216,10 +220,10 @@ def _same_host(one: str, other: str) -> bool:
     return _server(one) == _server(other) or (a.hostname == b.hostname and (a.scheme, b.scheme) == ("http", "https"))
 
 
-def _message(answer: urllib3.BaseHTTPResponse) -> str:
-    """What the server says is wrong: MLflow's JSON has a message; anything else is left out."""
+def _said(answer: urllib3.BaseHTTPResponse) -> tuple[str, str]:
+    """What the server says is wrong: message and error code of MLflow's JSON; anything else is left out."""
     try:
-        body = answer.read(MESSAGE_BYTES_MAX)
-        return str(json.loads(body)["message"])
-    except (ValueError, KeyError, TypeError, OSError, urllib3.exceptions.HTTPError):
-        return ""
+        said = json.loads(answer.read(MESSAGE_BYTES_MAX))
+        return str(said.get("message", "")), str(said.get("error_code", ""))
+    except (ValueError, AttributeError, RecursionError, OSError, urllib3.exceptions.HTTPError):
+        return "", ""

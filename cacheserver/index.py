@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
+from cacheserver.arrivals import Arrivals
 from cacheserver.database import VARIABLES_MAX, Tables
 from cacheserver.holdings import Holdings
 from cacheserver.ledger import Ledger
 from cacheserver.pins import Pins
 from cacheserver.rankings import Rankings
+from cacheserver.recovery import Recovery
 from cacheserver.rulings import Rulings
+from cacheserver.scrubs import Scrubs
 from cacheserver.versions import Versions
 from cacheserver.words import Arrived, BlobRow, Held, Manifest, Record, Standing
 
@@ -43,10 +46,32 @@ class Index:
         self._origin = self._open_origin(tracking_uri) if tracking_uri else 0
         self.versions = Versions(self._tables, self._origin)
         self.holdings = Holdings(self._tables)
+        self.arrivals = Arrivals(self._tables, self._origin)
         self.rankings = Rankings(self._tables)
         self.ledger = Ledger(self._tables)
         self.pins = Pins(self._tables, self._origin)
         self.rulings = Rulings(self._tables, self._origin)
+        self.scrubs = Scrubs(self._tables)
+        self.recovery = Recovery(self._tables, self._origin, tracking_uri)
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether something in it, or in its mirror, could not be read."""
+        return self._tables.is_damaged
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether its mirror lacks something that it has."""
+        return self._tables.is_behind
+
+    def find_damage(self) -> list[str]:
+        """Which of both are damaged: "main" for itself, "names" for its mirror. Reads all of them."""
+        return self._tables.find_damage()
+
+    def renewed(self, catch_up: Callable[[], None]) -> AbstractContextManager[None]:
+        """Closes it for as long as this lasts, and opens what stands in its place then, for `catch_up` to fill; whoever
+        asks meanwhile waits."""
+        return self._tables.renewed(catch_up)
 
     def transaction(self) -> AbstractContextManager[None]:
         """What is written inside is written together, or not at all."""
@@ -94,34 +119,26 @@ class Index:
         rows = self._tables.all(_HELD + "AND a.asked = 1 ORDER BY a.uri, a.selection", self._origin)
         return [_held(row) for row in rows]
 
-    def holders(self, digests: Iterable[str]) -> list[str]:
-        """The URIs of the artifacts, asked for by clients, that need one of these blobs."""
-        uris: set[str] = set()
+    def holders(self, digests: Iterable[str]) -> list[tuple[str, str]]:
+        """The artifacts, asked for by clients, that need one of these blobs: URI and selection."""
+        return self._asked("members m JOIN blobs b ON b.id = m.blob JOIN artifacts a ON a.tree = m.tree", "b", digests)
+
+    def names_of(self, trees: Iterable[str]) -> list[tuple[str, str]]:
+        """The artifacts, asked for by clients, that are one of these trees: URI and selection."""
+        return self._asked("trees t JOIN artifacts a ON a.tree = t.id", "t", trees)
+
+    def _asked(self, joined: str, of: str, digests: Iterable[str]) -> list[tuple[str, str]]:
+        found: set[tuple[str, str]] = set()
         for some in _chunks(digests):
-            uris.update(
-                row[0]
-                for row in self._tables.all(
-                    "SELECT a.uri FROM artifacts a JOIN members m ON m.tree = a.tree JOIN blobs b ON b.id = m.blob"
-                    f" WHERE a.asked = 1 AND b.digest IN ({','.join('?' * len(some))})",
+            found.update(
+                self._tables.all(
+                    f"SELECT a.uri, a.selection FROM {joined} WHERE a.asked = 1 AND ? IN (0, a.origin)"
+                    f" AND {of}.digest IN ({','.join('?' * len(some))})",
+                    self._origin,
                     *some,
                 )
             )
-        return sorted(uris)
-
-    def arrivals(self, uri: str) -> dict[str, tuple[Arrived, Standing, float]]:
-        """Files at or below this URI whose download is finished and whose tree is not, by URI.
-
-        With what they are worth as evidence, and when they arrived.
-        """
-        rows = self._tables.all(
-            "SELECT r.uri, b.digest, b.size, r.etag, r.standing, r.arrived_at FROM arrivals r JOIN blobs b"
-            " ON b.id = r.blob WHERE r.origin = ? AND (r.uri = ? OR (r.uri >= ? AND r.uri < ?))",
-            self._origin,
-            uri,
-            uri + "/",
-            uri + "0",
-        )
-        return {row[0]: (Arrived(*row[1:4]), Standing(row[4]), row[5]) for row in rows}
+        return sorted(found)
 
     def blobs(self, digests: Iterable[str]) -> dict[str, BlobRow]:
         """The rows of these blobs; those that are not held are left out."""
@@ -152,6 +169,11 @@ class Index:
         )
         return [BlobRow(*row) for row in rows]
 
+    def some_trees(self, after: str, limit: int) -> list[str]:
+        """The same of trees: their digests."""
+        rows = self._tables.all("SELECT digest FROM trees WHERE digest > ? ORDER BY digest LIMIT ?", after, limit)
+        return [digest for (digest,) in rows]
+
     def has_view(self, tree: str) -> bool:
         """Whether the tree's view is complete."""
         row = self._tables.row("SELECT has_view FROM trees WHERE digest = ?", tree)
@@ -170,23 +192,17 @@ class Index:
         """Records blobs whose files are in place, and which file of the origin each one is, by its URI."""
         with self._tables.transaction():
             self._upsert_blobs(rows)
-            for uri, one in arrived.items():
-                self._tables.do(
-                    "INSERT OR REPLACE INTO arrivals (origin, uri, blob, standing, arrived_at, etag)"
-                    " SELECT ?, ?, id, ?, ?, ? FROM blobs WHERE digest = ?",
-                    self._origin,
-                    uri,
-                    standing,
-                    now,
-                    one.etag,
-                    one.digest,
-                )
+            self.arrivals.record(arrived, standing, now)
 
     def record_blob(self, row: BlobRow) -> None:
         """Records what a blob's inode looks like now, if the blob is still held."""
         with self._tables.transaction():
             self._tables.do(
-                "UPDATE blobs SET inode = ?, mtime_ns = ? WHERE digest = ?", row.inode, row.mtime_ns, row.digest
+                "UPDATE blobs SET xxh3 = ?, inode = ?, mtime_ns = ? WHERE digest = ?",
+                row.xxh3,
+                row.inode,
+                row.mtime_ns,
+                row.digest,
             )
 
     def record_tree(
@@ -241,9 +257,7 @@ class Index:
                     record.checked_at,
                     zlib.compress("\n".join(record.etags).encode(), 1) if any(record.etags) else None,
                 )
-            self._tables.many(
-                "DELETE FROM arrivals WHERE origin = ? AND uri = ?", [(self._origin, uri) for uri in arrived]
-            )
+            self.arrivals.end(arrived)
 
     def forget(self, uri: str) -> None:
         """Forgets an artifact, and all below it, that the origin does not have any more.
@@ -340,7 +354,7 @@ class Index:
     def _upsert_blobs(self, rows: Iterable[BlobRow]) -> None:
         self._tables.many(
             "INSERT INTO blobs (digest, size, xxh3, inode, mtime_ns) VALUES (?, ?, ?, ?, ?) ON CONFLICT (digest)"
-            " DO UPDATE SET inode = excluded.inode, mtime_ns = excluded.mtime_ns",
+            " DO UPDATE SET xxh3 = excluded.xxh3, inode = excluded.inode, mtime_ns = excluded.mtime_ns",
             rows,
         )
 

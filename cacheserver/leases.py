@@ -9,8 +9,28 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+
+
+class Hold:
+    """What one block holds of the trees of a store: each is leased once, however often it is asked for."""
+
+    def __init__(self, leases: Leases, trees: list[str]) -> None:
+        self._leases = leases
+        self._trees = trees
+
+    def __call__(self, tree: str) -> None:
+        """Leases a tree until the block ends."""
+        if tree not in self._trees:
+            self._leases.take(tree)
+            self._trees.append(tree)
+
+    def let_go(self, trees: Sequence[str]) -> None:
+        """Gives trees back before that: the block does not need them, and they stay for nobody's sake."""
+        for tree in trees:
+            self._trees.remove(tree)
+            self._leases.give_back(tree)
 
 
 class Leases:
@@ -44,21 +64,15 @@ class Leases:
                 del self._counts[tree]
 
     @contextmanager
-    def holding(self, who: object, trees: list[str], *, linger_seconds: float) -> Iterator[Callable[[str], None]]:
-        """Leases what the block asks for until it ends; for some seconds more it stays all the same.
+    def holding(self, who: object, trees: list[str], *, linger_seconds: float) -> Iterator[Hold]:
+        """Leases what the block asks for until it ends, or lets it go; for some seconds more it stays all the same.
 
         Args:
             who: holds it: any object of one's own.
-            trees: filled with what was asked for.
+            trees: filled with what was asked for, the last at the end.
         """
-
-        def hold(tree: str) -> None:
-            if tree not in trees:
-                self.take(tree)
-                trees.append(tree)
-
         try:
-            yield hold
+            yield Hold(self, trees)
         finally:
             self.linger(who, trees, linger_seconds)
             for tree in trees:

@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 
 from cacheserver.database import Tables
 
-_CHARGE = """
-    SELECT coalesce(sum(
+_SHARE = """
+    coalesce(sum(
         CAST(b.size AS REAL) / b.holder_count / (SELECT count(*) FROM accounts x WHERE x.tree = a.tree)
-    ), 0) FROM accounts a JOIN members m ON m.tree = a.tree JOIN blobs b ON b.id = m.blob WHERE
+    ), 0)
 """
+_CHARGE = f"SELECT {_SHARE} FROM accounts a JOIN members m ON m.tree = a.tree JOIN blobs b ON b.id = m.blob WHERE "
 
 
 class Ledger:
@@ -35,6 +36,22 @@ class Ledger:
     def of_user(self, uid: int) -> float:
         """Bytes on a user's account."""
         return float(self._tables.survey(_CHARGE + "a.uid = ?", uid)[0][0])
+
+    def usage(self, uid: int | None) -> list[tuple[int, int, float]]:
+        """User ID, trees and bytes of a user's account, None for each that there is, the fullest first."""
+        rows = self._tables.survey(
+            f"SELECT a.uid, count(DISTINCT a.tree), {_SHARE} AS held FROM accounts a"
+            " LEFT JOIN members m ON m.tree = a.tree LEFT JOIN blobs b ON b.id = m.blob"
+            " WHERE ? IS NULL OR a.uid = ? GROUP BY a.uid ORDER BY held DESC, a.uid",
+            uid,
+            uid,
+        )
+        return [(row[0], row[1], row[2]) for row in rows]
+
+    def trees(self, uid: int) -> set[str]:
+        """The digests of the trees on a user's account."""
+        rows = self._tables.all("SELECT t.digest FROM accounts a JOIN trees t ON t.id = a.tree WHERE a.uid = ?", uid)
+        return {row[0] for row in rows}
 
     def of_group(self, gid: int) -> float:
         """Bytes on the accounts of all users who were seen in a group, together."""

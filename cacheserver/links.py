@@ -158,7 +158,7 @@ def _descend(root_fd: int, folder: bytes, owner: int) -> int:
         fd = inner
         try:
             check_folder(fd, owner)
-        except InvalidRequest:
+        except BaseException:
             os.close(fd)
             raise
     return fd

@@ -22,6 +22,8 @@ from cacheserver.words import File, Listing, Location
 LOCAL_SCHEMES = frozenset({"", "file"})
 ENTRIES_MAX = 2_000_000  # of one artifact; a listing without end stops here
 CLONE_BYTES_MIN = 1 << 16  # below it, to read and write costs less than to ask
+# Of everybody: where the group has no right, its members have none, whatever all others have.
+_READ, _ENTER = stat.S_IRGRP | stat.S_IROTH, stat.S_IXGRP | stat.S_IXOTH
 UPLOADING = b".artifact.uploading."  # MLflow writes a file under such a name until it is whole
 
 
@@ -32,14 +34,16 @@ class LocalFiles:
         root: its folder.
         forbidden: a folder of which nothing is read, by whatever way or name it is reached: the store.
         world_only: whether everything must be readable by every user of the host,
-        exempt: unless the root lies in one of these folders; real paths.
+        exempt: unless the root lies in one of these folders, each as it may be named and where it really is.
 
     Raises NotFound, PermissionDenied, and Corrupted for what is no plain file.
     """
 
     transport = "file"
 
-    def __init__(self, root: str, *, forbidden: str, world_only: bool, exempt: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, root: str, *, forbidden: str, world_only: bool, exempt: tuple[tuple[str, str], ...] = ()
+    ) -> None:
         self._root = root
         self._forbidden = _identity(os.stat(forbidden))
         self._world_only = world_only
@@ -126,14 +130,25 @@ class LocalFiles:
         except OSError as error:
             raise _refusal(error, self._root) from None
         try:
-            true = os.readlink(f"/proc/self/fd/{fd}")
-            if any(true == folder or true.startswith(folder.rstrip("/") + "/") for folder in self._exempt):
+            if self._is_exempt(os.readlink(f"/proc/self/fd/{fd}")):
                 self._world_only = False
             self._check_way(fd, "")
         except BaseException:
             os.close(fd)
             raise
         return fd
+
+    def _is_exempt(self, true: str) -> bool:
+        """Whether the root lies where it is named, below an exempt folder. A symlink, which whoever may create runs can
+        lay where his own would be, exempts nothing: it may lead to a folder of somebody else's run."""
+        named = os.path.normpath(self._root)
+        for known, real in self._exempt:
+            for folder in (known, real):
+                inside = folder.rstrip("/") + "/"
+                below = os.path.normpath(os.path.join(real, named[len(inside) :]))
+                if f"{named}/".startswith(inside) and true == below:
+                    return True
+        return False
 
     def _open(self, root_fd: int, path: str) -> int:
         try:
@@ -149,10 +164,10 @@ class LocalFiles:
     def _check_mode(self, found: os.stat_result, path: str, *, is_folder: bool = False) -> None:
         if not (stat.S_ISDIR if is_folder else stat.S_ISREG)(found.st_mode):
             raise Corrupted(f"{names.show(f'{self._root}/{path}')} is no {'folder' if is_folder else 'plain file'}.")
-        needed = stat.S_IROTH | (stat.S_IXOTH if is_folder else 0)
+        self._check_store(found)
+        needed = _READ | (_ENTER if is_folder else 0)
         if self._world_only and found.st_mode & needed != needed:
             raise self._private(path)
-        self._check_store(found)
 
     def _check_way(self, fd: int, path: str) -> None:
         """Looks at every folder above what was opened: a symlink may have led through one that no listing has seen."""
@@ -162,7 +177,7 @@ class LocalFiles:
                 above = os.path.dirname(above)
                 found = os.stat(above)
                 self._check_store(found)
-                if self._world_only and not found.st_mode & stat.S_IXOTH:
+                if self._world_only and found.st_mode & _ENTER != _ENTER:
                     raise self._private(path)
         except OSError as error:
             raise _refusal(error, f"{self._root}/{path}") from None

@@ -7,12 +7,15 @@ question ends within `unreachable_after`; errors leave here as errors of ours, w
 from __future__ import annotations
 
 import base64
+import copy
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 # Before mlflow is imported: it reads these once. The daemon reports nothing to anybody.
 os.environ.update(
@@ -34,23 +37,27 @@ from mlflow.tracking.request_header.registry import resolve_request_headers
 from mlflow.utils.credentials import get_default_host_creds
 from requests.utils import get_auth_from_url, get_netrc_auth
 
-from artifactcache.errors import CacheError, Corrupted, InvalidRequest, NotFound, OriginUnavailable
+from artifactcache.errors import CacheError, Corrupted, InvalidRequest, OriginUnavailable
 from cacheserver import names, roots
 from cacheserver.azure import AzureBuckets
 from cacheserver.bounded import Bounded
 from cacheserver.breaker import Breaker
+from cacheserver.caller import API, AsCaller, is_of_api
 from cacheserver.catalogue import Catalogue
+from cacheserver.credentials import Credentials
 from cacheserver.gcs import GcsBuckets
 from cacheserver.headers import Accesses
-from cacheserver.http import Access, ElsewhereError, Http, StatusError, same_server
+from cacheserver.http import Access, ElsewhereError, Http, StatusError
 from cacheserver.local import LOCAL_SCHEMES, LocalFiles
 from cacheserver.objects import ObjectFiles, Parts
 from cacheserver.proxied import ProxiedFiles
 from cacheserver.questions import Questions
 from cacheserver.refusals import translated, without_credentials
 from cacheserver.repository import RepositoryFiles, Transfers
+from cacheserver.resolving import Resolving
 from cacheserver.retention import Facts
 from cacheserver.s3 import S3Buckets
+from cacheserver.sources import Place, Proof, Sources
 from cacheserver.staging import Sink
 from cacheserver.uris import Artifact, Kind
 from cacheserver.words import File, Listing, Location, Resolved, join
@@ -66,9 +73,6 @@ DOWNLOAD_ATTEMPTS = 2
 
 T = TypeVar("T")
 
-_SETTLED_RUN = frozenset({"FINISHED", "FAILED", "KILLED"})
-_SETTLED_MODEL = frozenset({"READY", "FAILED"})
-_SETTLED_VERSION = frozenset({"READY", "FAILED_REGISTRATION"})
 
 _ENDPOINT = "/mlflow-artifacts/artifacts"  # of every http: artifact URI
 _NO_STORE = "Could not find a registered artifact repository"  # MLflow has no class of error for it
@@ -108,13 +112,15 @@ class MlflowOrigin:
         self._tracking_uri = mlflow.get_tracking_uri()
         self._client = MlflowClient(self._tracking_uri)
         self._patience = unreachable_after_seconds
+        self.is_own = True  # asked with the daemon's own credentials
         self._forbidden = os.path.realpath(forbidden)
         self._world_only = world_only
-        self._local_roots = tuple(os.path.realpath(folder) for folder in local_roots)
+        self._local_roots = tuple((os.path.normpath(folder), os.path.realpath(folder)) for folder in local_roots)
         self._repositories = Bounded[str, Any](REPOSITORIES_MAX)
         self._questions = Questions(unreachable_after_seconds)
         self._http, self._looker = Http(ticks), Http(ticks)
-        self._accesses = Accesses(partial(_access, here=self._tracking_uri), ticks)
+        here = self._tracking_uri
+        self._accesses = Accesses(partial(_access, here=here), partial(is_of_api, tracking_uri=here), ticks)
         self._breaker = Breaker(self.name, self._answers, ticks)
         self._catalogue = Catalogue(self._client, self._question, self.name)
         self._identifiers = ThreadPoolExecutor(max_workers=IDENTIFIERS_MAX, thread_name_prefix="identify")
@@ -131,6 +137,10 @@ class MlflowOrigin:
         """The tracking URI, without credentials."""
         return without_credentials(self._tracking_uri)
 
+    def is_away(self) -> bool:
+        """Whether the tracking server is known not to answer."""
+        return self._breaker.is_open()
+
     def close(self) -> None:
         """Asks nothing any more."""
         self._breaker.close()
@@ -142,79 +152,46 @@ class MlflowOrigin:
         """Whether the artifact has to be looked at each time: a file of this host, named by a client of many users."""
         return self._world_only and artifact.kind is Kind.BARE and roots.scheme(artifact.name) in LOCAL_SCHEMES
 
+    # -- callers ----------------------------------------------------------------------------------------------------
+
+    def as_caller(self, headers: Mapping[str, str]) -> MlflowOrigin:
+        """This origin as somebody sees it who sends these headers to the tracking server: none of what the daemon's
+        own account is shown. Artifact stores are asked with the daemon's keys all the same."""
+        other = copy.copy(self)
+        here = self._tracking_uri
+
+        def access(url: str) -> Access:
+            own = headers if is_of_api(url, here) else {}
+            return Access(own, get_default_host_creds(url).verify, None)
+
+        other._client = AsCaller(self.name, self._http, access, self._patience)
+        other._accesses = SimpleNamespace(of=access, anew=access)  # type: ignore[assignment]
+        other.is_own = False
+        return other
+
+    def prove(self, artifact: Artifact, credentials: Credentials) -> Proof:
+        """Looks whether a caller is shown the source of an artifact (`Sources.prove`)."""
+        return self.as_caller(credentials.headers)._sources().prove(artifact)
+
+    def place(self, artifact: Artifact) -> Place:
+        """Where an artifact's bytes lie, as this origin is shown it (`Sources.place`)."""
+        return self._sources().place(artifact)
+
+    def _sources(self) -> Sources:
+        return Sources(self._client, self._question, self.name)
+
     # -- versions ---------------------------------------------------------------------------------------------------
 
     def version_of(self, artifact: Artifact, *, patience: float | None = None) -> tuple[Artifact, str]:
-        """Which version an alias, a stage or `latest` stands for now, and when that was made (`Resolved.stamp`).
-
-        Args:
-            patience: seconds that the answer may take, where that is not `unreachable_after`.
-        """
-        client, name, selector = self._client, artifact.name, artifact.selector
-        if artifact.kind is Kind.MODEL_ALIAS:
-            try:
-                found = self._question(
-                    artifact.base,
-                    lambda: client.get_model_version_by_alias(name, selector),
-                    patience=patience,
-                )
-            except InvalidRequest as error:  # MLflow's answer to an alias that does not exist
-                raise NotFound(str(error)) from None
-            return artifact.at_version(str(roots.number(artifact, found))), roots.stamp(found)
-        stages = None if artifact.kind is Kind.MODEL_LATEST else [selector]
-        try:
-            versions = self._question(
-                artifact.base, lambda: client.get_latest_versions(name, stages), patience=patience
-            )
-        except InvalidRequest as error:
-            raise NotFound(str(error)) from None
-        if not versions:
-            raise NotFound(f"{artifact.base}: the model {name} has no such version.")
-        newest = max(versions, key=lambda version: roots.number(artifact, version))
-        return artifact.at_version(str(roots.number(artifact, newest))), roots.stamp(newest)
+        """Which version a moving name stands for now, and when that was made (`Resolving.version_of`)."""
+        return self._resolving().version_of(artifact, patience)
 
     def resolve(self, artifact: Artifact, *, patience: float | None = None) -> Resolved:
-        """Where the bytes of a run, a logged model or a version of a registered model are.
+        """Where the bytes of a version are (`Resolving.resolve`)."""
+        return self._resolving().resolve(artifact, patience)
 
-        Args:
-            patience: seconds that the first answer may take, where that is not `unreachable_after`.
-        """
-        base, name = artifact.base, artifact.name
-        match artifact.kind:
-            case Kind.RUN:
-                run = self._question(base, lambda: self._client.get_run(name), patience=patience)
-                models = self._logged_models(run)
-                return Resolved(base, roots.root(base, run.info.artifact_uri), models, run.info.status in _SETTLED_RUN)
-            case Kind.LOGGED_MODEL:
-                model = self._question(base, lambda: self._client.get_logged_model(name), patience=patience)
-                return Resolved(
-                    base, roots.root(base, model.artifact_location), (), str(model.status) in _SETTLED_MODEL
-                )
-            case Kind.MODEL_VERSION:
-                number = artifact.selector
-                version = self._question(base, lambda: self._client.get_model_version(name, number), patience=patience)
-                root = self._question(base, lambda: self._client.get_model_version_download_uri(name, number))
-                settled = str(version.status) in _SETTLED_VERSION
-                return Resolved(base, roots.root(base, root), (), settled, roots.stamp(version))
-        raise AssertionError(f"{base} is no version")
-
-    def _logged_models(self, run: Any) -> tuple[tuple[str, str], ...]:
-        """MLflow shows the logged models of a run as folders of it (since 3.0): their names and locations."""
-        outputs = getattr(run, "outputs", None)
-        ids = [output.model_id for output in (outputs.model_outputs if outputs else ())]
-        models = [model for model in self._identifiers.map(self._logged_model, ids) if model is not None]
-        newest: dict[str, Any] = {}  # of several of one name, MLflow shows one
-        for model in sorted(models, key=lambda model: model.creation_timestamp):
-            if model.source_run_id == run.info.run_id:
-                newest[model.name] = model
-        return tuple((m.name, roots.root(m.model_id, m.artifact_location)) for m in newest.values())
-
-    def _logged_model(self, model_id: str) -> Any:
-        """A logged model; None where it was deleted: the run still names it."""
-        try:
-            return self._question(model_id, lambda: self._client.get_logged_model(model_id))
-        except NotFound:
-            return None
+    def _resolving(self) -> Resolving:
+        return Resolving(self._client, self._question, self._identifiers)
 
     def describe(self, versions: Iterable[str], needs: frozenset[str]) -> dict[str, Facts]:
         """What retention rules need to know of versions (`Catalogue.describe`)."""
@@ -293,8 +270,11 @@ class MlflowOrigin:
             there, here = roots.server(root), roots.server(self._tracking_uri)
             if there not in ("", here) or (not there and roots.scheme(root) != "mlflow-artifacts"):
                 raise InvalidRequest(f"{shown} is on another server than the tracking server of this daemon.")
-            if roots.scheme(root) != "mlflow-artifacts" and _ENDPOINT not in root:
-                raise InvalidRequest(f"{shown} is no artifact URI of MLflow: write mlflow-artifacts:/<path>.")
+            own = f"{urlsplit(self._tracking_uri).path.rstrip('/')}{API.rstrip('/')}{_ENDPOINT}"
+            if roots.scheme(root) != "mlflow-artifacts" and not f"{urlsplit(root).path}/".startswith(f"{own}/"):
+                raise InvalidRequest(
+                    f"{shown} is no artifact URI of this daemon's tracking server: write mlflow-artifacts:/<path>."
+                )
         if roots.scheme(root) in _OF_TRACKING_SERVER or self._repositories.get(root):
             return self._made(root)
         # Some ask for credentials, or connect, when they are made.
@@ -345,7 +325,8 @@ class MlflowOrigin:
             return True
         url = f"{self._tracking_uri.rstrip('/')}/health"
         try:
-            access = _access(url, here=self._tracking_uri)._replace(headers={})
+            own = f"{self._tracking_uri.rstrip('/')}{API}"  # by whose certificates the rest of it is reached as well
+            access = _access(own, here=self._tracking_uri)._replace(headers={})
             with self._looker.get(url, access, min(self._patience, LOOK_SECONDS_MAX)):
                 return True
         except (StatusError, ElsewhereError):
@@ -362,11 +343,13 @@ def _store(root: str) -> str:
 def _access(url: str, *, here: str) -> Access:
     """What MLflow's own client would send beside a URL: credentials and certificates of the environment.
 
-    The daemon's credentials are for its tracking server: other hosts, which whoever may create runs can name as their
-    root, get a login only where ~/.netrc or the URL itself has one for them.
+    The daemon's credentials are for its tracking server: others, which whoever may create runs can name as their root,
+    get a login only where ~/.netrc or the URL itself has one for them. ~/.netrc knows no ports: what it has for the
+    tracking server's host is the tracking server's, and for nobody else who listens there.
     """
-    if not same_server(url, here):
-        login = get_netrc_auth(url) or get_auth_from_url(url)
+    if not is_of_api(url, here):
+        of_netrc = get_netrc_auth(url) if urlsplit(url).hostname != urlsplit(here).hostname else None
+        login = of_netrc or get_auth_from_url(url)
         return Access({"Authorization": _basic(login)} if all(login) else {}, get_default_host_creds(url).verify, None)
     creds, headers = get_default_host_creds(url), dict(resolve_request_headers())
     login = get_netrc_auth(url) or get_auth_from_url(url)  # requests puts both before what MLflow gives it

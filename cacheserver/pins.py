@@ -127,6 +127,11 @@ class Pins:
         )
         return {(row[0], row[1]): row[2] for row in rows}
 
+    def count(self, now: float) -> int:
+        """How many artifacts are pinned."""
+        pinned = "SELECT DISTINCT uri, selection FROM pins WHERE origin = ? AND expires_at > ?"
+        return int(self._tables.one(f"SELECT count(*) FROM ({pinned})", self._origin, now)[0])
+
     def held_bytes(self, now: float) -> int:
         """The sum of the sizes of all trees that are pinned."""
         rows = self._tables.survey(

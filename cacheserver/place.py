@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from artifactcache.paths import user_socket_dir
-from cacheserver.config import Config, ConfigError
+from cacheserver.config import ConfigError
+from cacheserver.settings import Config
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Place:
     socket_dir: str
     tracking_uri: str
     serves_all: bool
+    audit_file: str
 
 
 def place(config: Config, environ: dict[str, str], uid: int) -> Place:
@@ -41,16 +43,19 @@ def place(config: Config, environ: dict[str, str], uid: int) -> Place:
         raise ConfigError(
             "The tracking URI is no URL. If a password in it has a /, ? or # in it, write %2F, %3F or %23."
         ) from None
+    root = store_root(config, environ)
+    logs = environ.get("LOGS_DIRECTORY", "").partition(":")[0]
     # systemd gives units of the system a folder below /run, units of a user one below the user's own.
     under_system = bool(runtime) and not (own and runtime.startswith(own.rstrip("/") + "/"))
     return Place(
-        root=store_root(config, environ),
+        root=root,
         socket_dir=config.server.socket_dir
         or environ.get("ARTIFACTCACHE_SOCKET_DIR")
         or runtime
         or user_socket_dir(environ, uid),
         tracking_uri=tracking_uri,
         serves_all=config.access.users == "all" or (config.access.users == "" and under_system),
+        audit_file=config.audit.file or f"{logs or root}/audit.jsonl",
     )
 
 

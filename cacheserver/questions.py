@@ -6,15 +6,14 @@ answer keeps no thread waiting but those that are for its own answers.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
-from typing import TypeVar
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any, TypeVar
 
-from artifactcache.errors import OriginUnavailable
+from artifactcache.errors import CacheError, OriginUnavailable
 from cacheserver.crews import Crews
 from cacheserver.refusals import translated, without_credentials
+from cacheserver.stopping import stopped
 
 QUESTIONS_MAX = 16  # at a time, to the tracking server; as many to each artifact store
 LOCAL_QUESTIONS_MAX = 4  # listings of folders of this host, which may take long and keep no other question waiting
@@ -35,9 +34,12 @@ class Questions:
         self._pool = ThreadPoolExecutor(max_workers=QUESTIONS_MAX, thread_name_prefix="origin")
         self._local_pool = ThreadPoolExecutor(max_workers=LOCAL_QUESTIONS_MAX, thread_name_prefix="local")
         self._stores = Crews(QUESTIONS_MAX, "store")
+        self._end: Future[None] = Future()
 
     def close(self) -> None:
-        """Asks nothing any more."""
+        """Asks nothing any more, and lets nobody wait for an answer any longer: they get DaemonUnavailable."""
+        if not self._end.done():
+            self._end.set_result(None)
         for pool in (self._pool, self._local_pool):
             pool.shutdown(wait=False, cancel_futures=True)
         self._stores.close()
@@ -64,20 +66,17 @@ class Questions:
         pool, patience = self._pool, min(patience or self._patience, self._patience)
         if is_local:
             pool, patience = self._local_pool, max(patience, LOCAL_PATIENCE_SECONDS)
-        asked = threading.Event()
+        asked: Future[None] = Future()
 
         def ask() -> T:
-            asked.set()
+            asked.set_result(None)
             return question()
 
         try:
             future = self._stores.submit(store, ask) if store else pool.submit(ask)
-            if asked.wait(patience):
-                try:
-                    return future.result(timeout=patience)
-                except FutureTimeout:
-                    if future.done():  # it was the question that ran into a time of its own
-                        raise
+            if self._comes(asked, patience):
+                if self._comes(future, patience):
+                    return future.result()
                 raise OriginUnavailable(
                     f"{without_credentials(what)}: the origin has not answered within {patience:g} s, and this"
                     " cannot be given without it."
@@ -88,4 +87,13 @@ class Questions:
                 f" waiting for {patience:g} s, and this cannot be given without it. Try again in a moment."
             )
         except Exception as error:  # noqa: BLE001 - MLflow and its clients raise anything
+            if self._end.done() and not isinstance(error, CacheError):
+                raise stopped() from None
             raise translated(error, what, of_answer=of_answer) from None
+
+    def _comes(self, awaited: Future[Any], seconds: float) -> bool:
+        """Waits for it. Returns whether it came in that time; raises DaemonUnavailable where the daemon ends first."""
+        wait({awaited, self._end}, seconds, FIRST_COMPLETED)
+        if not awaited.done() and self._end.done():
+            raise stopped()
+        return awaited.done()

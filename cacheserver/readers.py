@@ -24,10 +24,12 @@ SOCKET_DIR_BYTES_MAX = 107 - len("/handoff.sock")  # sun_path of unix(7)
 TEXT_LENGTH_MAX = 1000
 COUNT_MAX = 1_000_000
 PRIORITY_MAX = 1000
+PORT_MAX = 65_535
 
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _DURATION = re.compile(r"\s*([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*([smhdw])\s*")
 _PERCENT = re.compile(r"\s*([0-9]{1,3}(?:\.[0-9]{1,12})?)\s*%\s*")
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})")
 _NAME = re.compile(r"[^\s:/,@\x00-\x1f\x7f]{1,256}")
 
 
@@ -71,6 +73,16 @@ def socket_dir(value: Any) -> str:
     return found
 
 
+def address_or_none(value: Any) -> str:
+    """A host, or an address of its own, and a port; or an empty text."""
+    if value == "":
+        return ""
+    found = _ADDRESS.fullmatch(value) if isinstance(value, str) else None
+    if not found or not 0 < int(found[2]) <= PORT_MAX:
+        raise ValueError('host:port, as in "127.0.0.1:9464", "[::1]:9464" or "0.0.0.0:9464"; or "" for none')
+    return found[0]
+
+
 def paths(value: Any) -> list[str]:
     """Absolute paths."""
     return _each(value, path, 'a list of absolute paths, as in ["/srv/mlflow"]')
@@ -101,14 +113,12 @@ def not_all(value: Any) -> Amount:
 
 def rate(value: Any) -> int:
     """Bytes per second."""
-    words = 'bytes per second, as in "100MiB", and more than nothing'
-    try:
-        found = amount(value)
-    except ValueError:
-        raise ValueError(words) from None
-    if found.percent or found.number < 1:
-        raise ValueError(words)
-    return int(found.number)
+    return int(_bytes(value, 1, 'bytes per second, as in "100MiB", and more than nothing').number)
+
+
+def size(value: Any) -> Amount:
+    """Bytes, from a kilobyte on."""
+    return _bytes(value, 1024, 'bytes, from 1KiB on, as in "64MiB"')
 
 
 def percent(value: Any) -> float:
@@ -216,8 +226,8 @@ def tags(value: Any) -> dict[str, str]:
 
 
 def people(value: Any) -> list[str]:
-    """Users, and groups behind an @."""
-    return _each(value, _person, 'a list of user names, or of groups behind an @, as in ["alice", "@admins"]')
+    """Users, groups behind an @, or everybody."""
+    return _each(value, _person, 'a list of user names, of groups behind an @, or "*", as in ["alice", "@admins"]')
 
 
 def name(value: Any) -> str:
@@ -246,6 +256,8 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 def _person(value: Any) -> str:
+    if value == "*":
+        return "*"
     name(value.removeprefix("@") if isinstance(value, str) else value)
     return str(value)
 
@@ -263,3 +275,13 @@ def _seconds(value: Any, least: float, most: float, words: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         raise ValueError(words)
     return float(value)
+
+
+def _bytes(value: Any, least: int, words: str) -> Amount:
+    try:
+        found = amount(value)
+    except ValueError:
+        raise ValueError(words) from None
+    if found.percent or found.number < least:
+        raise ValueError(words)
+    return found

@@ -24,29 +24,41 @@ from cacheserver.faults import FULL_ERRNOS
 MESSAGE_LENGTH_MAX = 300
 TEXT_LENGTH_MAX = 3000  # of a foreign message that is looked at; an origin may send megabytes
 CAUSES_MAX = 10
+NO_ENDPOINT = "ENDPOINT_NOT_FOUND"  # what MLflow's client makes of a 404 that is not in MLflow's words
 
 _BY_CODE: dict[str, type[CacheError]] = {
     "RESOURCE_DOES_NOT_EXIST": NotFound,
     "NOT_FOUND": NotFound,
-    "ENDPOINT_NOT_FOUND": NotFound,
     "PERMISSION_DENIED": PermissionDenied,
     "UNAUTHENTICATED": Unauthenticated,
     "CUSTOMER_UNAUTHORIZED": Unauthenticated,
     "INVALID_PARAMETER_VALUE": InvalidRequest,
     "BAD_REQUEST": InvalidRequest,
     "AuthenticationFailed": Unauthenticated,  # Azure, with 403
+    "BlobNotFound": NotFound,
+    "ContainerNotFound": NotFound,
+    "ResourceNotFound": NotFound,
 }
+# Not 404, which is no word about what was asked for: whatever is in between says it too, and a server that is started
+# again. MLflow's, and every store's, says in its body, or in a header, what there is not.
 _BY_STATUS: dict[int, type[CacheError]] = {
     400: InvalidRequest,
     401: Unauthenticated,
     403: PermissionDenied,
-    404: NotFound,
 }
+_NO_OBJECT = "No such object"
+_BARE = (
+    "the server answered 404 (not found) without a word of MLflow's, or of its store's, about what was asked for, which"
+    " may be there still. Check the tracking URI, and the proxy before the server, if there is one. A server that is"
+    " being started, or is too old to know the question, answers so too."
+)
 _BY_OBJECT_CODE: dict[str, type[CacheError]] = {
     "AccessDenied": PermissionDenied,
     "NoSuchBucket": NotFound,
     "NoSuchKey": NotFound,
-    "404": NotFound,
+    "NoSuchVersion": NotFound,
+    "BlobNotFound": NotFound,  # Azure
+    "ContainerNotFound": NotFound,
     "403": PermissionDenied,
     "401": Unauthenticated,
     "InvalidAccessKeyId": Unauthenticated,
@@ -130,6 +142,8 @@ def translated(error: BaseException, what: str, *, of_answer: bool = False) -> C
     for cause in causes:
         if kind := _kind(cause):
             return kind(f"{what}: {_missing(causes) if isinstance(cause, ImportError) else text or _name(error)}")
+    if any(_is_bare(cause) for cause in causes):
+        return OriginUnavailable(f"{what}: {_BARE}")
     if any(_class_names(cause) & _UNAVAILABLE for cause in causes):
         return OriginUnavailable(f"{what}: {text or _name(error)}")
     if of_answer:
@@ -172,14 +186,32 @@ def _kind(error: BaseException) -> type[CacheError] | None:
         if kind := _BY_OBJECT_CODE.get(str(response.get("Error", {}).get("Code"))):
             return kind
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        if status == 404 and str(getattr(error, "operation_name", "")).startswith("Head"):
+            return NotFound  # of S3's: an answer to HEAD has no body that could say it
         return None if status == 400 else _BY_STATUS.get(status)  # what 400 means, only its code says
     code = getattr(error, "error_code", "")
     if kind := _BY_CODE.get(str(getattr(code, "value", code))):
         return kind
-    for status in (getattr(response, "status_code", None), getattr(error, "code", None)):
-        if isinstance(status, int) and status in _BY_STATUS:
+    if getattr(error, "code", None) == 404 and (getattr(error, "errors", None) or _NO_OBJECT in str(error)):
+        return NotFound  # of google.api_core: what GCS says as JSON, and to a download
+    for status in _statuses(error):
+        if status in _BY_STATUS:
             return _BY_STATUS[status]
     return next((_BY_CLASS[c] for c in _lineage(error) if c in _BY_CLASS), None)
+
+
+def _is_bare(error: BaseException) -> bool:
+    """Whether it is a 404 that says nothing of what was asked for."""
+    return 404 in _statuses(error) or getattr(error, "error_code", "") == NO_ENDPOINT
+
+
+def _statuses(error: BaseException) -> list[int]:
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        found = [response.get("ResponseMetadata", {}).get("HTTPStatusCode")]
+    else:
+        found = [getattr(response, "status_code", None), getattr(error, "code", None)]
+    return [status for status in found if isinstance(status, int)]
 
 
 def _missing(causes: list[BaseException]) -> str:

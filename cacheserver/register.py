@@ -16,7 +16,8 @@ from collections import Counter
 from typing import NamedTuple
 
 COMPACT_BYTES_MIN = 1 << 20  # a register that has grown to this, and to four times what counts, is written anew
-_STARTED = 19  # in /proc/PID/stat, counted behind the name: field 22 of proc_pid_stat(5)
+# In /proc/PID/stat, counted behind the name: fields 3, 20 and 22 of proc_pid_stat(5).
+_STATE, _THREADS, _STARTED = 0, 17, 19
 _LINE = re.compile(r"([+-]) ([0-9]{1,10}) ([0-9]{1,20}) ([0-9a-f]{64})")
 
 _log = logging.getLogger(__name__)
@@ -30,13 +31,23 @@ class Process(NamedTuple):
 
 
 def process(pid: int) -> Process | None:
-    """The process that has this number now; None where there is none, or the daemon may not see it."""
+    """The process that has this number now; None where there is none, or the daemon may not see it.
+
+    One whose first thread has ended has the state of a zombie for as long as its other threads live, and counts them.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
-        return Process(pid, int(fields[_STARTED])) if pid > 0 and fields[0] not in (b"Z", b"X") else None
+        lives = fields[_STATE] not in (b"Z", b"X") or int(fields[_THREADS]) > 1
+        return Process(pid, int(fields[_STARTED])) if pid > 0 and lives else None
     except (OSError, IndexError, ValueError):
         return None
+
+
+def sees_others() -> bool:
+    """Whether this process may see those of other users: not where /proc is mounted with hidepid. By the host's first
+    process, which is always there, and root's."""
+    return process(1) is not None
 
 
 class Register:
@@ -62,9 +73,12 @@ class Register:
         """Writes nothing any more: what is in it stays, for the next daemon."""
         with self._lock:
             self._is_closed = True
-            if self._fd >= 0:
-                os.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1
+            if fd >= 0:
+                try:
+                    os.close(fd)
+                except OSError as error:  # of what was written: it is closed all the same
+                    self._failed(error)
 
     def trees(self) -> dict[Process, set[str]]:
         """The processes that have views, with the trees."""

@@ -25,7 +25,7 @@ def _remove_folder(path: str) -> OSError | None:
     folders = [path]  # each before those inside it; no recursion, for whoever fills a folder decides how deep it is
     for folder in folders:
         with contextlib.suppress(OSError):  # a view's is read-only; one of another user may be empty all the same
-            os.chmod(folder, 0o755)
+            os.chmod(folder, 0o700)
         try:
             with os.scandir(folder) as entries:
                 inside = list(entries)

@@ -58,15 +58,26 @@ class Retaining:
         self._index = index
         self._rulings = index.rulings
         self._origin = origin
-        self._rules = tuple(rules)
-        self._needs = needs(rules)
         self._clock = clock
         self._pause = pause
         self._told: set[str] = set()
         self._is_away = False
         self._lock = threading.Lock()
         self._unknown: dict[str, set[str]] = {}  # versions that nobody has asked about yet, and the trees they are
-        if rules:
+        self.become(rules)
+        self._take_back()
+        self._is_to_ask = False  # `refresh` comes by itself
+
+    def become(self, rules: Sequence[Rule]) -> None:
+        """Goes by these from now on: `rejudge` takes back what the old ones have said, and `look` asks what the new
+        ones need."""
+        self._rules, self._needs = tuple(rules), needs(rules)
+        self._told.clear()
+        self._has_changed = self._is_to_ask = True
+
+    def _take_back(self) -> None:
+        self._has_changed = False
+        if self._rules:
             self._rulings.forget_drops()
         else:
             self._rulings.forget_all()
@@ -97,6 +108,9 @@ class Retaining:
 
     def look(self) -> None:
         """Asks the origin about what has come since the last time."""
+        if self._is_to_ask:
+            self._is_to_ask = False
+            self.refresh()
         with self._lock:
             unknown, self._unknown = self._unknown, {}
         if not unknown:
@@ -111,6 +125,7 @@ class Retaining:
     def refresh(self) -> None:
         """Asks the origin about everything that is held, as far as a rule needs it, and judges all trees anew."""
         if not self._rules:
+            self.rejudge()
             return
         now, versions = self._clock(), set[str]()
         for trees in self._walk():
@@ -125,6 +140,8 @@ class Retaining:
 
     def rejudge(self) -> None:
         """Judges all trees by what is known now."""
+        if self._has_changed:
+            self._take_back()
         if not self._rules:
             return
         matched_none: tuple[Rule, ...] = self._rules
@@ -194,7 +211,7 @@ class Retaining:
                     found[one] = Facts.decode(text)
                     continue
             try:
-                found[one] = Facts.of(uris.parse(one.uri), one.tracking_uri)
+                found[one] = Facts.of(uris.stored(one.uri), one.tracking_uri)
             except InvalidRequest:  # of another release
                 found[one] = Facts(one.uri, one.tracking_uri)
         return found
@@ -204,7 +221,7 @@ class Retaining:
         if one.tracking_uri != self._origin.name:
             return ""
         try:
-            artifact = uris.parse(one.uri)
+            artifact = uris.stored(one.uri)
         except InvalidRequest:
             return ""
         return "" if artifact.kind is Kind.BARE else artifact.base

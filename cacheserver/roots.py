@@ -5,6 +5,7 @@ Law of this file: what is not what it should be is Corrupted, or InvalidRequest 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -36,6 +37,16 @@ def root(what: str, uri: Any) -> str:
     except UnicodeEncodeError:  # half a surrogate pair
         pass
     raise Corrupted(f"{what}: the origin answers without saying where its artifacts are.")
+
+
+def folders(run_id: str, models: Iterable[Any]) -> tuple[tuple[str, str], ...]:
+    """Of the logged models that a run names those that MLflow shows as folders of it (since 3.0): their names and
+    places. Raises Corrupted."""
+    newest: dict[str, Any] = {}  # of several of one name, MLflow shows one
+    for model in sorted(models, key=lambda model: model.creation_timestamp):
+        if model.source_run_id == run_id:
+            newest[model.name] = model
+    return tuple((model.name, root(model.model_id, model.artifact_location)) for model in newest.values())
 
 
 def local_path(root: str) -> str:

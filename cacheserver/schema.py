@@ -1,13 +1,16 @@
 """The index's schema, and how a store of an older release becomes one of this release.
 
 Law of this file: a migration is never edited once released; a new one is added at the end. `PRAGMA user_version`
-counts the migrations that a database has seen.
+counts the migrations that a database has seen. Each one changes the schema: a database that has this release's schema
+and another number is damaged, and not of another release.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 FIRST = """
 -- Tracking servers whose artifacts this store has held.
@@ -250,7 +253,27 @@ CREATE TABLE facts (
 ) STRICT, WITHOUT ROWID;
 """
 
-MIGRATIONS = (FIRST, FRESHNESS, EVICTION)
+SCRUBBING = """
+-- How far the check of all blobs in the background has come: one row.
+CREATE TABLE scrub (
+    position TEXT NOT NULL,            -- the digest of the last blob that was checked; empty between two passes
+    began_at REAL NOT NULL,            -- this pass, or the last one; seconds since the epoch
+    ended_at REAL NOT NULL,            -- the last whole pass; seconds since the epoch
+    blob_count INTEGER NOT NULL,       -- checked in this pass, or in the last one
+    byte_count INTEGER NOT NULL,       -- of these blobs
+    wrong_count INTEGER NOT NULL       -- of these, wrong or gone
+) STRICT;
+INSERT INTO scrub VALUES ('', 0, 0, 0, 0, 0);
+
+-- How many changes of names the mirror beside this index was told of: one row. A mirror that knows of more has seen
+-- what an index that was lost had.
+CREATE TABLE mirrored (
+    changes INTEGER NOT NULL           -- of names that are mirrored
+) STRICT;
+INSERT INTO mirrored VALUES (1);
+"""
+
+MIGRATIONS = (FIRST, FRESHNESS, EVICTION, SCRUBBING)
 
 
 def statements(script: str) -> Iterator[str]:
@@ -261,3 +284,19 @@ def statements(script: str) -> Iterator[str]:
         if sqlite3.complete_statement(text):
             yield text
             text = ""
+
+
+def schema_after(statements: Iterable[str]) -> set[Any]:
+    """As `schema_in`, of a database in which some statements have been done and nothing else."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        for statement in statements:
+            db.execute(statement)
+        return schema_in(db)
+
+
+def schema_in(db: Any) -> set[Any]:
+    """What a database has of tables, indexes and triggers, to the letter; without what SQLite adds by itself."""
+    rows = db.execute(
+        "SELECT type, name, sql FROM main.sqlite_schema WHERE sql NOTNULL AND substr(name, 1, 7) <> 'sqlite_'"
+    )
+    return {tuple(row) for row in rows}

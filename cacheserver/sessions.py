@@ -1,6 +1,7 @@
 """Sessions and their leases.
 
-Law of this file: a token is worth what the kernel said of the connection it was given to, and as long as that lives.
+Law of this file: a token is worth what the kernel said of the connection it was given to, and as long as that lives;
+to a process that proves its calls, and to that only.
 The leases of views are registered as those of the process, which may outlive this daemon.
 """
 
@@ -8,10 +9,15 @@ from __future__ import annotations
 
 import secrets
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from artifactcache.errors import InvalidRequest, Unauthenticated
+from cacheserver.credentials import Credentials, read
 from cacheserver.leases import Leases
+from cacheserver.programs import Program, program
+from cacheserver.proofs import Page
 from cacheserver.quotas import Quota
 from cacheserver.register import Process, Register, process
 
@@ -41,16 +47,23 @@ class Lease:
     is_view: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Session:
-    """One connection, its user and process, and the trees leased to it: by the lease's number, and the number by the
-    tree."""
+    """One connection, its user and process, what it has presented, and the trees leased to it: by the lease's number,
+    and the number by the tree. Where it has a page, which ends with it, its calls are good with a proof only."""
 
     token: str
     peer: Peer
     process: Process | None = None
+    page: Page | None = None
+    credentials: Credentials = field(default_factory=Credentials)
     leases: dict[int, Lease] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def program(self) -> Program:
+        """What its process ran when that was asked for first, for the audit log."""
+        return program(self.peer.pid)
 
 
 class Sessions:
@@ -69,6 +82,7 @@ class Sessions:
             for tree in trees:
                 leases.take(tree)
         self._lock = threading.Lock()
+        self._secret = secrets.token_bytes(TOKEN_BYTES)
         self._by_token: dict[str, Session] = {}
         self._last_lease = 0
         self._places = Quota("sessions", per_user=SESSIONS_PER_USER_MAX, total=SESSIONS_MAX)
@@ -91,6 +105,8 @@ class Sessions:
             leases = list(session.leases.values())
             session.leases.clear()
             session.numbers.clear()
+        if session.page is not None:
+            session.page.close()
         self._end(session, leases)
         self._places.give_back(uid)
 
@@ -101,6 +117,17 @@ class Sessions:
         if session is None:
             raise Unauthenticated("No session has this token: its connection has ended, or the daemon was restarted.")
         return session
+
+    def calling(self, token: str, proof: str) -> Session:
+        """The session that makes a call. Raises Unauthenticated, also where a proof is missing that it promised."""
+        session = self.get(token)
+        if session.page is not None and not session.page.take(proof):
+            raise Unauthenticated("The call's proof is missing, belongs to another process, or was used already.")
+        return session
+
+    def present(self, session: Session, headers: Mapping[str, str]) -> None:
+        """The caller's credentials are these from now on. Raises InvalidRequest where they are no headers."""
+        session.credentials = read(headers, self._secret)
 
     def join(self, token: str, peer: Peer) -> Session:
         """The session of a token, for another connection of the same process. Raises Unauthenticated."""
@@ -178,6 +205,11 @@ class Sessions:
         """How many sessions there are."""
         with self._lock:
             return len(self._by_token)
+
+    def hand_over_count(self) -> int:
+        """How many leases are of trees that are being handed over, or are about to be: not as views, which stay."""
+        with self._lock:
+            return sum(not lease.is_view for one in self._by_token.values() for lease in one.leases.values())
 
     def reap(self) -> None:
         """Ends the leases of processes that had them of an earlier daemon, and have ended since."""

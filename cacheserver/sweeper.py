@@ -18,11 +18,13 @@ from artifactcache.errors import NoSpace
 from cacheserver import space
 from cacheserver.eviction import Item, Policy
 from cacheserver.holdings import DUE, NOBODYS
-from cacheserver.leases import Leases
+from cacheserver.leases import Hold, Leases
+from cacheserver.leftovers import NOTHING, Clearance
 from cacheserver.planning import Candidate, Eviction, Plan, plan_eviction
 from cacheserver.reservations import Promise, Reservations
 from cacheserver.space import Need
 from cacheserver.store import Store
+from cacheserver.tallies import Tally
 from cacheserver.words import Progress
 
 ROUND_SHARE = 1 / 256  # of what is held goes in one round of the background, so that hits beside it stay quick
@@ -35,6 +37,9 @@ FAILED_ROUNDS = 10  # looks before what could not be freed is tried again
 NAMES_SHOWN_MAX = 3
 HAND_OVER_SECONDS = 10.0  # at most, between the end of a download and the leases of those who have waited for it
 
+# For what trees go: room for downloads, a retention rule, a quota, an operator; or nothing: no name leads to them.
+WHY = ROOM, RULE, QUOTA, ASKED, NAMELESS = ("room", "rule", "quota", "asked", "nameless")
+_BY_REASON = {DUE: RULE, NOBODYS: NAMELESS}
 LEASED = "leased, or handed out just now"
 
 _log = logging.getLogger(__name__)
@@ -64,17 +69,18 @@ class Leaving:
 
 @dataclass(frozen=True)
 class Swept:
-    """A sweep: what went, or would go; what was wanted; and what had to stay, by reason."""
+    """A sweep: what went, or would go; what was wanted; what had to stay, by reason; and leftovers that went first."""
 
     leaving: tuple[Leaving, ...]
     wanted: Need
     kept: dict[str, int]
     enough: bool
+    cleared: Clearance = NOTHING
 
     @property
     def freed_bytes(self) -> int:
         """What it gave back to the disk."""
-        return sum(one.freed_bytes for one in self.leaving)
+        return self.cleared.freed_bytes + sum(one.freed_bytes for one in self.leaving)
 
 
 class Sweeper:
@@ -88,7 +94,7 @@ class Sweeper:
         prepare: done once before the first sweep, whoever wants it.
         reap: ends the leases of processes that have ended.
         judge: writes down what retention rules say of trees.
-        evicted_count, evicted_bytes: trees that have gone, and what that gave back to the disk.
+        evicted_count, evicted_bytes: trees that have gone, and what that gave back to the disk; `evicted` by WHY.
     """
 
     def __init__(
@@ -109,6 +115,7 @@ class Sweeper:
         self.prepare: Callable[[], None] = lambda: None
         self.judge: Callable[[Sequence[str]], None] = lambda trees: None
         self.evicted_count = self.evicted_bytes = 0
+        self.evicted = Tally((why,) for why in WHY)
         self._store = store
         self._holdings, self._rankings = store.index.holdings, store.index.rankings
         self._clocks = clocks
@@ -122,7 +129,7 @@ class Sweeper:
 
     # -- what comes -------------------------------------------------------------------------------------------------
 
-    def holding(self, progress: Progress) -> AbstractContextManager[Callable[[str], None]]:
+    def holding(self, progress: Progress) -> AbstractContextManager[Hold]:
         """What a download leases while it runs, and until those who have waited for it have leased what it brought."""
         return self.leases.holding(progress, progress.trees, linger_seconds=max(self.grace_seconds, HAND_OVER_SECONDS))
 
@@ -188,7 +195,7 @@ class Sweeper:
             need = space.pressure(self.reservations.fill(), limits, above=limits.low)
             need = Need(max(need.disk_bytes, free_bytes), need.capacity_bytes)
             self._look_around()
-            return self._sweep(need, self._due(), dry_run=dry_run)
+            return self._sweep(need, self._due(), dry_run=dry_run, why=ASKED)
 
     def could_fit(self, needed: int) -> bool:
         """Whether so many bytes would fit, after a sweep if need be."""
@@ -217,7 +224,7 @@ class Sweeper:
                         left[blob] = holders - 1, own - 1
                         excess -= size * (own / holders - (own - 1) / max(1, holders - 1))
             if excess <= 0:
-                self._execute(self._plan(Need(0, 0), chosen))
+                self._execute(self._plan(Need(0, 0), chosen), QUOTA)
         return dict(kept)
 
     def watch(self) -> bool:
@@ -244,13 +251,13 @@ class Sweeper:
                     space.show(swept.freed_bytes),
                     _stayed(swept.kept),
                 )
-            return bool(swept.leaving)
+            return bool(swept.leaving or swept.cleared.leftovers)
 
     def tidy(self) -> None:
         """Lets go what rules want gone, and what nobody can reach any more; writes down what was used."""
         with self._turn:
             self.leases.forget_lingering()
-            self._store.departures.tidy()
+            self._store.departures.tidy(self.leases.is_leased)
             self._look_around()
             if due := self._due():
                 self._sweep(Need(0, 0), due)
@@ -263,27 +270,37 @@ class Sweeper:
         *,
         all_or_nothing: bool = False,
         dry_run: bool = False,
+        why: str = ROOM,
     ) -> Swept:
         if not need and not drops:
             return Swept((), need, {}, True)
         self._look_around()
-        plan = self._plan(need, drops)
-        enough = plan.freed_bytes >= need.disk_bytes and plan.held_bytes >= need.capacity_bytes
-        if dry_run or (all_or_nothing and not enough):
-            return Swept(self._described(plan.evict) if dry_run else (), need, dict(plan.kept), enough)
-        return Swept(self._execute(plan), need, dict(plan.kept), enough)
+        leftovers, pause = self._store.leftovers, self._clocks.pause
+        cleared = leftovers.plan(need, pause)  # before any tree: nobody has been handed them
+        rest = cleared.rest(need)
+        plan = self._plan(rest, drops)
+        enough = plan.freed_bytes >= rest.disk_bytes and plan.held_bytes >= rest.capacity_bytes
+        if dry_run:
+            return Swept(self._described(plan.evict), need, dict(plan.kept), enough, cleared)
+        if all_or_nothing and not enough:
+            return Swept((), need, dict(plan.kept), enough)
+        cleared = leftovers.clear(cleared, "room is needed", pause)
+        return Swept(self._execute(plan, why), need, dict(plan.kept), enough, cleared)
 
     def _plan(self, need: Need, drops: Sequence[tuple[Candidate, str]]) -> Plan:
         now, holdings, dropped = self._clocks.now(), self._holdings, {one.item.tree for one, _ in drops}
+        prospects = self._store.departures.prospects()
 
         def queue(level: int, number: int) -> Iterator[Candidate]:
             found = holdings.queue(level, number, now=now, young_since=now - self.grace_seconds)
-            return self._unleased(one for one in found if one.item.tree not in dropped)
+            return prospects.ahead(self._unleased(one for one in found if one.item.tree not in dropped))
 
         levels = ([queue(level, n) for n in range(self.policy.queue_count)] for level in holdings.levels())
         queued = holdings.queued_bytes(self.policy.queue_count)
-        blobs_of = self._store.departures.blobs_of
-        return plan_eviction(self.policy, levels, queued, blobs_of, need, age=holdings.age(), now=now, drops=drops)
+        going = zip(prospects.ahead(one for one, _ in drops), (why for _, why in drops), strict=True)
+        return plan_eviction(
+            self.policy, levels, queued, prospects.blobs_of, need, age=holdings.age(), now=now, drops=going
+        )
 
     def _due(self) -> list[tuple[Candidate, str]]:
         """What is to go whether or not room is needed, each with the reason."""
@@ -297,7 +314,7 @@ class Sweeper:
                 self._clocks.pause()
             yield Candidate(one.item, LEASED) if not one.kept and self.leases.is_leased(one.item.tree) else one
 
-    def _execute(self, plan: Plan) -> tuple[Leaving, ...]:
+    def _execute(self, plan: Plan, why: str) -> tuple[Leaving, ...]:
         went: list[Leaving] = []
         age = 0.0
         for step in self._steps(plan):
@@ -322,12 +339,13 @@ class Sweeper:
                     went.append(one)
                     self.evicted_count += 1
                     self.evicted_bytes += one.freed_bytes
+                    self.evicted.add(_BY_REASON.get(one.reason, why), amount=one.freed_bytes)
                     if one.tree not in plan.dropped:
                         age = self.policy.older(one.item, age)
                     _log.info(
-                        "evicted tree=%s held_as=%s freed=%d reason=%r",
+                        "evicted tree=%s held_as=%a freed=%d reason=%r",
                         one.tree,
-                        ascii(",".join(one.names[:NAMES_SHOWN_MAX])),
+                        ",".join(one.names[:NAMES_SHOWN_MAX]),
                         one.freed_bytes,
                         one.reason,
                     )

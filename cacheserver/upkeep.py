@@ -1,6 +1,6 @@
 """What the daemon does by itself, now and then, in threads of their own.
 
-Law of this file: what fails is told, and tried again later; it ends neither the thread nor the daemon.
+Law of this file: what fails is told, once, and tried again later; it ends neither the thread nor the daemon.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class Upkeep:
 
     def __init__(self, name: str, chores: Sequence[tuple[float, Callable[[], object]]]) -> None:
         self._chores = chores
+        self._told: dict[Callable[[], object], str] = {}  # what is wrong is told once, and not each second
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -40,12 +41,12 @@ class Upkeep:
         self._stopping.set()
 
     @staticmethod
-    def stop_all(threads: Sequence[Upkeep]) -> None:
-        """Stops several, and gives what they have begun a moment to end."""
+    def stop_all(threads: Sequence[Upkeep], left: Callable[[float], float]) -> None:
+        """Stops several, and gives what they have begun a moment to end: all of them together what is left of one."""
         for one in threads:
             one.stop()
         for one in threads:
-            one._thread.join(STOP_SECONDS)
+            one._thread.join(left(STOP_SECONDS))
 
     def _run(self) -> None:
         for number in itertools.count():
@@ -60,8 +61,11 @@ class Upkeep:
             return
         try:
             chore()
+            self._told.pop(chore, None)
         except CacheError as error:  # a full disk, or one that does not work: it says itself what can be done
-            _log.warning("%s", error)
+            if not self._stopping.is_set() and str(error) != self._told.get(chore):  # else it was broken off
+                self._told[chore] = str(error)
+                _log.warning("%s", error)
         except Exception:  # noqa: BLE001 - whatever it is, the next time it may go well
             if not self._stopping.is_set():  # else the store was closed under it
                 _log.exception("a chore failed")

@@ -99,6 +99,14 @@ def parse(uri: str) -> Artifact:
     return _bare(uri, scheme, rest)
 
 
+def stored(uri: str) -> Artifact:
+    """What a URI of ours stands for, as it was written down. Raises InvalidRequest where another release has done so.
+
+    That of a file has no escapes any more: read as a caller's, a `%20` of its name would become a space.
+    """
+    return Artifact(Kind.BARE, uri) if uri.startswith("file:") else parse(uri)
+
+
 def run(run_id: str, path: str) -> Artifact:
     """The artifact at a path of a run; the whole run where the path is empty. Raises InvalidRequest."""
     if not _RUN_ID.fullmatch(run_id):

@@ -1,22 +1,35 @@
 """Views: read-only folders of hard links to blobs, one for a tree.
 
-Law of this file: a view is built in staging/ and appears whole; one that is replaced is exchanged in one step.
+Law of this file: a view is built in staging/ and appears whole, with its door as it has to be; one that is replaced is
+exchanged in one step, and lets in whom the old one did.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import os
 import stat
+from collections import Counter
+from collections.abc import Iterable
 
+from artifactcache.errors import CacheError, ModeUnavailable
+from cacheserver import doors
 from cacheserver.bounded import Bounded
 from cacheserver.disk import Disk
-from cacheserver.faults import SHORT_ERRNOS, trouble
-from cacheserver.hashing import xxh3_of
+from cacheserver.doors import Doors
+from cacheserver.faults import GONE_ERRNOS, SHORT_ERRNOS, changed, trouble
+from cacheserver.hashing import chunks, xxh3_of
 from cacheserver.libc import exchange
+from cacheserver.turns import Turns
 from cacheserver.words import BlobRow, Manifest
 
 PROVEN_MAX = 100_000  # about 30 MB
+INSIDE_MAX = 100_000  # users, of all views together: about 20 MB
+ROOT = 0  # no mode stops root from reading
+# What a filesystem says where an ACL gets too long: ext4 takes 503 users, btrfs 1,958, XFS 5,457, tmpfs 8,187.
+_TOO_MANY = frozenset({errno.E2BIG, errno.EFBIG, errno.EOVERFLOW, errno.ERANGE})
 
 
 class Views:
@@ -26,6 +39,9 @@ class Views:
         self._disk = disk
         # Inodes of blobs that have another inode by now, hashed once: device, inode, mtime and size to digest.
         self._proven: Bounded[tuple[int, int, int, int], str] = Bounded(PROVEN_MAX)
+        self._inside: Bounded[str, frozenset[int]] = Bounded(INSIDE_MAX)  # trees: users whom the view lets in
+        self._turns = Turns()  # of changing a view's door
+        self._own = os.geteuid()
 
     def path(self, tree: str) -> str:
         """Where a tree's view is, or will be."""
@@ -79,34 +95,108 @@ class Views:
     def _prove(self, fd: int, path: bytes, row: BlobRow) -> bool:
         with io.FileIO(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)) as file:
             inode = _inode(os.fstat(file.fileno()))  # before the bytes: a write in between shows as another mtime
-            if xxh3_of(file, row.size) != row.xxh3:
+            if xxh3_of(chunks(file, row.size)) != row.xxh3:
                 return False
         self._proven.put(inode, row.digest)
         return True
 
     def start(self, path: str, manifest: Manifest) -> None:
         """Makes a view's folders and empty files at a staged path; its blobs are linked in next."""
-        os.mkdir(path, 0o755)
+        os.mkdir(path, 0o700)
         for folder in manifest.folders:
             os.mkdir(os.path.join(os.fsencode(path), folder), 0o755)
         for entry in manifest.files:
             if entry.size == 0:
                 fd = os.open(os.path.join(os.fsencode(path), entry.path), os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
-                os.fchmod(fd, 0o444)
-                os.close(fd)
+                try:
+                    os.fchmod(fd, 0o444)
+                finally:
+                    os.close(fd)
 
     def finish(self, path: str, manifest: Manifest) -> None:
         """Puts a finished view in place, read-only; one that is there already is exchanged for it in one step, and is
-        the caller's to discard."""
+        the caller's to discard.
+
+        Who has a file of the old one open reads on. By its path they are in the new one, which lets in the same users;
+        what they have open of its folders, and their working directory, is empty soon.
+        """
         for folder in manifest.folders:
             os.chmod(os.path.join(os.fsencode(path), folder), 0o555)
         target = self.path(manifest.digest)
-        if os.path.lexists(target):
-            os.chmod(target, 0o755)  # a folder that cannot be written cannot be renamed either
-            exchange(path, target)
-        else:
-            os.rename(path, target)
-        os.chmod(target, 0o555)
+        with self._turns.of(manifest.digest):
+            is_there = os.path.lexists(target)
+            if self._disk.doors is Doors.OPEN:
+                doors.open_to_all(path)
+            else:
+                given = doors.let_in(target) if is_there else frozenset()
+                doors.let_in_only(path, given | self._inside_of(manifest.digest))
+            doors.movable(path, True)
+            if is_there:
+                doors.movable(target, True)
+                exchange(path, target)
+            else:
+                os.rename(path, target)
+            doors.movable(target, False)
+
+    # -- who may enter ----------------------------------------------------------------------------------------------
+
+    def check_given(self) -> None:
+        """Raises ModeUnavailable where views are not given out here."""
+        if self._disk.doors is Doors.SHUT:
+            raise ModeUnavailable(
+                "This host gives out no views: give a dst. Hard links and clones to the store's filesystem cost no more"
+                " room than a view."
+            )
+
+    def let_in(self, tree: str, uid: int) -> None:
+        """Lets a user into a tree's view, where not everybody is. Raises ModeUnavailable, NoSpace, Corrupted."""
+        if self._disk.doors is not Doors.GUARDED or uid in (ROOT, self._own) or uid in self._inside_of(tree):
+            return
+        with self._turns.of(tree):
+            path = self.path(tree)
+            try:
+                inside = doors.let_in(path)
+                if uid not in inside:
+                    inside |= {uid}
+                    doors.let_in_only(path, inside)
+            except OSError as error:
+                raise self._not_let_in(tree, error) from None
+            self._inside.put(tree, inside, len(inside))
+
+    def forget(self, tree: str) -> None:
+        """A view is about to be removed: nobody is let in any more."""
+        self._inside.forget(tree)
+
+    def _inside_of(self, tree: str) -> frozenset[int]:
+        return self._inside.get(tree) or frozenset()
+
+    def _not_let_in(self, tree: str, error: OSError) -> CacheError:
+        if error.errno in GONE_ERRNOS:
+            return changed(f"The view {tree}")
+        if error.errno == errno.EOPNOTSUPP:
+            return ModeUnavailable(
+                "The store's filesystem has no ACLs, by which a view is given to you alone: give a dst, or have the"
+                " store moved to ext4, XFS, btrfs or tmpfs."
+            )
+        # ENOSPC is said of an ACL that is too long, too, by ext4 and btrfs, while the disk has room.
+        if error.errno in _TOO_MANY or (error.errno == errno.ENOSPC and self._disk.space().free):
+            return ModeUnavailable(
+                "The view was given to as many users as the store's filesystem takes until it is evicted: give a dst."
+            )
+        return trouble(error, f"the view {tree} could not be given out")
+
+
+def names_below(folders: Iterable[str]) -> Counter[int]:
+    """How many names each inode has in some folders and below them, as far as they are there."""
+    found, left = Counter[int](), list(folders)
+    for folder in left:
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    left.append(entry.path)
+                else:
+                    found[entry.inode()] += 1
+    return found
 
 
 def _inode(seen: os.stat_result) -> tuple[int, int, int, int]:

@@ -52,17 +52,32 @@ class Warming:
     ) -> None:
         self._cache = cache
         self._index = index
-        self._wanted = tuple(wanted)
         self._clock = clock
         self._ticks = ticks
-        self._due = dict.fromkeys(self._wanted, -math.inf)
+        self._due: dict[Warm, float] = {}
         self._failed: set[Warm] = set()
         self._under_way: dict[Warm, Flight[Brought]] = {}
-        index.pins.forget_warm({(one.uri, one.selection.key) for one in self._wanted})
+        self.become(wanted)
+        self._settle()
+
+    def become(self, wanted: Sequence[Warm]) -> None:
+        """Keeps these from the next look on, and no others."""
+        self._wanted, self._has_changed = tuple(wanted), True
+
+    def _settle(self) -> None:
+        """Lets go what is not to be kept any more."""
+        self._has_changed = False  # before it is read: what changes from now on has another look
+        wanted = self._wanted
+        self._due = {one: self._due.get(one, -math.inf) for one in wanted}
+        for one in [one for one in self._under_way if one not in wanted]:
+            self._cache.leave(self._under_way.pop(one))
+        self._index.pins.forget_warm({(one.uri, one.selection.key) for one in wanted})
 
     def look(self) -> None:
         """Looks after those whose time has come, and those that are here now. Waits for no download."""
-        for one in self._wanted:
+        if self._has_changed:
+            self._settle()
+        for one in self._due:
             flight = self._under_way.get(one)
             if flight is not None and flight.future.done():
                 del self._under_way[one]
@@ -89,7 +104,7 @@ class Warming:
     def _take(self, one: Warm, flight: Flight[Brought]) -> bool:
         try:
             brought = flight.future.result()
-            _log.info("warm uri=%s version=%s bytes=%d", ascii(one.uri), ascii(brought.held.uri), brought.origin_bytes)
+            _log.info("warm uri=%a version=%a bytes=%d", one.uri, brought.held.uri, brought.origin_bytes)
             return self._pin(one, brought.held.uri)
         finally:
             self._cache.leave(flight)

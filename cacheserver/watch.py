@@ -73,6 +73,8 @@ class Watch:
             events = os.read(fd, READ_BYTES)
         except BlockingIOError:
             return False
+        except OSError:  # then nobody knows
+            return True
         place = 0
         while place < len(events):
             _, mask, _, name_bytes = _EVENT.unpack_from(events, place)

@@ -203,6 +203,10 @@ class Resolved:
         """Differs between two versions of the same name."""
         return self.stamp, self.root
 
+    def is_same(self, other: Resolved, path: str) -> bool:
+        """Whether both are one version, and have the bytes of a path in the same places."""
+        return self.identity == other.identity and self.locations(path) == other.locations(path)
+
     def locations(self, path: str) -> tuple[Location, ...]:
         """Where the bytes of a path of this version are; where two have the same file, the later one wins."""
         first, _, rest = path.partition("/")

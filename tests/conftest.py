@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import random
 import shutil
 import signal
 from collections.abc import Callable, Generator, Iterator
@@ -13,16 +14,19 @@ from typing import Any, Protocol
 
 import pytest
 
-from tests.rig import linking, mlflow_server, mounts, users
+from tests.rig import attacker, linking, mlflow_server, mounts, users
 from tests.rig.base import make_base, remove_base
 from tests.rig.caller import Caller
 from tests.rig.counting import CountingProxy
 from tests.rig.daemon import Daemon, config_text, running
+from tests.rig.guarded_server import guarded
 from tests.rig.interpreter import Interpreter, open_interpreter, own_interpreter
 from tests.rig.lying import LyingOrigin, lying_origin
 from tests.rig.mlflow_server import MlflowServer
 from tests.rig.mounts import Filesystem
 from tests.rig.plugin import MlflowUser, write_distribution
+from tests.rig.spawner import Helper
+from tests.rig.survival import People
 from tests.rig.users import User
 
 _numbers = itertools.count(1)
@@ -40,6 +44,13 @@ class StartDaemon(Protocol):
         open_files_max: int | None = None,
         **config: Any,
     ) -> Daemon: ...
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Of `tests/test_fuzz.py`; the seed is also that of kills, power cuts, faults, the soak and games."""
+    parser.addoption("--inputs", type=int, default=1000, help="how much nonsense is sent to each socket")
+    parser.addoption("--seed", type=int, default=None, help="of what is left to chance, as it was printed")
+    parser.addoption("--minutes", type=float, default=20.0, help="how long `make soak` lasts")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -86,6 +97,13 @@ def all_users() -> Iterator[dict[str, User]]:
 def interpreter(base: Path, all_users: dict[str, User]) -> Interpreter:
     """A Python that all of them can run."""
     return open_interpreter(base / "python") if all_users else own_interpreter()
+
+
+@pytest.fixture(scope="session")
+def helper(all_users: dict[str, User], interpreter: Interpreter) -> Iterator[Helper]:
+    """Who forks daemons, instead of a second of imports for each."""
+    with contextlib.closing(Helper(interpreter, all_users.get("daemon"))) as helper:
+        yield helper
 
 
 @pytest.fixture(scope="session")
@@ -173,6 +191,15 @@ def small_disk(base: Path) -> Iterator[Filesystem]:
 
 
 @pytest.fixture
+def proxy(mlflow_proxied: MlflowServer) -> Iterator[CountingProxy]:
+    """The way to the real server, whose bytes are counted, and which a test can block."""
+    proxy = CountingProxy(mlflow_proxied.uri)
+    yield proxy
+    with contextlib.suppress(AssertionError):  # a test may have left it so
+        proxy.disconnect()
+
+
+@pytest.fixture
 def room(base: Path) -> Iterator[Path]:
     """An empty folder of the test's own that every user can reach."""
     folder = base / "rooms" / str(next(_numbers))
@@ -209,6 +236,21 @@ def caller_of(all_users: dict[str, User], interpreter: Interpreter) -> CallerOf:
         return Caller(interpreter, user, daemon.socket_dir, home)
 
     return caller_of
+
+
+@pytest.fixture
+def people(all_users: dict[str, User], interpreter: Interpreter, caller_of: CallerOf) -> People:
+    """Everybody, for a daemon and clients of the test's own."""
+    return People(all_users, interpreter, caller_of)
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """What is left to chance follows from it; it is printed, and is in the report of a test that fails."""
+    told: int | None = request.config.getoption("--seed")
+    found = random.SystemRandom().randrange(2**31) if told is None else told
+    print(f"seed {found}")
+    return found
 
 
 @pytest.fixture
@@ -252,7 +294,7 @@ def liar() -> Iterator[LyingOrigin]:
 
 
 def _starter(
-    stack: contextlib.ExitStack, folder: Path, all_users: dict[str, User], interpreter: Interpreter
+    stack: contextlib.ExitStack, folder: Path, all_users: dict[str, User], interpreter: Interpreter, helper: Helper
 ) -> StartDaemon:
     def start(
         tracking_uri: str,
@@ -275,6 +317,7 @@ def _starter(
             is_system=bool(all_users),
             env=env or {},
             open_files_max=open_files_max,
+            helper=helper,
         )
         return stack.enter_context(running(daemon))
 
@@ -282,17 +325,21 @@ def _starter(
 
 
 @pytest.fixture
-def start_daemon(room: Path, all_users: dict[str, User], interpreter: Interpreter) -> Iterator[StartDaemon]:
+def start_daemon(
+    room: Path, all_users: dict[str, User], interpreter: Interpreter, helper: Helper
+) -> Iterator[StartDaemon]:
     """Starts daemons that live as long as the test."""
     with contextlib.ExitStack() as stack:
-        yield _starter(stack, room, all_users, interpreter)
+        yield _starter(stack, room, all_users, interpreter, helper)
 
 
 @pytest.fixture(scope="module")
-def module_start(module_room: Path, all_users: dict[str, User], interpreter: Interpreter) -> Iterator[StartDaemon]:
+def module_start(
+    module_room: Path, all_users: dict[str, User], interpreter: Interpreter, helper: Helper
+) -> Iterator[StartDaemon]:
     """Starts daemons that live as long as the module."""
     with contextlib.ExitStack() as stack:
-        yield _starter(stack, module_room, all_users, interpreter)
+        yield _starter(stack, module_room, all_users, interpreter, helper)
 
 
 @pytest.fixture(scope="module")
@@ -311,6 +358,21 @@ def distribution(base: Path) -> Path:
 def mlflow_user(alice: Caller, distribution: Path, origin: CountingProxy) -> MlflowUser:
     """Alice, who has the plugin, and whose tracking server is the daemon's."""
     return MlflowUser(alice, distribution, origin.uri)
+
+
+@pytest.fixture(scope="session")
+def siege(
+    base: Path, all_users: dict[str, User], interpreter: Interpreter, caller_of: CallerOf, helper: Helper
+) -> Iterator[Any]:
+    """Alice's artifacts behind a daemon that checks access, for the attempts of `tests/test_attacks*.py`."""
+    if not all_users:
+        pytest.skip(users.reason_not_to_add() or "")
+    place = base / "siege"
+    place.mkdir()
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(guarded(place / "server"))
+        daemon = attacker.start(_starter(stack, place, all_users, interpreter, helper), server)
+        yield attacker.prepared(server, daemon, caller_of(daemon, place, "alice"), caller_of(daemon, place, "bob"))
 
 
 @pytest.fixture(autouse=True)

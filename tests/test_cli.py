@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import CallerOf, StartDaemon
 from tests.rig import trees
 from tests.rig.caller import Caller
+from tests.rig.counting import CountingProxy
 from tests.rig.daemon import Daemon
 from tests.rig.mlflow_server import MlflowServer
 from tests.rig.trees import SMALL
@@ -93,7 +95,9 @@ def test_errors(alice: Caller, arguments: tuple[str, ...], error: str) -> None:
     assert json.loads(done.stdout)["error"] == error
 
 
-@pytest.mark.parametrize("command", ["fetch", "warm", "lock", "ls", "inspect", "verify", "stats", "whoami", "ping"])
+@pytest.mark.parametrize(
+    "command", ["fetch", "warm", "lock", "ls", "inspect", "verify", "stats", "quota", "whoami", "ping"]
+)
 def test_no_daemon(alice: Caller, room: Path, command: str) -> None:
     """Without a daemon every command fails and says so."""
     wanted = ["runs:/" + "0" * 32] if command in ("fetch", "warm", "lock", "inspect") else []
@@ -182,8 +186,12 @@ def test_inspect_for_b3sum(alice: Caller, mlflow_file: MlflowServer, uri: str) -
         assert b3sum_check(dst, lines) != 0
 
 
-def test_verify(alice: Caller, daemon: Daemon, mlflow_proxied: MlflowServer) -> None:
-    """Status 0 where all bytes are right, 1 where not, with the digests of what is wrong."""
+def test_verify(
+    start_daemon: StartDaemon, caller_of: CallerOf, room: Path, proxy: CountingProxy, mlflow_proxied: MlflowServer
+) -> None:
+    """Status 0 where all bytes are right, 1 where not, with the digests of what is wrong until it was fetched again."""
+    daemon = start_daemon(proxy.uri)
+    alice = caller_of(daemon, room)
     wanted = f"runs:/{mlflow_proxied.run({'a': os.urandom(1000)})}"
     alice.fetch(wanted)
     found = succeed(alice, "verify", wanted)
@@ -191,12 +199,13 @@ def test_verify(alice: Caller, daemon: Daemon, mlflow_proxied: MlflowServer) -> 
     digest = succeed(alice, "inspect", wanted)["files"][0]["digest"]
     if daemon.user is None:
         daemon.blob(digest).chmod(0o644)
-    daemon.blob(digest).write_bytes(os.urandom(1000))
-    done = alice.command("verify", wanted, "--json")
+    with proxy.down():  # whoever is first to find it
+        daemon.blob(digest).write_bytes(os.urandom(1000))
+        done = alice.command("verify", wanted, "--json")
     assert done.returncode == 1
     assert json.loads(done.stdout)["corrupted"] == [digest]
     assert len(alice.fetch(wanted).path.joinpath("a").read_bytes()) == 1000
-    assert alice.command("verify").returncode == 0
+    assert alice.as_operator().command("verify").returncode == 0
 
 
 def test_stats_whoami_ping(alice: Caller, daemon: Daemon, uri: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,14 +16,6 @@ from tests.rig.mlflow_server import MlflowServer
 FILES: trees.Files = {"config": b"config", "weights/best": b"x" * 50_000, "weights/last": b"y" * 50_000}
 REWRITTEN = b"z" * 50_000  # with as many bytes: no listing shows it
 TAG_BYTES_MAX = 2 * len(FILES)  # an entity tag is asked for with the file's first byte
-
-
-@pytest.fixture
-def proxy(mlflow_proxied: MlflowServer) -> Iterator[CountingProxy]:
-    """The real server, its bytes counted, for one test."""
-    proxy = CountingProxy(mlflow_proxied.uri)
-    yield proxy
-    proxy.disconnect()
 
 
 @pytest.fixture

@@ -14,13 +14,15 @@ import pytest
 
 from artifactcache.v1 import cache_pb2 as pb
 from cacheserver.connections import REQUESTS_PER_USER_MAX
+from cacheserver.downloads import DOWNLOADS_MAX
 from cacheserver.service import LENGTHY_PER_USER_MAX, REQUESTS_MAX
 from tests.conftest import StartDaemon
 from tests.rig import trees
 from tests.rig.caller import Caller
 from tests.rig.daemon import Daemon
+from tests.rig.http2 import Calls
 from tests.rig.linking import FILES, Session
-from tests.rig.lying import HONEST, Lie, LyingOrigin, file, flat, hangs
+from tests.rig.lying import HONEST, Lie, LyingOrigin, Reply, file, flat, hangs, lying_origin, run_info
 from tests.rig.mlflow_server import MlflowServer
 from tests.rig.until import until
 from tests.rig.wire import Handoff, bearer, error_name, leased, manifest_lines, stub
@@ -242,6 +244,41 @@ def test_fetches_that_wait_for_the_origin(start_daemon: StartDaemon, liar: Lying
     session.handoff.close()
 
 
+def begins(reply: Reply) -> None:
+    """A download that begins, and does not go on."""
+    reply.head(Content_Length=10)
+    reply.hang()
+
+
+def test_downloads_from_a_server_of_ones_own(start_daemon: StartDaemon, liar: LyingOrigin) -> None:
+    """Runs whose root is a server that begins answers and never ends them keep nobody from the tracking server."""
+    answer = liar.answer
+    with lying_origin() as his:
+        stuck = Lie(flat(*(file(str(number)) for number in range(DOWNLOADS_MAX))), lambda path: begins)
+        runs = [his.run(stuck) for _ in range(4)]
+        root = f"{his.uri}/api/2.0/mlflow-artifacts/artifacts"
+
+        def answering(reply: Reply, path: str, query: dict[str, list[str]]) -> None:
+            run_id = query.get("run_id", [""])[0]
+            if run_id in runs:
+                return reply.json({"run": {"info": run_info(run_id) | {"artifact_uri": f"{root}/{run_id}"}}})
+            return answer(reply, path, query)
+
+        liar.answer = answering  # type: ignore[method-assign]
+        daemon = start_daemon(liar.uri, unreachable_after=30.0)
+        session, honest = Session(daemon, f"runs:/{liar.run(HONEST)}"), f"runs:/{liar.run(HONEST)}"
+        with stub(daemon.socket_dir) as cache:
+            asked = [pb.FetchRequest(artifact=pb.ArtifactSelection(uri=f"runs:/{run_id}")) for run_id in runs]
+            waiting = [cache.Fetch(request, metadata=bearer(session.token)) for request in asked]
+            until(lambda: his.download_count >= DOWNLOADS_MAX, "as many downloads as there are at a time")
+            request = pb.FetchRequest(artifact=pb.ArtifactSelection(uri=honest))
+            *_, last = cache.Fetch(request, metadata=bearer(session.token), timeout=20)
+            assert last.result.origin_bytes
+            for one in waiting:
+                one.cancel()
+        session.handoff.close()
+
+
 LONG_NAMES: trees.Files = {f"{number:0200}": b"" for number in range(700)}
 
 
@@ -273,6 +310,35 @@ def test_answers_that_nobody_reads(start_daemon: StartDaemon, mlflow_file: Mlflo
 
         until(served_again, "those who went away to make room")
     session.handoff.close()
+
+
+CALLS = {
+    "heads without a message, of a session": ("Fetch", True, False),
+    "heads without a message, of nobody": ("Fetch", False, False),
+    "heads without a message, of pings": ("Ping", False, False),
+    "answers that there is no room for": ("Fetch", True, True),
+}
+
+
+@pytest.mark.parametrize("sort", CALLS)
+def test_calls_that_do_not_go_on(daemon: Daemon, session: Session, alice: Caller, sort: str) -> None:
+    """Calls that never say what they ask for, or never take what they are given, keep no other user from calling."""
+    method, has_session, has_message = CALLS[sort]
+    request = pb.FetchRequest(artifact=pb.ArtifactSelection(uri=session.uri)).SerializeToString()
+    with Calls(daemon.socket_dir) as calls, stub(daemon.socket_dir) as cache:
+        for _ in range(REQUESTS_MAX + 10):
+            calls.call(method, session.token if has_session else "", request if has_message else None)
+        calls.wait_for_the_last()
+        assert cache.Ping(pb.PingRequest()).pid == daemon.pid
+        if os.geteuid() == 0:  # alice is another user than the one who hoards
+            assert alice.fetch(session.uri).hit
+
+    def served_again() -> bool:
+        with stub(daemon.socket_dir) as cache, contextlib.suppress(grpc.RpcError):
+            return leased(cache, session.token, session.uri).hit
+        return False
+
+    until(served_again, "those who went away to make room")
 
 
 HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # RFC 9113, with empty SETTINGS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
+import json
 import re
 import subprocess
 from collections.abc import Iterator
@@ -16,8 +17,9 @@ from typing import Any
 import pytest
 import tomllib
 
-from cacheserver import config, schema
+from cacheserver import config, schema, settings
 from cacheserver.advice import warnings
+from cacheserver.changes import RESTART
 from cacheserver.readers import percent
 from cacheserver.space import Amount, parse_amount
 
@@ -70,6 +72,14 @@ def test_the_example_has_every_key_with_its_default() -> None:
         _assert_sentence(comment, f"[{section}] {key}")
 
 
+def test_the_example_says_what_needs_a_restart() -> None:
+    """Of every key that does, and of no other."""
+    told = {
+        (section, key) for section, key, _, comment in _documented_in_the_example() if "Needs a restart." in comment
+    }
+    assert told == {(section, key) for section, keys in RESTART.items() for key in keys}
+
+
 def test_the_example_has_every_key_of_what_there_may_be_several_of() -> None:
     """Each where it stands first with a sentence above it; none that does not exist."""
     examples = [row for row in _documented_in_the_example() if row[0].startswith("[")]
@@ -89,8 +99,10 @@ def _assert_sentence(comment: str, what: str) -> None:
 def test_the_example_can_be_used_as_it_is() -> None:
     """It changes nothing; and with the examples at its end it can be used too, without anything to be warned of."""
     text = EXAMPLE.read_text(encoding="utf-8")
-    assert config.parse(text, "example") == config.Config()
-    told = config.parse(re.sub(r"^# (?=\[|\w+ = )", "", text[text.index("# [[retention]]") :], flags=re.M), "example")
+    assert config.parse(text, "example") == settings.Config()
+    examples = re.sub(r"^# (?=\[|\w+ = )", "", text[text.index("# [[grant]]") :], flags=re.M)
+    told = config.parse(f'[access]\ncheck = "rules"\n{examples}', "example")
+    assert len(told.grant) == 3
     assert len(told.retention) == 6 and len(told.warm) == 1 and set(told.quotas.users) == {"*", "alice"}
     assert warnings(told) == []
 
@@ -171,6 +183,17 @@ def test_every_rpc_is_handled() -> None:
     tree = _tree(DAEMON / "service.py")
     service = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Service")
     assert _rpcs() <= {n.name for n in service.body if isinstance(n, ast.FunctionDef)} and len(_rpcs()) >= 8
+
+
+def test_the_figures_in_the_readme_are_those_that_were_measured() -> None:
+    """Row by row what `make bench` has kept, but for what docs/eviction.md and DESIGN.md tell of."""
+    readme = README.read_text(encoding="utf-8")
+    kept = json.loads((TOP / "tests" / "bench" / "results.json").read_text(encoding="utf-8"))
+    elsewhere = re.compile(r"\| (index of|taking in|evicting)")
+    rows = ["| " + " | ".join(one.values()) + " |" for of in kept.values() for one in of["figures"]]
+    wanted = [row for row in rows if not elsewhere.match(row) and "whole trees" not in row]
+    table = readme[readme.index("| | this | against") : readme.index("As `make bench` printed it")]
+    assert table.strip().splitlines()[2:] == wanted and len(wanted) > 30
 
 
 @pytest.mark.parametrize("room", ["cacheserver.cli", "artifactcache.cli"])

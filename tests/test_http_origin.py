@@ -86,9 +86,9 @@ def test_a_file_that_changes_while_it_is_brought_begins_anew(alice: Caller, liar
     broken = Broken(os.urandom(SIZE), part_bytes=SIZE // 2)
 
     def answer(reply: Reply) -> None:
-        broken(reply)
         if len(broken.starts) == 1:
             broken.content, broken.etag = os.urandom(SIZE), '"v2"'
+        broken(reply)
 
     handed = alice.fetch(served(liar, answer))
     assert (handed.path / "weights").read_bytes() == broken.content

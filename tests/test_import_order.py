@@ -22,20 +22,27 @@ ORDER = (
     "trees",
     "bounded",
     "turns",
+    "tallies",
+    "stopping",
+    "ending",
     "schema",
     "selection",
     "uris",
     "space",
     "retention",
+    "access",
     "allowances",
     "readers",
+    "settings",
     "toml_lines",
     "config",
     "advice",
+    "changes",
     "place",
     "flights",
     "quotas",
     "uses",
+    "alarms",
     "eviction",
     "planning",
     "traces",
@@ -47,17 +54,24 @@ ORDER = (
     "whatif",
     "leases",
     "register",
-    "sessions",
-    "operators",
+    "programs",
+    "credentials",
     "libc",
+    "proofs",
+    "sessions",
+    "identities",
+    "roles",
     "lock",
     "lean",
+    "doors",
     "faults",
     "hashing",
     "ballast",
     "removal",
     "staging",
     "partials",
+    "mirror",
+    "quarantine",
     "disk",
     "links",
     "views",
@@ -65,12 +79,18 @@ ORDER = (
     "database",
     "versions",
     "holdings",
+    "arrivals",
     "rankings",
     "pins",
     "rulings",
     "ledger",
+    "recovery",
+    "scrubs",
     "index",
+    "restoring",
+    "prospects",
     "departures",
+    "leftovers",
     "recorder",
     "verify",
     "store",
@@ -93,9 +113,13 @@ ORDER = (
     "azure",
     "objects",
     "roots",
+    "sources",
+    "resolving",
+    "caller",
     "breaker",
     "catalogue",
     "origin",
+    "gate",
     "downloads",
     "evidence",
     "pace",
@@ -104,15 +128,35 @@ ORDER = (
     "cache",
     "retaining",
     "warming",
+    "healing",
+    "meddling",
+    "scrubbing",
     "explaining",
     "answers",
+    "attempts",
+    "logs",
+    "auditfile",
+    "journald",
+    "audit",
     "administration",
+    "waiting",
+    "fetching",
     "upkeep",
+    "listening",
     "connections",
     "handoff",
-    "journal",
     "statuses",
     "service",
+    "guests",
+    "health",
+    "server",
+    "pulse",
+    "notify",
+    "signals",
+    "reloading",
+    "assembly",
+    "metrics",
+    "scraping",
     "daemon",
     "cli",
     "__main__",
@@ -120,8 +164,21 @@ ORDER = (
 
 # These rooms are values and decisions: no disk, no clock, no network, no environment, no randomness.
 PURE = (
-    *("names", "words", "bounded", "selection", "uris", "space", "retention", "allowances", "readers", "toml_lines"),
-    *("config", "advice", "place", "flights", "trees", "eviction", "planning"),
+    *("names", "words", "bounded", "selection", "uris", "space", "retention", "access", "allowances", "readers"),
+    *(
+        "settings",
+        "toml_lines",
+        "config",
+        "credentials",
+        "advice",
+        "changes",
+        "place",
+        "flights",
+        "alarms",
+        "trees",
+        "eviction",
+        "planning",
+    ),
     *("traces", "workloads", "simulate", "foresight"),
 )
 IMPURE = {
@@ -134,24 +191,31 @@ RESERVED = {
     "mlflow": {"origin"},
     "sqlite3": {"database", "schema"},
     "sqlite_utils": {"database"},
-    "grpc": {"service", "statuses"},
+    "grpc": {"health", "service", "server", "statuses"},
+    "grpc_health": {"health"},
+    "grpc_reflection": {"health"},
+    "prometheus_client": {"metrics", "scraping"},
+    "structlog": {"logs"},
     "ctypes": {"libc"},
-    "signal": {"daemon"},
+    "signal": {"signals"},
     "subprocess": set[str](),
-    "socket": {"http", "connections", "handoff", "daemon"},
+    "socket": {"http", "connections", "handoff", "journald", "listening", "notify", "scraping"},
 }
 
 # Only the edge reads a clock; `connections` waits with it.
 CLOCKS = re.compile(r"\btime\.(time|time_ns|monotonic|monotonic_ns|perf_counter)\b|\bdatetime\.now\b")
-READ_A_CLOCK = {"connections", "daemon", "service"}
+READ_A_CLOCK = {"connections", "assembly", "daemon", "service"}
 
-# `staging`, `disk`, `removal`, `views` change the store, `links` others' folders, `daemon` makes the sockets; `libc`
-# has a call of `disk`'s.
+# `staging`, `disk`, `doors`, `removal`, `views` change the store, `links` others' folders, `auditfile` the audit log,
+# `listening` makes the sockets; `libc` has a call of `disk`'s.
 CHANGES = re.compile(
     r"\bos\.(rename|renames|replace|unlink|remove|rmdir|removedirs|mkdir|makedirs|link|symlink|chmod|fchmod|chown|truncate"
-    r"|ftruncate|utime|mkfifo)\b|\bshutil\.|\bexchange\("
+    r"|ftruncate|utime|mkfifo|setxattr|removexattr)\b|\bshutil\.|\bexchange\("
 )
-CHANGE_FILES = {"ballast", "register", "partials", "staging", "disk", "removal", "views", "links", "daemon", "libc"}
+CHANGE_FILES = {
+    *("ballast", "register", "partials", "staging", "disk", "doors", "removal", "views", "links", "auditfile"),
+    *("mirror", "quarantine", "listening", "libc"),
+}
 
 SQL = re.compile(
     r"\b(SELECT .+ FROM|INSERT (OR \w+ )?INTO|UPDATE \w+ SET|DELETE FROM|CREATE (TABLE|INDEX)|PRAGMA)\b", re.S
@@ -229,12 +293,16 @@ def test_only_the_index_speaks_sql() -> None:
         texts = [n.value for n in ast.walk(_tree(DAEMON / f"{room}.py")) if isinstance(n, ast.Constant)]
         if any(isinstance(text, str) and SQL.search(text) for text in texts):
             speakers.add(room)
-    assert speakers == {"database", "holdings", "index", "ledger", "pins", "rankings", "rulings", "schema", "versions"}
+    assert speakers == {
+        *("arrivals", "database", "holdings", "index", "ledger", "mirror", "pins", "rankings", "recovery"),
+        *("rulings", "schema", "scrubs", "versions"),
+    }
 
 
 def test_the_client_imports_nothing_of_the_daemon() -> None:
     """And of others only what its distribution depends on; MLflow's plugin runs inside MLflow."""
-    plugin = {"plugin.py", "repositories.py", "daemon_for_mlflow.py"}
+    # `credentials` asks MLflow for headers only where a package of this process has a plugin for them.
+    plugin = {"plugin.py", "repositories.py", "daemon_for_mlflow.py", "credentials.py"}
     for path in CLIENT.rglob("*.py"):
         for name in _imports(path):
             if path.name in plugin and name.split(".")[0] == "mlflow":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -178,12 +179,11 @@ def test_a_full_disk_at_the_start(
 
 def _fill(path: Path) -> None:
     """Takes all that is free, to the last block; what was deleted just now is free when that is synced."""
-    os.sync()
     with path.open("wb", buffering=0) as file:
-        for piece in (1 << 20, 4096, 4096, 1):
-            try:
+        taken = 0
+        for piece in (1 << 20, 1 << 12, 1 << 12):
+            os.sync()
+            with contextlib.suppress(OSError):
                 while True:
-                    file.write(bytes(piece))
-                    os.fsync(file.fileno())
-            except OSError:
-                os.sync()
+                    os.posix_fallocate(file.fileno(), taken, piece)
+                    taken += piece

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -25,15 +24,6 @@ UNREACHABLE_AFTER = 3.0
 CALL_SECONDS_MAX = 20.0
 STUCK = QUESTIONS_MAX + 8
 FILES: trees.Files = {"model/weights": b"weights", "model/config": b"config", "notes": b"notes"}
-
-
-@pytest.fixture
-def proxy(mlflow_proxied: MlflowServer) -> Iterator[CountingProxy]:
-    """The way to the real server, which a test can block."""
-    proxy = CountingProxy(mlflow_proxied.uri)
-    yield proxy
-    with contextlib.suppress(AssertionError):
-        proxy.disconnect()
 
 
 @pytest.fixture
@@ -95,6 +85,68 @@ def test_what_is_not_held_fails_soon(alice: Caller, proxy: CountingProxy, run_id
     assert names == ["OriginUnavailable"] * 300
     assert asked < 30, "looks at the server, one a second, and the first question with its retries"
     until(lambda: _had(alice, f"runs:/{run_id}") == FILES, "the origin to be asked again")
+
+
+WAYS: dict[str, Callable[[str], bool]] = {
+    "everywhere": lambda path: True,
+    "for questions": lambda path: "/mlflow/" in path,
+    "for listings": lambda path: path.endswith("/mlflow-artifacts/artifacts"),
+    "for entity tags": lambda path: "/mlflow-artifacts/artifacts/" in path,
+}
+
+
+@pytest.mark.parametrize("where", WAYS.values(), ids=WAYS.keys())
+def test_a_bare_404_is_no_word_about_what_is_held(
+    daemon: Daemon, alice: Caller, proxy: CountingProxy, run_id: str, where: Callable[[str], bool]
+) -> None:
+    """A proxy that answers 404 for the server says nothing of runs, aliases and files: what is held is served, stale
+    where that answer was in the way, and nothing of it is forgotten; nobody is sent away when the server is back."""
+    model = f"models:/offline-{run_id}"
+    held = (f"{model}@champion", f"{model}/1", f"runs:/{run_id}")
+    for uri in held:
+        assert not alice.fetch(uri).stale
+    with proxy.misrouting(where):
+        for _ in range(2):
+            for uri in held:
+                handed = alice.fetch(uri)
+                assert (handed.hit, handed.file_count) == (True, 3 if uri == held[2] else 2)
+                assert handed.stale or where is WAYS["for entity tags"], uri
+    with proxy.down():
+        assert {alice.fetch(uri).stale for uri in held} == {True}, "nothing was forgotten"
+    until(lambda: not alice.fetch(held[0]).stale, "the origin to be asked again")
+
+
+@pytest.mark.parametrize("uri", ["runs:/{0}", "models:/offline-{0}@champion", "models:/offline-{0}/1", "models:/m-{0}"])
+def test_a_bare_404_of_what_is_not_held(alice: Caller, proxy: CountingProxy, run_id: str, uri: str) -> None:
+    """OriginUnavailable, which says who did not answer and where to look; at once NotFound, or the files, when the
+    server itself answers."""
+    with proxy.misrouting(), pytest.raises(errors.OriginUnavailable, match=r"404.*tracking URI.*proxy"):
+        alice.fetch(uri.format(run_id))
+    if uri.startswith("models:/m-"):
+        with pytest.raises(errors.NotFound):
+            alice.fetch(uri.format(run_id))
+    else:
+        assert not alice.fetch(uri.format(run_id)).stale
+
+
+def test_what_mlflow_itself_says_is_gone_is_forgotten(
+    alice: Caller, proxy: CountingProxy, mlflow_proxied: MlflowServer, run_id: str
+) -> None:
+    """A real server's own words for an alias, a version and a file that are gone: NotFound, without the server too."""
+    name, client = f"offline-{run_id}", mlflow_proxied.client
+    gone = (f"models:/{name}@champion", f"models:/{name}/1", f"runs:/{run_id}/notes")
+    for uri in gone:
+        alice.fetch(uri)
+    client.delete_registered_model_alias(name, "champion")
+    client.delete_model_version(name, "1")
+    (mlflow_proxied.folder(run_id) / "notes").unlink()
+    for uri in gone:
+        with pytest.raises(errors.NotFound):
+            alice.fetch(uri)
+    with proxy.misrouting():
+        for uri in gone:
+            with pytest.raises(errors.OriginUnavailable):
+                alice.fetch(uri)
 
 
 def _had(alice: Caller, uri: str) -> trees.Files | None:

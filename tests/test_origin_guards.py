@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from tests.rig import trees
 from tests.rig.caller import Caller
 from tests.rig.daemon import Daemon, config_text, running
 from tests.rig.interpreter import Interpreter
+from tests.rig.lying import HONEST, LyingOrigin, Reply, run_info
 from tests.rig.mlflow_server import MlflowServer
 from tests.rig.users import User
 
@@ -80,6 +82,30 @@ def test_a_root_that_the_tracking_server_names_is_read_if_all_can_or_it_is_liste
         lenient.fetch(f"{where.as_uri()}/sub/private")  # named by a client: what is listed does not matter
 
 
+def test_a_symlink_into_a_listed_folder_lists_nothing(
+    start_daemon: StartDaemon, caller_of: CallerOf, mlflow_file: MlflowServer, reader: User, room: Path
+) -> None:
+    """Who may create runs lays a symlink where his own run's root would be, in a folder of his or in the listed one: by
+    his run nobody reads what lies in the listed folder for somebody else's."""
+    uris = [(room / folder).as_uri() for folder in ("listed", "his", "listed")]
+    hers, *his = (run_at(mlflow_file, uri) for uri in uris)
+    trees.plant(mlflow_file.folder(hers), {"private": b"p"})
+    private(mlflow_file.folder(hers) / "private", reader)
+    for run_id in his:
+        mlflow_file.folder(run_id).parent.mkdir(parents=True)
+        mlflow_file.folder(run_id).symlink_to(mlflow_file.folder(hers))
+    named = [
+        mlflow_file.client.get_experiment(run.info.experiment_id).name for run in map(mlflow_file.client.get_run, his)
+    ]
+    more = "".join(f'[[grant]]\nto = ["*"]\nexperiment = {json.dumps(name)}\n' for name in named)
+    daemon = start_daemon(mlflow_file.uri, check="rules", local_roots=(str(room / "listed"),), more=more)
+    bob = caller_of(daemon, room, "bob")
+    assert caller_of(daemon, room, "root").fetch(f"runs:/{hers}").file_count == 1
+    for run_id in his:
+        with pytest.raises(errors.PermissionDenied, match="every user of this host"):
+            bob.fetch(f"runs:/{run_id}")
+
+
 def test_a_daemon_of_ones_own_reads_what_its_user_can(
     interpreter: Interpreter, all_users: dict[str, User], room: Path, mlflow_file: MlflowServer, caller_of: CallerOf
 ) -> None:
@@ -114,7 +140,7 @@ def test_the_store_is_no_origin_for_the_tracking_server_either(
     mlflow_file.folder(run_id).unlink()
     mlflow_file.folder(run_id).symlink_to(room / "above")
     for path in ("", "/store", "/store/index.db", "/store/blobs"):
-        with pytest.raises(errors.PermissionDenied, match="the store itself"):
+        with pytest.raises(errors.PermissionDenied, match=r"the store itself|every user of this host"):
             alice.fetch(f"runs:/{run_id}{path}")
     assert trees.read(alice.fetch(f"runs:/{run_id}/fine").path) == {"x": b"x"}
 
@@ -262,6 +288,8 @@ _ENDPOINT = "api/2.0/mlflow-artifacts/artifacts"
         f"http:/{{other}}/{_ENDPOINT}/x",
         f"http://[{{other}}/{_ENDPOINT}/x",
         "http://{here}/elsewhere/x",
+        f"http://{{here}}/elsewhere/{_ENDPOINT}/x",
+        f"http://{{here}}/{_ENDPOINT}x/{_ENDPOINT}/x",
     ],
 )
 def test_credentials_stay_with_the_tracking_server(
@@ -273,6 +301,34 @@ def test_credentials_stay_with_the_tracking_server(
         caller_of(trusting, room).fetch(uri.format(other=other.host, here=here))
     assert (other.requests, other.connection_count) == ([], 0)
     trusting.assert_no_traceback()
+
+
+@pytest.mark.parametrize("root", [f"http://{{other}}/{_ENDPOINT}/x", f"http://{{here}}/elsewhere/{_ENDPOINT}/x"])
+def test_a_run_elsewhere_on_the_tracking_servers_host(
+    start_daemon: StartDaemon, other: Recorder, caller_of: CallerOf, room: Path, liar: LyingOrigin, root: str
+) -> None:
+    """Whoever listens at another port of that host, or has an application beside the tracking server, names it as the
+    root of his run, and gets neither token nor what ~/.netrc has for the host; the tracking server gets what it got."""
+    seen, answer = list[tuple[str, str]](), liar.answer
+
+    def noting(reply: Reply, path: str, query: dict[str, list[str]]) -> None:
+        seen.append((path, reply.header("Authorization")))
+        answer(reply, path, query)
+
+    liar.answer = noting  # type: ignore[method-assign]
+    here, run_id = liar.uri.removeprefix("http://"), liar.run(HONEST)
+    where = root.format(other=other.host, here=here)
+    liar.answers["runs/get"] = {"run": {"info": run_info(run_id) | {"artifact_uri": where}, "data": {}}}
+    netrc = room / "netrc"
+    netrc.write_text("machine 127.0.0.1 login daemon password of-the-daemon\n")
+    netrc.chmod(0o644)
+    alice = caller_of(start_daemon(liar.uri, env={"MLFLOW_TRACKING_TOKEN": TOKEN, "NETRC": str(netrc)}), room)
+    with pytest.raises(errors.CacheError):
+        alice.fetch(f"runs:/{run_id}/x")
+    elsewhere = [login for path, login in seen if "elsewhere" in path]
+    elsewhere += [headers.get("Authorization", "") for _, headers in other.requests]
+    assert elsewhere and not any(elsewhere)
+    assert all(login for path, login in seen if path.startswith("/api/2.0/mlflow/"))
 
 
 def test_the_tracking_server_may_be_named(

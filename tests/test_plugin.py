@@ -183,7 +183,8 @@ result = [again, sorted(os.listdir(again)), [os.stat(os.path.join(again, n)).st_
         assert names == ["0.bin", "1.bin", "2.bin", "__pycache__"]
         assert modes == [0o644]
         assert b"mine!" not in b"".join(trees.read(Path(path)).values())
-    verified = mlflow_user.caller.run("import artifactcache\nresult = artifactcache.Client().verify().corrupted")
+    operator = mlflow_user.caller.as_operator()
+    verified = operator.run("import artifactcache\nresult = artifactcache.Client().verify().corrupted")
     assert verified == []
 
 

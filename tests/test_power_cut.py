@@ -29,7 +29,7 @@ def _arrivals(shelf: Shelf) -> None:
     Path(path).write_bytes(b"1")
     shelf.store.keep({"s3://b/x": shelf.store.measure(path)}, Standing.FINISHED, 1.0)
     _synced(shelf)
-    assert shelf.store.departures.drop_arrivals(2.0) == 1
+    assert shelf.store.leftovers.expire(2.0) == 1
 
 
 def _wrong(shelf: Shelf) -> None:

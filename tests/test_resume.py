@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,14 +30,6 @@ FILES: trees.Files = {"weights": os.urandom(SIZE), "small": b"small"}
 
 
 @pytest.fixture
-def proxy(mlflow_proxied: MlflowServer) -> Iterator[CountingProxy]:
-    """The way to the real server, which a test can block."""
-    proxy = CountingProxy(mlflow_proxied.uri)
-    yield proxy
-    proxy.disconnect()
-
-
-@pytest.fixture
 def daemon(start_daemon: StartDaemon, proxy: CountingProxy) -> Daemon:
     """A daemon that is patient."""
     return start_daemon(proxy.uri, unreachable_after=20.0)
@@ -49,12 +41,20 @@ def alice(daemon: Daemon, room: Path, caller_of: CallerOf) -> Caller:
     return caller_of(daemon, room)
 
 
+def noted(staging: Path) -> int:
+    """How many bytes of a file that is being written are noted."""
+    try:
+        return max((json.loads(p.read_text())["size"] for p in staging.glob("*.from")), default=0)
+    except ValueError:  # it is being written
+        return 0
+
+
 def broken_off(alice: Caller, daemon: Daemon, proxy: CountingProxy, uri: str, end: Callable[[Daemon], None]) -> None:
     """Has a download ended in its middle, and the daemon started again."""
     with proxy.stalling(STALLED_AT), alice.start("import artifactcache\nartifactcache.fetch(uri)", uri=uri):
         staging = daemon.root / "staging"
         most = STALLED_AT - SLACK + len(FILES["small"])
-        until(lambda: max((p.stat().st_size for p in staging.iterdir()), default=0) > most, "most of the bytes")
+        until(lambda: noted(staging) > most, "most of the bytes")
         end(daemon)
     daemon.start()
 
@@ -102,13 +102,26 @@ def _a_second_name(path: Path, note: Path) -> None:
     os.link(path, path.parent.parent / "kept")
 
 
+def _flipped(path: Path, note: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(12345)
+        flipped = bytes([file.read(1)[0] ^ 1])
+        file.seek(12345)
+        file.write(flipped)
+
+
+def _no_hash(path: Path, note: Path) -> None:
+    told = json.loads(note.read_text())
+    note.write_text(json.dumps({name: told[name] for name in ("boot", "key", "etag")}))
+
+
 def _longer(path: Path, note: Path) -> None:
     os.truncate(path, SIZE + 1)
 
 
 @pytest.mark.parametrize(
     "meddle",
-    [_another_boot, _no_note, _half_a_note, _a_second_name, _longer],
+    [_another_boot, _no_note, _half_a_note, _a_second_name, _flipped, _no_hash, _longer],
     ids=lambda meddle: meddle.__name__.strip("_"),
 )
 def test_a_beginning_that_cannot_be_trusted(
@@ -167,7 +180,7 @@ def test_an_object_of_an_s3_store(start_daemon: StartDaemon, caller_of: CallerOf
         alice = caller_of(daemon, room)
         with alice.start("import artifactcache\nartifactcache.fetch(uri)", uri=uri):
             staging = daemon.root / "staging"
-            until(lambda: sum(p.stat().st_size for p in staging.iterdir()) >= STALLED_AT, "the parts that come")
+            until(lambda: noted(staging) >= STALLED_AT, "the parts that come")
             daemon.kill()
         asked.clear()
         flowing.set()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import mlflow
 import pytest
@@ -18,7 +21,9 @@ from tests.rig.interpreter import Interpreter
 from tests.rig.lying import HONEST, LyingOrigin
 from tests.rig.mlflow_server import MlflowServer
 from tests.rig.mounts import Filesystem
+from tests.rig.unsteady import FAULTS, UnsteadyOrigin, unsteady_origin
 from tests.rig.users import User
+from tests.rig.weather import Weather
 
 
 def test_a_mounted_filesystem_is_what_it_says(filesystem: Filesystem) -> None:
@@ -96,3 +101,75 @@ def test_sessions_that_begin_together_clear_one_leftover(tmp_path: Path) -> None
     assert [session.communicate()[1] for session in sessions] == [""] * 4
     assert [session.returncode for session in sessions] == [0] * 4
     assert list(tmp_path.iterdir()) == []
+
+
+def _download(origin: UnsteadyOrigin, run_id: str) -> tuple[int, bytes]:
+    """Status and body of one file, as plain HTTP has them."""
+    uri = f"{origin.server.artifact_uri(run_id)}/file".replace(
+        "mlflow-artifacts:/", "/api/2.0/mlflow-artifacts/artifacts/"
+    )
+    connection = http.client.HTTPConnection(urlsplit(origin.uri).netloc, timeout=HANGS_FOR_SECONDS)
+    try:
+        connection.request("GET", uri)
+        reply = connection.getresponse()
+        return reply.status, reply.read()
+    finally:
+        connection.close()
+
+
+HANGS_FOR_SECONDS = 10.0
+FAILURES: dict[str, tuple[type[Exception], ...]] = {
+    "half answers": (http.client.IncompleteRead,),
+    "hangs": (TimeoutError,),
+    "resets": (ConnectionResetError,),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_an_origin_that_fails_on_command(
+    mlflow_proxied: MlflowServer, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each fault is what it says, to a client that knows nothing but HTTP; before and after it the file comes whole."""
+    monkeypatch.setattr(f"{__name__}.HANGS_FOR_SECONDS", 1.0 if kind == "hangs" else HANGS_FOR_SECONDS)
+    content = b"A" * 1000
+    run_id = mlflow_proxied.run({"file": content})
+    with unsteady_origin(mlflow_proxied) as origin:
+        assert _download(origin, run_id) == (200, content)
+        with origin.failing(kind):
+            if kind in FAILURES:
+                for _ in range(2):
+                    with pytest.raises(FAILURES[kind]):
+                        _download(origin, run_id)
+            elif kind == "5xx storm":
+                assert {_download(origin, run_id)[0] for _ in range(7)} == {429, 500, 502, 503, 504}
+            elif kind == "wrong lengths":
+                assert _download(origin, run_id) == (200, content[:-1])
+                with pytest.raises(http.client.IncompleteRead):
+                    _download(origin, run_id)
+            elif kind == "changing":
+                assert _download(origin, run_id) == (200, content)
+                with pytest.raises(http.client.IncompleteRead):
+                    _download(origin, run_id)
+                content = b"B" * 1000
+            else:
+                assert _download(origin, run_id) == (200, content)
+        origin.forget()
+        assert _download(origin, run_id) == (200, content)
+        assert (origin.downloads.total(), origin.question_count) == (1, 0)
+
+
+def test_what_the_weather_accounts_for(mlflow_proxied: MlflowServer) -> None:
+    """An error of a call counts as the origin's, or as a restart's, where such a spell was then, or shortly before."""
+    with unsteady_origin(mlflow_proxied) as origin:
+        weather = Weather(origin, random.Random(1), patience=5.0, fair=(1.0, 1.0), foul=(1.0, 1.0))
+        weather.change(100.0)
+        weather.clear(110.0)
+        weather.note_restart(200.0, 210.0)
+    assert weather.accounts_for("OriginUnavailable", 90.0, 101.0)
+    assert weather.accounts_for("OriginUnavailable", 114.0, 130.0)
+    assert weather.accounts_for("DaemonUnavailable", 209.0, 211.0)
+    assert not weather.accounts_for("OriginUnavailable", 90.0, 99.0)
+    assert not weather.accounts_for("OriginUnavailable", 116.0, 130.0)
+    assert not weather.accounts_for("NotFound", 105.0, 106.0)
+    assert not weather.accounts_for("DaemonUnavailable", 105.0, 106.0)
+    assert not weather.accounts_for("DaemonUnavailable", 211.0, 212.0)

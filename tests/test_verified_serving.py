@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from blake3 import blake3
 
 from artifactcache import errors
+from cacheserver.upkeep import ROUND_SECONDS
 from tests.conftest import CallerOf, StartDaemon
 from tests.rig import trees
 from tests.rig.caller import Caller
@@ -103,8 +105,8 @@ def test_a_changed_blob(
     handed = alice.fetch(held.uri, None if mode == "view" else alice.cwd / "dst", mode=mode)
     assert trees.read(handed.path) == held.files
     assert handed.digest == held.digest
-    assert origin.bytes - before == SIZE == handed.origin_bytes
-    assert not handed.hit
+    assert origin.bytes - before == SIZE, "by this call, or by the daemon itself, whichever was faster"
+    assert handed.origin_bytes == (0 if handed.hit else SIZE)
     if tamper in (_shorten, _lengthen, _empty, _flip, _replace_inode):
         assert len(daemon.quarantined()) == quarantined + 1
     again = alice.fetch(held.uri)
@@ -160,11 +162,11 @@ def test_a_changed_blob_and_no_origin(
 ) -> None:
     """When right bytes cannot be had, the caller is told so; wrong ones are not handed over in any mode."""
     proxy = CountingProxy(mlflow_proxied.uri)
-    daemon = start_daemon(proxy.uri, unreachable_after=2.0)
+    daemon = start_daemon(proxy.uri, unreachable_after=10.0)
     alice = caller_of(daemon, room)
     held = Held(alice, daemon, mlflow_proxied)
-    tamper(held.blob)
     with proxy.down():
+        tamper(held.blob)
         for mode in ("hardlink", "copy", "view"):
             with pytest.raises((errors.Corrupted, errors.OriginUnavailable)):
                 alice.fetch(held.uri, None if mode == "view" else alice.cwd / "dst", mode=mode)
@@ -192,23 +194,24 @@ def test_a_changed_blob_across_a_restart(alice: Caller, daemon: Daemon, held: He
 
 def test_verify_finds_what_nothing_else_shows(alice: Caller, daemon: Daemon, held: Held, origin: CountingProxy) -> None:
     """A bit that flipped with size and mtime as they were is found by `verify`, and then fetched again."""
-    status = held.blob.stat()
-    _flip(held.blob)
-    os.utime(held.blob, ns=(status.st_atime_ns, status.st_mtime_ns))
+    before, status = origin.bytes, held.blob.stat()
+    with held.blob.open("r+b", buffering=0) as file:
+        file.write(bytes([held.files["a"][0] ^ 1]))
+        os.utime(held.blob, ns=(status.st_atime_ns, status.st_mtime_ns))  # before it is closed, which is noticed
     code = """
         import artifactcache
         with artifactcache.Client() as client:
             found = client.verify()
         result = [list(found.corrupted), list(found.affected), found.blobs_checked]
     """
-    corrupted, affected, checked = alice.run(code)
+    corrupted, affected, checked = alice.as_operator().run(code)
     assert corrupted == [held.blob.parent.name + held.blob.name]
     assert affected
     assert checked >= 2
     handed = alice.fetch(held.uri, alice.cwd / "dst")
     assert trees.read(handed.path) == held.files
-    assert handed.origin_bytes == SIZE
-    assert alice.run(code)[0] == []
+    assert origin.bytes - before == SIZE, "by this call, or by the daemon itself, whichever was faster"
+    assert alice.as_operator().run(code)[0] == []
 
 
 def test_verify_of_one_artifact(alice: Caller, daemon: Daemon, held: Held, mlflow_proxied: MlflowServer) -> None:
@@ -223,20 +226,18 @@ def test_verify_of_one_artifact(alice: Caller, daemon: Daemon, held: Held, mlflo
     assert alice.run(code, uri=other.uri) == [[], 2, SIZE + 100]
 
 
-def test_a_changed_manifest(
-    start_daemon: StartDaemon, mlflow_proxied: MlflowServer, room: Path, caller_of: CallerOf
-) -> None:
-    """A manifest that is not what its name says is not believed: right bytes, or Corrupted."""
-    daemon = start_daemon(mlflow_proxied.uri)
-    alice = caller_of(daemon, room)
-    held = Held(alice, daemon, mlflow_proxied)
+def test_a_changed_manifest(alice: Caller, daemon: Daemon, held: Held) -> None:
+    """A manifest that is not what its name says is not handed out, though the daemon has read it when it was right:
+    right bytes by their names, or Corrupted, and then right bytes."""
     manifest = daemon.root / "manifests" / held.digest[:2] / held.digest[2:]
-    manifest.chmod(0o644)
-    manifest.write_bytes(manifest.read_bytes().replace(b" a\n", b" c\n"))
-    daemon.restart()
-    try:
-        handed = alice.fetch(held.uri, alice.cwd / "dst")
-    except errors.Corrupted:
-        assert os.listdir(alice.cwd) == []
-    else:
-        assert trees.read(handed.path) == held.files
+    time.sleep(3 * ROUND_SECONDS)  # the watch has looked at what the fetch has made
+    with manifest.open("r+b", buffering=0) as file:  # until it is closed, no watch hears of it
+        changed = file.read().replace(b" b\n", b" c\n")  # in order, as a client expects it
+        file.seek(0)
+        file.write(changed)
+        try:
+            handed = alice.fetch(held.uri, alice.cwd / "dst", mode="copy")
+        except errors.Corrupted:
+            assert os.listdir(alice.cwd) == []
+            handed = alice.fetch(held.uri, alice.cwd / "dst", mode="copy")
+    assert trees.read(handed.path) == held.files

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from artifactcache import materialize
+import grpc
+
+from artifactcache import forks, materialize, status
 from artifactcache.deadline import Deadline
 from artifactcache.errors import CacheError, Corrupted, DaemonUnavailable, InvalidRequest, ModeUnavailable, NotFound
 from artifactcache.request import Selection
@@ -24,6 +27,7 @@ from artifactcache.results import (
     Progress,
     Stats,
     Swept,
+    Usage,
     Verified,
     Warmed,
     WhoAmI,
@@ -232,6 +236,19 @@ class Calls:
             refetch_seconds=reply.refetch_seconds,
         )
 
+    def audit(
+        self, user: str, artifact: str, refused: bool, since: float, follow: bool, deadline: Deadline
+    ) -> Iterator[dict[str, Any]]:
+        """Ask for lines of the audit log."""
+        request = pb.AuditRequest(user=user, artifact=artifact, refused_only=refused, since=since, follow=follow)
+
+        def begin(connection: Connection) -> Iterator[Any]:
+            events = connection.each("Audit", request, deadline)
+            next(events, None)  # is empty, and says that this caller may
+            return events
+
+        yield from _records(self.session.call(begin, deadline))
+
     def stats(self, deadline: Deadline) -> Stats:
         """Ask for the counters."""
         reply = self._unary("Stats", pb.StatsRequest(), deadline)
@@ -247,6 +264,16 @@ class Calls:
             pid=reply.pid,
             tracking_uri=reply.tracking_uri,
             access_check=reply.access_check,
+            roles=tuple(reply.roles),
+            groups=tuple(reply.groups),
+        )
+
+    def usage(self, everybody: bool, deadline: Deadline) -> tuple[Usage, ...]:
+        """Ask what is on accounts."""
+        reply = self._unary("Usage", pb.UsageRequest(everybody=everybody), deadline)
+        return tuple(
+            Usage(each.uid, each.user, each.held_bytes, each.tree_count, each.held_bytes_max or None)
+            for each in reply.users
         )
 
     def ping(self, deadline: Deadline) -> Pong:
@@ -259,6 +286,20 @@ class Calls:
 
     def _stream(self, method: str, request: object, deadline: Deadline, watch: Watch | None = None) -> Any:
         return self.session.call(lambda connection: connection.stream(method, request, deadline, watch), deadline)
+
+
+def _records(events: Iterator[Any]) -> Iterator[dict[str, Any]]:
+    epoch = forks.gate.epoch
+    try:
+        for event in events:
+            yield from map(json.loads, event.lines)
+    except grpc.RpcError as error:
+        if error.code() is grpc.StatusCode.CANCELLED and forks.gate.epoch != epoch:
+            raise DaemonUnavailable(
+                "this process has forked, which broke off what was read of the audit log: ask again, since the last "
+                "line's time"
+            ) from None
+        raise status.typed(error) from None
 
 
 def _encode(wanted: Selection) -> pb.ArtifactSelection:

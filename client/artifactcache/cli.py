@@ -2,7 +2,7 @@
 
 Exit status: 0 for success, 1 for an error or for corrupted bytes, 2 for a wrong command line; what signals do is
 said in `command`, which calls this. With `--json` there is exactly one JSON document on stdout: the result or, after an
-error, `{"error": class, "message": …}`.
+error, `{"error": class, "message": …}`. Of `audit` it is one a line, for it may have no end.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import os
 import sys
 
-from artifactcache import __version__, commands, render, request, units, upkeep
+from artifactcache import __version__, auditing, commands, render, request, units, upkeep
 from artifactcache.client import Client
 from artifactcache.errors import CacheError, InvalidRequest
 from artifactcache.request import EXISTS, KINDS, MODES
@@ -148,7 +148,10 @@ def _parser() -> argparse.ArgumentParser:
         "--format", choices=("table", "b3sum"), default="table", help="b3sum: lines for `b3sum --check`"
     )
     add(
-        "verify", commands.verify, "Hash stored bytes again: those of URI, or all. Status 1 if any are wrong.", run
+        "verify",
+        commands.verify,
+        "Hash stored bytes again: those of URI, or all, which is for operators. Status 1 if any are wrong.",
+        run,
     ).add_argument("uri", nargs="?", metavar="URI")
     pin = add(
         "pin",
@@ -190,6 +193,14 @@ def _parser() -> argparse.ArgumentParser:
         run,
         patterns,
     ).add_argument("uri", nargs="?", metavar="URI")
+    _audit_options(
+        add(
+            "audit",
+            auditing.audit,
+            "Show who has attempted to read what, and what came of it, the oldest first. With --json each line is a "
+            "document. For operators.",
+        )
+    )
     lock = add(
         "lock",
         commands.lock,
@@ -214,7 +225,24 @@ def _parser() -> argparse.ArgumentParser:
     sync.add_argument("--locked", required=True, metavar="FILE", help="the lock file")
     sync.add_argument("dir", nargs="?", metavar="DIR", help="the folder to place them in")
     sync.add_argument("--mode", choices=("auto", *KINDS), default="auto", help="how to place them (default: auto)")
+    add(
+        "quota",
+        upkeep.quota,
+        "Show how much is on your account, and how much may be. What others share is divided among all who do.",
+    ).add_argument("--all", dest="everybody", action="store_true", help="everybody's account. For administrators")
     add("stats", commands.stats, "Show what the store holds, and what was served.")
-    add("whoami", commands.whoami, "Show who the daemon says you are.")
+    add("whoami", commands.whoami, "Show who you are to the daemon, with your roles and groups.")
     add("ping", commands.ping, "Ask whether the daemon answers.")
     return parser
+
+
+def _audit_options(audit: argparse.ArgumentParser) -> None:
+    audit.add_argument("--user", help="only attempts of this user, by name or by number")
+    audit.add_argument(
+        "--artifact", metavar="PATTERN", help="only of what was asked for, or resolved to, like this; * crosses slashes"
+    )
+    audit.add_argument("--refused", action="store_true", help="only attempts that were refused")
+    audit.add_argument(
+        "--since", type=_duration, metavar="DURATION", help="only those of the last 90s, 15m, 12h, 7d or 2w"
+    )
+    audit.add_argument("--follow", action="store_true", help="go on with those that come, until interrupted")

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from artifactcache import forks, request
 from artifactcache.deadline import Deadline
 from artifactcache.errors import InvalidRequest
+from artifactcache.operations import OnProgress, Operations, Patterns
 from artifactcache.results import (
-    Explained,
     Fetched,
     Held,
     Inspected,
-    Pinned,
     Pong,
-    Progress,
     Stats,
-    Swept,
     Synced,
     Verified,
     Warmed,
@@ -30,12 +26,10 @@ if TYPE_CHECKING:
     from artifactcache.calls import Calls
     from artifactcache.lockfile import Lock
 
-Patterns = str | Iterable[str]
 Destination = str | bytes | os.PathLike[str] | os.PathLike[bytes]
-OnProgress = Callable[[Progress], object]
 
 
-class Client:
+class Client(Operations):
     """A session with the daemon on this host. Safe to share between threads, and around `fork`.
 
     The session opens with the first call. It ends with `close()` or the `with` block, and with it the leases of its
@@ -185,7 +179,10 @@ class Client:
         return locking.sync(self._calls(), wanted, where, folder, mode, progress, Deadline(request.timeout(timeout)))
 
     def list(self, *, timeout: float | None = None) -> tuple[Held, ...]:
-        """List the artifacts that the daemon holds, sorted by version."""
+        """List the artifacts that the daemon holds, sorted by version.
+
+        Where it checks access, these are those that this user has fetched; all of them for operators.
+        """
         return self._calls().list(Deadline(request.timeout(timeout)))
 
     def inspect(
@@ -214,81 +211,19 @@ class Client:
         """Have the stored bytes of an artifact hashed again, or of everything where none is named.
 
         Blobs that are wrong are not an error here: they are in the result, quarantined, and fetched again when they
-        are next asked for.
+        are next asked for. Everything is for operators, else PermissionDenied.
         """
         everything = uri is None and run_id is None and artifact_path is None
         wanted = None if everything else request.selection(uri, run_id, artifact_path)
         request.callback(progress)
         return self._calls().verify(wanted, progress, Deadline(request.timeout(timeout)))
 
-    def pin(
-        self,
-        uri: str | None = None,
-        *,
-        run_id: str | None = None,
-        artifact_path: str | None = None,
-        include: Patterns = (),
-        exclude: Patterns = (),
-        for_seconds: float | None = None,
-        progress: OnProgress | None = None,
-        timeout: float | None = None,
-    ) -> Pinned:
-        """Make an artifact present, and promise not to evict it for so many seconds, None until it is unpinned.
-
-        An alias is pinned as the version that it stands for now. For operators, else PermissionDenied.
-        """
-        wanted = request.selection(uri, run_id, artifact_path, include, exclude)
-        seconds = request.pin_seconds(for_seconds)
-        request.callback(progress)
-        deadline = Deadline(request.timeout(timeout))
-        return self._calls().pin(wanted, seconds, progress, deadline)
-
-    def unpin(
-        self,
-        uri: str | None = None,
-        *,
-        run_id: str | None = None,
-        artifact_path: str | None = None,
-        include: Patterns = (),
-        exclude: Patterns = (),
-        timeout: float | None = None,
-    ) -> tuple[str, ...]:
-        """End the pins of a version, or those made by this URI; return the versions. For operators.
-
-        Raises NotFound where there is no such pin.
-        """
-        wanted = request.selection(uri, run_id, artifact_path, include, exclude)
-        return self._calls().unpin(wanted, Deadline(request.timeout(timeout)))
-
-    def sweep(self, *, dry_run: bool = False, free_bytes: int | None = None, timeout: float | None = None) -> Swept:
-        """Evict what the store's limits and rules want gone now, or at least `free_bytes`. For operators.
-
-        With `dry_run` nothing goes: the result is the plan. Where less could go than was wanted, the result says why.
-        """
-        request.flag(dry_run, "dry_run")
-        count = request.free_bytes(free_bytes)
-        return self._calls().sweep(dry_run, count, Deadline(request.timeout(timeout)))
-
-    def explain(
-        self,
-        uri: str | None = None,
-        *,
-        run_id: str | None = None,
-        artifact_path: str | None = None,
-        include: Patterns = (),
-        exclude: Patterns = (),
-        timeout: float | None = None,
-    ) -> Explained:
-        """Ask why an artifact that is held is kept, or how soon it would go. Raises NotFound where it is not held."""
-        wanted = request.selection(uri, run_id, artifact_path, include, exclude)
-        return self._calls().explain(wanted, Deadline(request.timeout(timeout)))
-
     def stats(self, *, timeout: float | None = None) -> Stats:
         """Ask what the store holds, and what was served."""
         return self._calls().stats(Deadline(request.timeout(timeout)))
 
     def whoami(self, *, timeout: float | None = None) -> WhoAmI:
-        """Ask whom the kernel says this process belongs to, and which tracking server is served."""
+        """Ask who this process is to the daemon, with its groups and roles, and which tracking server is served."""
         return self._calls().whoami(Deadline(request.timeout(timeout)))
 
     def ping(self, *, timeout: float | None = None) -> Pong:

@@ -210,8 +210,8 @@ def stats(client: Client, arguments: argparse.Namespace, bar: render.Bar) -> int
         value = getattr(stats, name)
         if name.endswith("_bytes"):
             value = render.size(value)
-        elif name == "started_at":
-            value = f"{render.age(time.time() - value)} ago"
+        elif name.endswith("_at"):
+            value = f"{render.age(time.time() - value)} ago" if value else "never"
         rows.append((name.replace("_", " "), str(value)))
     output.lines(render.table(rows))
     return 0
@@ -223,8 +223,10 @@ def whoami(client: Client, arguments: argparse.Namespace, bar: render.Bar) -> in
     if arguments.json:
         print(render.document(me))
         return 0
-    groups = ", ".join(map(str, me.gids))
-    output.line(f"{me.user} (uid {me.uid}, groups {groups}, pid {me.pid})")
+    gids = ", ".join(map(str, me.gids))
+    output.line(f"{render.printable(me.user)} (uid {me.uid}, groups {gids}, pid {me.pid})")
+    groups = ", ".join(map(render.printable, me.groups))
+    output.line(f"roles {', '.join(('reader', *me.roles))}; groups by name {groups or 'none'}")
     output.line(f"origin {me.tracking_uri}, access check {me.access_check}")
     return 0
 

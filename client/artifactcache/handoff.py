@@ -12,7 +12,7 @@ import resource
 import socket
 import struct
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from artifactcache.deadline import Deadline
 from artifactcache.errors import (
@@ -69,10 +69,24 @@ class Handoff:
             kind = PermissionDenied if error.errno == errno.EACCES else DaemonUnavailable
             raise kind(f"no daemon answers at {self._path} ({error.strerror}): {hint}") from None
 
-    def hello(self, token: str, deadline: Deadline) -> str:
-        """Open a session (empty `token`) or join one; return the session's token."""
-        reply, _ = self._ask(pb.HandoffRequest(hello=pb.Hello(token=token)), "welcome", (), deadline)
-        return reply.welcome.token
+    def join(self, token: str, deadline: Deadline) -> None:
+        """Join a session."""
+        self._hello(pb.Hello(token=token), deadline)
+
+    def open(self, deadline: Deadline) -> tuple[pb.Welcome, list[int]]:
+        """Open a session whose calls are proved; beside the answer the page's descriptor, which the caller closes.
+
+        None is there where the daemon knows nothing of proofs.
+        """
+        return self._hello(pb.Hello(proves_calls=True), deadline)
+
+    def _hello(self, hello: pb.Hello, deadline: Deadline) -> tuple[pb.Welcome, list[int]]:
+        reply, descriptors = self._ask(pb.HandoffRequest(hello=hello), "welcome", (), deadline, expected=None)
+        return reply.welcome, descriptors
+
+    def present(self, headers: Mapping[str, str], deadline: Deadline) -> None:
+        """Give the session the caller's credentials for the tracking server."""
+        self._ask(pb.HandoffRequest(present=pb.Present(headers=headers)), "presented", (), deadline)
 
     def manifest(self, lease: int, deadline: Deadline) -> int:
         """Return a read-only descriptor of the leased tree's manifest; the caller closes it."""
@@ -118,8 +132,9 @@ class Handoff:
             self._socket.settimeout(None)  # with a timeout, recv() would wait in spite of MSG_DONTWAIT
         try:
             reply = self._decode(data, flags, wanted)
-            count = reply.blobs.count if expected is None else expected
-            if len(descriptors) != count or (expected is None and not count):
+            told = reply.blobs.count if wanted == "blobs" else int(reply.welcome.wants_proofs)
+            count = told if expected is None else expected
+            if len(descriptors) != count or (wanted == "blobs" and not count):
                 raise CacheError(f"the daemon sent {len(descriptors)} descriptors instead of {count}")
         except BaseException:
             close_all(descriptors)

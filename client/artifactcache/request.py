@@ -13,6 +13,7 @@ MODES = ("auto", "view", *KINDS)
 EXISTS = ("error", "replace", "merge")
 PATTERNS_MAX = 100  # include and exclude together; the daemon takes no more
 PIN_SECONDS_MAX = 100 * 365 * 86_400  # a hundred years: who wants more means "no end"
+YEAR_10000 = 253_402_300_800  # in seconds since the epoch; no time of the audit log is as late
 BYTES_MAX = 2**63 - 1  # what the contract can say of a size
 
 
@@ -93,6 +94,19 @@ def free_bytes(count: object) -> int | None:
     if count > BYTES_MAX:
         raise InvalidRequest(f"free_bytes is at most {BYTES_MAX}: no disk has more")
     return count
+
+
+def audited(user: object, artifact: object, since: object) -> tuple[str, str, float]:
+    """Check which lines of the audit log are wanted; what is empty is no condition."""
+    if since is not None and (
+        isinstance(since, bool) or not isinstance(since, (int, float)) or not 0 <= since < YEAR_10000
+    ):
+        raise InvalidRequest(f"since is a time in seconds since the epoch, not {_shown(since)}")
+    return (
+        "" if user is None else _name(user, "user"),
+        "" if artifact is None else _name(artifact, "artifact"),
+        0.0 if since is None else float(since),
+    )
 
 
 def callback(progress: object) -> None:

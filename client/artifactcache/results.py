@@ -156,7 +156,7 @@ class Verified:
     blobs_checked: int
     bytes_checked: int
     corrupted: tuple[str, ...]
-    """Digests of the blobs that were wrong or gone."""
+    """Digests of the blobs, and of the trees whose manifests, were wrong or gone, or could not be looked at."""
     affected: tuple[str, ...]
     """The versions that held one of them."""
     seconds: float
@@ -208,6 +208,7 @@ class Swept:
     evicted: tuple[Evicted, ...]
     tree_count: int
     freed_bytes: int
+    """What that gives back to the disk, with what downloads that failed had left: it goes before any tree."""
     wanted_bytes: int
     """What was to be freed."""
     kept: tuple[Kept, ...]
@@ -253,6 +254,8 @@ class Stats:
     download_count: int
     coming_bytes: int
     """Bytes promised to downloads under way that are no blobs yet."""
+    refused_count: int
+    """Attempts to read an artifact that were refused to the caller."""
     session_count: int
     lease_count: int
     pin_count: int
@@ -262,6 +265,17 @@ class Stats:
     evicted_bytes: int
     """Bytes that this has given back to the disk."""
     quarantine_count: int
+    damaged_count: int
+    """Artifacts that lack bytes which were wrong or gone, and are being fetched again."""
+    scrub_began_at: float
+    """When the check of all blobs in the background began the pass under way, or the last one; 0 before the first."""
+    scrub_ended_at: float
+    """When it last ended a pass; 0 before the first."""
+    scrub_blob_count: int
+    """Blobs looked at in the pass under way, or in the last one."""
+    scrub_bytes: int
+    scrub_wrong_count: int
+    """Blobs and manifests that were wrong or gone, or could not be looked at."""
     started_at: float
     store_root: str
 
@@ -276,6 +290,24 @@ class WhoAmI:
     pid: int
     tracking_uri: str
     access_check: str
+    """How access is checked: "none", "caller" or "rules"."""
+    roles: tuple[str, ...]
+    """What this process may do beside reading: "operator", "administrator"."""
+    groups: tuple[str, ...]
+    """The names of the groups that access goes by: those that the host's directory knows now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What is on one user's account."""
+
+    uid: int
+    user: str
+    held_bytes: int
+    """Bytes held, what is shared divided among those who share it."""
+    tree_count: int
+    held_bytes_max: int | None
+    """How many bytes the user may hold; None where there is no limit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,13 @@ import stat
 import threading
 import urllib.parse
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import grpc
 
-from artifactcache import forks, handoff, request, status
+from artifactcache import credentials, forks, handoff, proofs, request, status
 from artifactcache.deadline import Deadline
 from artifactcache.errors import CacheError, DaemonUnavailable, InvalidRequest, PermissionDenied, Unauthenticated
 from artifactcache.paths import GRPC_SOCKET, SOCKET_DIR_VARIABLE, SYSTEM_SOCKET_DIR, user_socket_dir
@@ -53,6 +54,8 @@ _CHANNEL_OPTIONS = (
     ("SingleThreadedUnaryStream", 1),
 )
 
+_JUDGED = frozenset({"Fetch", "Inspect", "Verify", "Explain", "Pin"})  # calls about what not everybody may read
+
 Result = TypeVar("Result")
 Watch = Callable[[pb.Progress], None]
 
@@ -69,8 +72,13 @@ class Connection:
         """Introduce this process to the daemon at the other end of `connection`."""
         self._socket_dir = socket_dir
         self._handoff = connection
-        self._token = connection.hello("", deadline)
-        self._metadata = (("authorization", f"Bearer {self._token}"),)
+        welcome, descriptors = connection.open(deadline)
+        try:
+            self._page = proofs.Page(descriptors[0]) if descriptors else None
+        finally:
+            handoff.close_all(descriptors)
+        self._token, self._credentials_for = welcome.token, welcome.credentials_for
+        self._presented: dict[str, str] | None = None
         self._stub = _stub(socket_dir)
 
     def ended(self) -> bool:
@@ -81,19 +89,38 @@ class Connection:
         """Open a hand-over's own connection; the caller closes it."""
         joined = handoff.Handoff(self._socket_dir, deadline)
         try:
-            joined.hello(self._token, deadline)
+            joined.join(self._token, deadline)
         except BaseException:
             joined.close()
             raise
         return joined
 
+    def present(self, deadline: Deadline) -> None:
+        """Give the daemon this process's credentials for the tracking server, where it wants them, as they are now."""
+        if not self._credentials_for:
+            return
+        headers = credentials.headers(self._credentials_for)
+        if headers != self._presented:
+            with self.join(deadline) as handoff:
+                handoff.present(headers, deadline)
+            self._presented = headers
+
+    @contextmanager
+    def _inside(self, deadline: Deadline) -> Iterator[tuple[tuple[str, str], ...]]:
+        """Make one call in the block, inside the gate, with this metadata: whose the call is, and its proof."""
+        with nullcontext("") if self._page is None else self._page.proof(deadline) as proof:
+            forks.gate.enter()
+            try:
+                yield ("authorization", f"Bearer {self._token}"), ("artifactcache-proof", proof)
+            finally:
+                forks.gate.leave()
+
     def unary(self, method: str, request: object, deadline: Deadline) -> Any:
         """Make a call with one answer. Raises grpc.RpcError."""
-        forks.gate.enter()
-        try:
-            return getattr(self._stub, method)(request, timeout=deadline.remaining(), metadata=self._metadata)
-        finally:
-            forks.gate.leave()
+        if method in _JUDGED:
+            self.present(deadline)
+        with self._inside(deadline) as metadata:
+            return getattr(self._stub, method)(request, timeout=deadline.remaining(), metadata=metadata)
 
     def stream(self, method: str, request: object, deadline: Deadline, watch: Watch | None = None) -> list[Any]:
         """Make a call with many answers and return them; progress goes to `watch`. Raises grpc.RpcError.
@@ -101,10 +128,11 @@ class Connection:
         What `watch` raises breaks the call off and goes on to the caller.
         """
         answers: list[Any] = []
+        if method in _JUDGED:
+            self.present(deadline)
         gate = forks.gate
-        gate.enter()
-        try:
-            call = getattr(self._stub, method)(request, timeout=deadline.remaining(), metadata=self._metadata)
+        with self._inside(deadline) as metadata:
+            call = getattr(self._stub, method)(request, timeout=deadline.remaining(), metadata=metadata)
             gate.began(call)
             try:
                 for answer in call:
@@ -121,9 +149,28 @@ class Connection:
                 raise
             finally:
                 gate.ended(call)
-        finally:
-            gate.leave()
         return answers
+
+    def each(self, method: str, request: object, deadline: Deadline) -> Iterator[Any]:
+        """Make a call with many answers and give each as it comes. Raises grpc.RpcError, also where a fork of this
+        process breaks the call off. Who does not want the rest closes it."""
+        pid, gate = os.getpid(), forks.gate
+        with self._inside(deadline) as metadata:
+            call = getattr(self._stub, method)(request, timeout=deadline.remaining(), metadata=metadata)
+            gate.began(call)
+            try:
+                for answer in call:
+                    gate.leave()  # whoever takes it may take their time, or fork
+                    try:
+                        yield answer
+                    finally:
+                        gate.enter()
+            except BaseException:
+                if os.getpid() == pid:  # in a forked child it is the parent's
+                    call.cancel()
+                raise
+            finally:
+                gate.ended(call)
 
     def release(self, lease: int) -> None:
         """End a lease, if it has not ended with the session already. What goes wrong here goes wrong silently."""

@@ -1,13 +1,14 @@
-"""The commands that say what stays in the store and what goes: as in `commands`, each returns the exit status."""
+"""The commands about what stays in the store, what goes, and on whose account: each returns the exit status."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from artifactcache import output, render
 from artifactcache.client import Client
 from artifactcache.commands import EXIT_ERROR
-from artifactcache.results import Evicted, Explained, Kept, Swept
+from artifactcache.results import Evicted, Explained, Kept, Swept, Usage
 
 NAMES_SHOWN_MAX = 2  # of one tree in a table; --json has all
 
@@ -86,13 +87,16 @@ def _names(each: Evicted) -> str:
 def _summary(swept: Swept) -> str:
     freed, wanted = render.size(swept.freed_bytes), render.size(swept.wanted_bytes)
     is_short = swept.freed_bytes < swept.wanted_bytes
-    if not swept.tree_count:
+    if not swept.tree_count and not swept.freed_bytes:
         return f"Nothing can go, although {wanted} were to be freed." if is_short else "Nothing has to go."
     trees = render.count(swept.tree_count, "tree")
     did = f"{trees} evicted in {swept.seconds:.1f} s, which freed"
     if swept.dry_run:
         did = f"{trees} would go, which would free"
-    return f"{did} {freed}, less than the {wanted} that were wanted." if is_short else f"{did} {freed}."
+    did += f" {freed}, less than the {wanted} that were wanted." if is_short else f" {freed}."
+    if leftover := swept.freed_bytes - sum(each.freed_bytes for each in swept.evicted):
+        did += f" {render.size(leftover)} of that was left by downloads that failed."
+    return did
 
 
 def _stayed(each: Kept, dry_run: bool) -> str:
@@ -134,3 +138,22 @@ def explained_lines(explained: Explained) -> list[str]:
         *explained.reasons,
         f"Its going would free {freed}; to fetch it again would take about {seconds}.",
     ]
+
+
+def quota(client: Client, arguments: argparse.Namespace, bar: render.Bar) -> int:
+    """Show what is on accounts, and how much may be."""
+    usage = client.usage(everybody=arguments.everybody, timeout=arguments.timeout)
+    if arguments.json:
+        print(render.document(usage))
+    else:
+        output.lines(usage_lines(usage))
+    return 0
+
+
+def usage_lines(usage: Sequence[Usage]) -> list[str]:
+    """Show accounts, one a line."""
+    rows = [("USER", "HELD", "OF", "TREES")]
+    for each in usage:
+        limit = "no limit" if each.held_bytes_max is None else render.size(each.held_bytes_max)
+        rows.append((render.printable(each.user), render.size(each.held_bytes), limit, str(each.tree_count)))
+    return render.table(rows, right=(1, 2, 3))

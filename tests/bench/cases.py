@@ -44,13 +44,17 @@ class Ground:
         *,
         unreachable_after: float = 30.0,
         stale_after: float = 4.0,
+        check: str = "none",
+        more: str = "",
     ) -> Iterator[Daemon]:
         """A running daemon of this user, with an empty store."""
         self._count += 1
         folder = self.folder / f"d{self._count}"
         folder.mkdir()
         root = root or folder / "store"
-        config = config_text(root, tracking_uri, unreachable_after=unreachable_after, stale_after=stale_after)
+        config = config_text(
+            root, tracking_uri, unreachable_after=unreachable_after, stale_after=stale_after, check=check, more=more
+        )
         daemon = Daemon(self._interpreter, None, folder, root, config, is_system=False, env=env or {})
         with running(daemon):
             yield daemon

@@ -128,6 +128,10 @@ class Caller:
         """Who the kernel says that this caller is."""
         return os.geteuid() if self.user is None else self.user.uid
 
+    def as_operator(self) -> Caller:
+        """The same daemon's caller who may everything: the tests' own user is root, or the daemon's own."""
+        return Caller(self.interpreter, None, Path(self.env["ARTIFACTCACHE_SOCKET_DIR"]), self.cwd)
+
     def start(
         self,
         code: str,

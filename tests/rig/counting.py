@@ -9,7 +9,7 @@ import collections
 import contextlib
 import http.client
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
@@ -39,6 +39,7 @@ class CountingProxy:
         self.stall_after_bytes: int | None = None
         self._flowing = threading.Event()
         self._flowing.set()
+        self.bare: Callable[[str], bool] = lambda path: False
         self._server: _Server | None = None
         self.port = 0
         self.connect()
@@ -71,6 +72,15 @@ class CountingProxy:
             yield
         finally:
             self._answering.set()
+
+    @contextlib.contextmanager
+    def misrouting(self, which: Callable[[str], bool] = lambda path: True) -> Iterator[None]:
+        """Every request in this block for such a path gets 404 and a page of the proxy's own: its backend is gone."""
+        self.bare = which
+        try:
+            yield
+        finally:
+            self.bare = lambda path: False
 
     @contextlib.contextmanager
     def stalling(self, after_bytes: int) -> Iterator[None]:
@@ -180,6 +190,9 @@ class _Handler(BaseHTTPRequestHandler):
         with proxy.lock:
             proxy.request_count += 1
         proxy.wait_to_answer()
+        if proxy.bare(path):
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            return self.send_error(404)
         upstream = http.client.HTTPConnection(proxy.upstream, timeout=HOLD_SECONDS_MAX)
         try:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))

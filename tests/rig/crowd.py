@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import random
@@ -32,12 +33,14 @@ class Shelf:
 
     Attributes:
         file_count: of one artifact, beside the file that it shares with its neighbours and an empty one.
+        large_bytes: of one file more in the last artifact; 0 where there is none.
     """
 
     uri: str
     artifact_count: int
     file_count: int
     file_bytes: int
+    large_bytes: int = 0
 
     def uri_of(self, number: int) -> str:
         """One artifact."""
@@ -46,6 +49,8 @@ class Shelf:
     def files(self, number: int) -> Files:
         """What is in it."""
         own = {f"part{n % 3}/{n}.bin": _content(f"{number}/{n}", self.file_bytes) for n in range(self.file_count)}
+        if self.large_bytes and number == self.artifact_count - 1:
+            own["large.bin"] = _unlike_itself(self.large_bytes)
         return own | {"shared.bin": _content(f"shared {number // NEIGHBOURS}", self.file_bytes), "empty": b""}
 
     @property
@@ -153,6 +158,12 @@ def _compare(fetched: artifactcache.Fetched, of: Shelf, number: int, when: str) 
 
 def _name(number: int) -> str:
     return f"a{number:04}"
+
+
+@functools.cache
+def _unlike_itself(size: int) -> bytes:
+    """Bytes of which no part is another's: what goes on in the wrong place is noticed."""
+    return random.Random(size).randbytes(size)
 
 
 def _content(name: str, size: int) -> bytes:

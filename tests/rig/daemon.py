@@ -10,6 +10,7 @@ import resource
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.rig.caller import identity
 from tests.rig.interpreter import Interpreter
@@ -18,13 +19,20 @@ from tests.rig.until import until
 from tests.rig.users import User
 from tests.rig.wire import ping
 
+if TYPE_CHECKING:
+    from tests.rig.spawner import Forked, Helper
+
 _MAIN = "import sys; from cacheserver.cli import main; sys.exit(main())"
 START_SECONDS_MAX = 60.0
 
 
 @dataclasses.dataclass
 class Daemon:
-    """One store and the daemon that serves it; it can be stopped and started again."""
+    """One store and the daemon that serves it; it can be stopped and started again.
+
+    `wrap` is a command that root runs and that then runs the daemon, such as `nsenter --mount=…`. `helper` forks it
+    where that makes no difference: where it has no environment of its own that is read by what is imported.
+    """
 
     interpreter: Interpreter
     user: User | None
@@ -34,7 +42,9 @@ class Daemon:
     is_system: bool
     env: dict[str, str] = dataclasses.field(default_factory=dict)
     open_files_max: int | None = None
-    process: subprocess.Popen[bytes] | None = None
+    wrap: tuple[str, ...] = ()
+    helper: Helper | None = None
+    process: subprocess.Popen[bytes] | Forked | None = None
     log_read_chars: int = 0
 
     @property
@@ -69,10 +79,21 @@ class Daemon:
 
     def launch(self) -> None:
         """Start it, and wait for nothing."""
-        env = self.interpreter.env | {"ARTIFACTCACHE_SOCKET_DIR": str(self.socket_dir)}
-        if self.is_system:  # what systemd sets for a unit with StateDirectory= and RuntimeDirectory=
-            env |= {"STATE_DIRECTORY": str(self.root), "RUNTIME_DIRECTORY": str(self.socket_dir)}
-        command = (str(self.interpreter.python), "-c", _MAIN, "serve", "--config", str(self.folder / "config.toml"))
+        if self.helper is not None and not (self.env or self.wrap or self.open_files_max):
+            self.process = self.helper.fork("serve", self)
+            return
+        command: tuple[str, ...] = (
+            str(self.interpreter.python),
+            "-c",
+            _MAIN,
+            "serve",
+            "--config",
+            str(self.folder / "config.toml"),
+        )
+        who = identity(self.user)
+        if self.wrap and self.user is not None:
+            ids = (f"--reuid={self.user.uid}", f"--regid={self.user.gid}", "--clear-groups")
+            command, who = (*self.wrap, "setpriv", *ids, "--", *command), {}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command,
@@ -80,11 +101,18 @@ class Daemon:
                 stdout=log,
                 stderr=log,
                 cwd="/",
-                env=env | self.env,
+                env=self.environment(),
                 start_new_session=True,
                 preexec_fn=None if self.open_files_max is None else self._limit_open_files,
-                **identity(self.user),
+                **who,
             )
+
+    def environment(self) -> dict[str, str]:
+        """What it has in its environment."""
+        env = self.interpreter.env | {"ARTIFACTCACHE_SOCKET_DIR": str(self.socket_dir)}
+        if self.is_system:  # what systemd sets for a unit with StateDirectory= and RuntimeDirectory=
+            env |= {"STATE_DIRECTORY": str(self.root), "RUNTIME_DIRECTORY": str(self.socket_dir)}
+        return env | self.env
 
     def _limit_open_files(self) -> None:
         assert self.open_files_max is not None
@@ -128,6 +156,10 @@ class Daemon:
     def staging(self) -> list[str]:
         """What lies in the store's staging folder: nothing, once no download is under way."""
         return [str(path.relative_to(self.root)) for path in (self.root / "staging").rglob("*")]
+
+    def staged_sizes(self) -> list[int]:
+        """How many bytes each file in the staging folder has."""
+        return [path.stat().st_size for path in (self.root / "staging").rglob("*") if path.is_file()]
 
     def blob(self, digest: str) -> Path:
         """Where a blob lies in the store."""
@@ -173,6 +205,8 @@ def config_text(
     grace: float = 60.0,
     policy: str = "gdsf",
     trace: str = "",
+    high: str = "95%",
+    low: str = "90%",
     more: str = "",
 ) -> str:
     """A configuration with the keys that are fixed; `more` is TOML that follows."""
@@ -182,5 +216,6 @@ def config_text(
         f"relist_after = {relist_after}\nalias_ttl = {alias_ttl}\nstale_after = {stale_after}\n"
         f"local_roots = {json.dumps(local_roots)}\n"
         f'[eviction]\npolicy = "{policy}"\ngrace = {grace}\ntrace = "{trace}"\n'
+        f'high = "{high}"\nlow = "{low}"\n'
         f'[access]\ncheck = "{check}"\n{more}'
     )

@@ -46,6 +46,12 @@ class Reply:
         """What the request line asks for: a path, or of a proxy a whole URL."""
         return self._handler.path
 
+    @property
+    def peer(self) -> tuple[str, int]:
+        """Who asks: each connection has a port of its own."""
+        host, port = self._handler.client_address[:2]
+        return str(host), int(port)
+
     def header(self, name: str) -> str:
         """A header of the request; empty where there is none."""
         return self._handler.headers.get(name, "")

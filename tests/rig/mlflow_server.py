@@ -9,7 +9,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -27,7 +27,16 @@ class MlflowServer:
     With an `artifact_root` runs have their artifacts there, and clients go there by themselves.
     """
 
-    def __init__(self, folder: Path, *, proxied: bool, workers: int = 1, artifact_root: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        proxied: bool,
+        workers: int = 1,
+        artifact_root: str | None = None,
+        more: tuple[str, ...] = (),
+        more_env: Mapping[str, str] | None = None,
+    ) -> None:
         self.proxied = proxied
         self.artifacts = folder / "artifacts"
         self.artifacts.mkdir(parents=True)
@@ -50,10 +59,12 @@ class MlflowServer:
             str(port),
             "--workers",
             str(workers),
+            *more,
         )
         store = ("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}")
         env = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "ARTIFACTCACHE": "off"}
         env |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # starts twice as fast
+        env |= more_env or {}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 (*command, *store, *kind), stdout=log, stderr=log, cwd=folder, env=env, start_new_session=True
@@ -64,8 +75,23 @@ class MlflowServer:
         until(self._answers, lambda: f"the MLflow server to answer\n{self.log.read_text()}", START_SECONDS_MAX)
         from mlflow import MlflowClient
 
-        self.client = MlflowClient(self.uri, self.uri)
-        self.experiment = self.client.create_experiment("tests")
+        self.client = MlflowClient(self.own_uri, self.own_uri)
+        self.experiment = self._first_experiment()
+
+    def _first_experiment(self) -> str:
+        """Where runs are logged to. MLflow's client asks again where an answer was lost, and is told then that the
+        experiment is there already."""
+        from mlflow.exceptions import RestException
+
+        with contextlib.suppress(RestException):
+            self.client.create_experiment("tests")
+        experiment: str = self.client.get_experiment_by_name("tests").experiment_id
+        return experiment
+
+    @property
+    def own_uri(self) -> str:
+        """The tracking URI with the login that the tests themselves have, where they need one."""
+        return self.uri
 
     def stop(self) -> None:
         """Stop it and all its workers."""
@@ -112,11 +138,11 @@ class MlflowServer:
                 doubler, name="model", pip_requirements=["scikit-learn"], registered_model_name=name
             )
 
-    def add_logged_model(self, run_id: str, name: str, files: Files) -> str:
-        """Log a model of a run, of these files; returns its ID."""
+    def add_logged_model(self, run_id: str, name: str, files: Files, experiment: str | None = None) -> str:
+        """Log a model of a run, of these files, in another experiment where one is named; returns its ID."""
         from mlflow.entities import LoggedModelOutput
 
-        model = self.client.create_logged_model(self.experiment, name, source_run_id=run_id)
+        model = self.client.create_logged_model(experiment or self.experiment, name, source_run_id=run_id)
         plant(self.model_folder(model.model_id), files)
         self.client.finalize_logged_model(model.model_id, "READY")
         self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])

@@ -13,6 +13,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from tests.rig.until import until
+
 IMAGE_BYTES = 2 << 30  # sparse: only what the tests write takes room
 
 
@@ -63,6 +65,23 @@ def mount(kind: Kind, image: Path, root: Path, size_bytes: int = IMAGE_BYTES) ->
         _run("mount", "-o", "loop", image, root)  # `-o loop`: the device goes with the mount
     root.chmod(0o755)
     return Filesystem(kind, root)
+
+
+def cut_power(filesystem: Filesystem) -> None:
+    """Nothing reaches the disk of an ext4 or XFS any more: what is there by now is what a host would find."""
+    _run("xfs_io", "-x", "-c", "shutdown", filesystem.root)
+
+
+def mount_again(filesystem: Filesystem, image: Path) -> None:
+    """What a host does when its power is back. Waits until nobody has a file open there.
+
+    And until no other mount namespace has it: a process of somebody else's that was started with one of its own may
+    have taken a copy of ours, and mounting would then give the filesystem that was shut down once more.
+    """
+    command = ("umount", filesystem.root)
+    until(lambda: subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0, "nobody to use it")
+    until(lambda: not loops_below(image.parent), "every mount namespace to let go of it", 120)
+    _run("mount", "-o", "loop", image, filesystem.root)
 
 
 def bind(source: Path, target: Path) -> None:

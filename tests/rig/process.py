@@ -9,6 +9,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 
 def free_port() -> int:
@@ -19,7 +20,16 @@ def free_port() -> int:
         return port
 
 
-def stop_group(process: subprocess.Popen[bytes], seconds: float = 10.0) -> int:
+class Process(Protocol):
+    """What `subprocess.Popen` has, as far as it is needed here."""
+
+    pid: int
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its status, once it has ended. Raises subprocess.TimeoutExpired."""
+
+
+def stop_group(process: Process, seconds: float = 10.0) -> int:
     """Stop the process, which leads its group: SIGTERM, then SIGKILL to the whole group. Returns its exit status.
 
     What its threads were doing is printed where SIGTERM did not end it in `seconds`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 Files = dict[str, bytes]  # path -> content; a path that ends with "/" is an empty folder
@@ -21,10 +22,13 @@ def plant(folder: Path, files: Files) -> None:
         path.write_bytes(content)
 
 
-def read(folder: Path) -> Files:
-    """Everything below `folder`, as `plant` would take it. Anything that is no file or folder is a failure."""
+def read(folder: Path, onerror: Callable[[OSError], object] | None = None) -> Files:
+    """Everything below `folder`, as `plant` would take it. Anything that is no file or folder is a failure.
+
+    `onerror` is told of folders that cannot be listed, as by `os.walk`.
+    """
     files: Files = {}
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=onerror):
         where = Path(parent)
         for name in (*folders, *names):
             mode = (where / name).lstat().st_mode

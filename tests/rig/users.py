@@ -42,9 +42,11 @@ def add_user(role: str) -> User:
 
 
 def remove_users() -> None:
-    """Remove this session's users, and those of sessions that were killed."""
+    """Remove this session's users, and those of sessions that were killed, where none of their processes is left."""
     with clearing():
         for entry in pwd.getpwall():
             match = _NAME.match(entry.pw_name)
-            if match and (int(match[1]) == os.getpid() or not Path("/proc", match[1]).exists()):
-                subprocess.run(("userdel", entry.pw_name), check=True)
+            own = match is not None and int(match[1]) == os.getpid()
+            if own or (match and not Path("/proc", match[1]).exists()):
+                # Of another session something may still run: then its users stay, for the next one to remove.
+                subprocess.run(("userdel", entry.pw_name), check=own)

@@ -29,8 +29,9 @@ class Handoff:
 
     def __init__(self, socket_dir: Path | str) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.socket.settimeout(REPLY_SECONDS_MAX)
+        # Before there is a timeout: with one it would not wait where the queue is full.
         self.socket.connect(str(Path(socket_dir) / "handoff.sock"))
+        self.socket.settimeout(REPLY_SECONDS_MAX)
 
     def send_bytes(self, packet: bytes, fds: tuple[int, ...] = ()) -> None:
         """Send one packet, whatever is in it."""

@@ -9,9 +9,9 @@ from pathlib import Path
 from cacheserver import uris
 from cacheserver.allowances import Allowance
 from cacheserver.bringing import Ask
-from cacheserver.config import QuotasConfig
 from cacheserver.flights import Flight
 from cacheserver.selection import Selection
+from cacheserver.settings import QuotasConfig
 from cacheserver.space import Amount
 from cacheserver.words import Brought, Payer
 from tests.unit.house import PATIENCE_SECONDS, ROOMY, House

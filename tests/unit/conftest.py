@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from cacheserver.index import Index
 from tests.unit.house import FILES, ROOT, House, Shelf
 from tests.unit.rows import ORIGIN
 
+MEMORY = "/dev/shm"
+
 
 @pytest.fixture
 def dice() -> random.Random:
@@ -20,6 +23,13 @@ def dice() -> random.Random:
     seed = int(os.environ.get("ARTIFACTCACHE_TEST_SEED") or random.SystemRandom().randrange(2**32))
     print(f"ARTIFACTCACHE_TEST_SEED={seed}")
     return random.Random(seed)
+
+
+@pytest.fixture(scope="module")
+def memory() -> Iterator[Path]:
+    """A folder in memory, where there is such a thing: for stores that nobody cuts the power of."""
+    with tempfile.TemporaryDirectory(dir=MEMORY if os.access(MEMORY, os.W_OK) else None) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

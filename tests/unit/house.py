@@ -14,18 +14,22 @@ from blake3 import blake3
 
 from artifactcache.errors import NotFound, OriginUnavailable
 from cacheserver import cli, uris
+from cacheserver.access import Caller
 from cacheserver.bringing import Ask, Freshness
 from cacheserver.budgets import Budgets
 from cacheserver.cache import Cache
-from cacheserver.config import QuotasConfig
 from cacheserver.disk import Disk
+from cacheserver.doors import Doors
 from cacheserver.eviction import POLICIES
 from cacheserver.flights import Flight
-from cacheserver.index import Index
+from cacheserver.gate import Gate as Doorkeeper
+from cacheserver.gate import Tracking
 from cacheserver.leases import Leases
 from cacheserver.origin import MlflowOrigin
 from cacheserver.reservations import Reservations
+from cacheserver.restoring import open_index
 from cacheserver.selection import Selection
+from cacheserver.settings import QuotasConfig
 from cacheserver.space import Amount, Limits
 from cacheserver.staging import Sink
 from cacheserver.store import Store
@@ -67,6 +71,7 @@ class FakeOrigin:
     """
 
     name = TRACKING_URI
+    is_own = True
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -98,7 +103,7 @@ class FakeOrigin:
         self._answer()
         self.alias_count += 1
         if artifact.base not in self.aliases:
-            raise NotFound(artifact.base)
+            raise NotFound(f"{artifact.base} is not there.")
         version = artifact.at_version(self.aliases[artifact.base])
         return version, self.versions[version.base].stamp if version.base in self.versions else ""
 
@@ -106,7 +111,7 @@ class FakeOrigin:
         """What `versions` says."""
         self._answer()
         if artifact.base not in self.versions:
-            raise NotFound(artifact.base)
+            raise NotFound(f"{artifact.base} is not there.")
         return self.versions[artifact.base]
 
     def listing(self, location: Location, *, named_by_client: bool, patience: float | None = None) -> Listing:
@@ -120,7 +125,7 @@ class FakeOrigin:
         below = location.uri + "/"
         found = [self._file(u, u[len(below) :], u[len(prefix) :]) for u in self.files if u.startswith(below)]
         if not found and location.path:
-            raise NotFound(location.uri)
+            raise NotFound(f"{location.uri} is not there.")
         return Listing(self.edit_listing([f for f in found if f.path]), "", "file")
 
     def identified(self, location: Location, files: list[File], *, named_by_client: bool) -> dict[bytes, File]:
@@ -161,25 +166,27 @@ class FakeOrigin:
 
     def _answer(self) -> None:
         if self.down:
-            raise OriginUnavailable("the origin is down")
+            raise OriginUnavailable("the origin is down.")
 
 
 class Shelf:
     """A store on a real disk, with what a test needs to look into it and to meddle with it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(
+        self, root: Path, *, shared: bool = False, doors: Doors = Doors.OPEN, tracking_uri: str = TRACKING_URI
+    ) -> None:
         self.root = root
         self.ticks = 1000.0
-        self.disk = Disk(str(root), shared=False)
-        self.index = Index(self.disk.index_path, TRACKING_URI)
+        self.disk = Disk(str(root), shared=shared, doors=doors)
+        self.index = open_index(self.disk, tracking_uri)
         self.store = Store(self.disk, self.index, lambda: self.ticks)
 
     def close(self) -> None:
         """Lets the store go."""
         self.store.close()
 
-    def put(self, files: dict[str, bytes], uri: str = "s3://bucket/tree") -> Held:
-        """Takes files into the store as the artifact `uri`, the way a download does."""
+    def put(self, files: dict[str, bytes], uri: str = "s3://bucket/tree", selection: str = "") -> Held:
+        """Takes files into the store as the artifact `uri`, or a selection of it, the way a download does."""
         arrived, entries = {}, []
         for name, content in files.items():
             if name.endswith("/"):
@@ -190,8 +197,10 @@ class Shelf:
             arrived[f"{uri}/{name}"] = staged = self.store.measure(path)
             entries.append(Entry(name.encode(), staged.row.digest, staged.row.size))
         self.store.keep(arrived, Standing.FINISHED, 1.0)
-        self.store.commit(Manifest.of(entries), [Record(uri, "", "", Standing.FINISHED, True, 1.0)], arrived, 1.0)
-        held = self.index.held(uri, "")
+        self.store.commit(
+            Manifest.of(entries), [Record(uri, selection, "", Standing.FINISHED, True, 1.0)], arrived, 1.0
+        )
+        held = self.index.held(uri, selection)
         assert held is not None
         return held
 
@@ -236,10 +245,11 @@ class House(Shelf):
         policy: str = "gdsf",
         grace_seconds: float = 60.0,
         quotas: QuotasConfig | None = None,
+        origin: FakeOrigin | None = None,
     ) -> None:
         super().__init__(root)
         self.now = 1_700_000_000.0
-        self.origin = FakeOrigin()
+        self.origin = origin or FakeOrigin()
         self.leases = Leases(lambda: self.ticks)
         clocks = Clocks(lambda: self.now, lambda: self.ticks, lambda: None)
         self.reservations = Reservations(self.store, limits)
@@ -332,3 +342,16 @@ class Gate:
         """Lets all through, or lets all fail."""
         self.error = error
         self._opened.set()
+
+
+def open_gate() -> Doorkeeper:
+    """The gate of a daemon that checks nothing."""
+    return Doorkeeper(
+        cast(Tracking, None),
+        asks_as_caller=False,
+        grants=(),
+        kept_seconds=60.0,
+        who=lambda peer: Caller("", frozenset()),
+        is_administrator=lambda peer: False,
+        ticks=lambda: 0.0,
+    )

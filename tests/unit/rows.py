@@ -32,3 +32,8 @@ def record(
     index.record_arrivals([blob(n) for n in names], {}, Standing.FINISHED, now)
     index.record_tree(tree(*names), [Record(uri, "", "", standing, asked)], (), now)
     return tree(*names)
+
+
+def expire(index: Index, before: float) -> dict[str, int]:
+    """Ends arrivals that came before a time and that nobody counts on. Returns the blobs that went with them."""
+    return index.arrivals.drop(index.arrivals.older(before), lambda key: False)

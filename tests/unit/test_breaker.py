@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from artifactcache.errors import OriginUnavailable
+from artifactcache.errors import DaemonUnavailable, OriginUnavailable
 from cacheserver import breaker
 from cacheserver.breaker import Breaker
 from tests.rig.until import until
@@ -134,3 +134,23 @@ def test_without_a_thread_to_look_everybody_asks(server: Server, monkeypatch: py
     monkeypatch.setattr(threading.Thread, "start", none)
     server.breaker.failed()
     assert not server.is_away() and server.looks == 0
+
+
+def test_the_daemons_end(server: Server) -> None:
+    """Nobody waits for a look any longer, and is told why."""
+    server.up = False
+    server.go.clear()
+    server.breaker.failed()
+    told = threading.Event()
+
+    def call() -> None:
+        with pytest.raises(DaemonUnavailable):
+            server.breaker.check()
+        told.set()
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    server.breaker.close()
+    assert told.wait(breaker.DOUBT_SECONDS_MAX / 2), "it waits for the look"
+    server.go.set()
+    caller.join()

@@ -71,6 +71,19 @@ def test_a_download_for_a_bare_uri_is_not_joined_by_one_for_a_run(house: House) 
     assert set(house.content(house.bring("runs:/r").held).values()) == {b"final"}
 
 
+def test_what_shows_no_more_in_a_run_is_not_held_as_a_part_of_it(house: House) -> None:
+    """A logged model that was deleted, or that another one of its name has replaced, is none of the run's folders: who
+    may read the run has not been judged for that model's bytes."""
+    root = house.origin.run("r", ("model", "s3://bucket/models/1"))
+    house.origin.files = {f"{root}/notes": b"notes", "s3://bucket/models/1/MLmodel": b"1"}
+    for others in ((), (("model", "s3://bucket/models/2"),)):
+        house.origin.run("r", ("model", "s3://bucket/models/1"))
+        house.bring("runs:/r/model", refresh=True)
+        house.origin.run("r", *others)
+        house.bring("runs:/r", refresh=True)
+        assert house.find("runs:/r/model") is None
+
+
 # -- space ------------------------------------------------------------------------------------------------------------
 
 

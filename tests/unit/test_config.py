@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from cacheserver.config import Config, ConfigError, EvictionConfig, keys, parse
+from cacheserver.config import ConfigError, keys, parse
 from cacheserver.place import place, store_root
+from cacheserver.settings import Config, EvictionConfig, ScrubConfig
 from cacheserver.space import Amount
 
 FULL = """\
@@ -25,13 +26,37 @@ alias_ttl = 60
 local_roots = ["/srv/mlflow", "/data"]
 
 [access]
-check = "none"
+check = "caller"
+decisions_kept = 5
 users = "all"
+allow = ["@students", "*"]
+deny = ["mallory"]
 operators = ["alice", "@mlops"]
+administrators = ["root"]
+views = false
 hardlink_for_root = true
+
+[audit]
+file = "/var/log/cacheserver/audit.jsonl"
+max_bytes = "1MiB"
+files = 3
+warn_refusals = 7
+warn_downloads = 70
+
+[scrub]
+every = "1d"
+rate = "1GiB"
 
 [server]
 socket_dir = "/run/somewhere"
+
+[metrics]
+listen = "[::1]:9464"
+accounts = true
+
+[log]
+format = "json"
+level = "warning"
 
 [eviction]
 policy = "lru"
@@ -50,16 +75,14 @@ def test_every_key_is_read() -> None:
     assert config.origin.tracking_uri == "http://mlflow.example:5000" and config.origin.unreachable_after == 3.0
     assert (config.origin.stale_after, config.origin.relist_after, config.origin.alias_ttl) == (0.5, 0.0, 60.0)
     assert config.origin.local_roots == ["/srv/mlflow", "/data"]
-    assert config.access.check == "none" and config.access.users == "all" and config.access.hardlink_for_root is True
-    assert config.access.operators == ["alice", "@mlops"]
+    assert config.access.check == "caller" and config.access.users == "all" and config.access.hardlink_for_root is True
+    assert config.access.operators == ["alice", "@mlops"] and config.access.allow == ["@students", "*"]
+    assert config.audit.max_bytes == Amount(2**20)
+    assert config.scrub == ScrubConfig(86_400.0, Amount(2**30))
     assert config.server.socket_dir == "/run/somewhere"
     assert config.eviction == EvictionConfig("lru", 80.0, 70.5, 120.0, "/var/log/cacheserver.trace")
-    only_one_value = {("access", "check")}
     for section, key, default in keys():
-        assert (getattr(getattr(config, section), key) != default) == ((section, key) not in only_one_value), (
-            section,
-            key,
-        )
+        assert getattr(getattr(config, section), key) != default, (section, key)
 
 
 def test_nothing_has_to_be_configured() -> None:
@@ -103,7 +126,7 @@ def test_a_duration_may_have_a_unit(value: str, seconds: float) -> None:
         ("origin", "relist_after", ["-1", "nan", "inf", '"1x"', '"h"', '"-1h"', '"367d"', "true", "31622401"]),
         ("origin", "alias_ttl", ["-0.1", "nan", '"0"', "false", "[]"]),
         ("origin", "local_roots", ['"/srv"', "true", '["srv"]', '[""]', "[1]", '["/srv", "~/x"]', "{}", '[["/srv"]]']),
-        ("access", "check", ['"caller"', '"None"', '""', "false", "[]", '["none"]', "{}"]),
+        ("access", "check", ['"callers"', '"None"', '""', "false", "[]", '["none"]', "{}"]),
         ("access", "users", ['"everybody"', "1", "true", "[]"]),
         ("access", "operators", ['"alice"', '[""]', "[1]", '["@"]', '["al ice"]', '["@@x"]', '["a:b"]', "{}"]),
         ("access", "hardlink_for_root", ["1", "0", '"true"', "[]"]),
@@ -112,6 +135,17 @@ def test_a_duration_may_have_a_unit(value: str, seconds: float) -> None:
         ("eviction", "low", ["90", '"100.1%"', '"1e1%"', "[]"]),
         ("eviction", "grace", ["-1", "nan", '"1"', "true", '"2y"']),
         ("eviction", "trace", ['"trace"', "1", '"~/t"', "[]"]),
+        (
+            "metrics",
+            "listen",
+            [
+                *("9464", '"9464"', '":9464"', '"127.0.0.1"', '"127.0.0.1:0"', '"127.0.0.1:65536"', '"::1:9464"'),
+                *('"[::1]"', '"a b:9464"', '"http://x:9464"', '"x:9464/metrics"', '"x\\n:9464"', "true", "[]"),
+            ],
+        ),
+        ("metrics", "accounts", ['"yes"', "1"]),
+        ("log", "format", ['"plain"', '""', "1"]),
+        ("log", "level", ['"INFO"', '"trace"', "20"]),
         ("server", "socket_dir", ['"run"', "1", '""', "[]", '"/' + "x" * 95 + '"']),
     ],
 )
@@ -128,7 +162,7 @@ def test_a_value_that_cannot_be_used_is_shown_with_its_line(section: str, key: s
     ("text", "message"),
     [
         ("\n[stores]\n", "c.toml:2: [stores] is no section. Did you mean store?"),
-        ("\n[zzz]\n", "c.toml:2: [zzz] is no section. There are: store, origin, access, server, eviction,"),
+        ("\n[zzz]\n", "c.toml:2: [zzz] is no section. There are: store, origin, access, audit, scrub, server,"),
         ("[store.more]\n", "c.toml:1: [store] has no key more."),
         ("[store]\ncapacty = 1\n", "c.toml:2: [store] has no key capacty. Did you mean capacity?"),
         ("[store]\n  zzz = 1\n", "c.toml:2: [store] has no key zzz. There are: root, capacity, min_free."),
@@ -196,3 +230,44 @@ def test_without_a_tracking_server_there_is_nothing_to_cache() -> None:
     """The message says which two places it can be named in."""
     with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI, or \\[origin\\] tracking_uri"):
         place(Config(), {"HOME": "/home/u"}, 4242)
+
+
+def test_the_environment_takes_the_place_of_keys() -> None:
+    """Of a file's, and of defaults'; a text needs no quotes, and a list is written as in the file."""
+    environ = {
+        "CACHESERVER_STORE_CAPACITY": "1GiB",
+        "CACHESERVER_STORE_ROOT": "/srv/other",
+        "CACHESERVER_ORIGIN_STALE_AFTER": "0.25",
+        "CACHESERVER_ACCESS_VIEWS": "false",
+        "CACHESERVER_ACCESS_DENY": '["mallory", "@guests"]',
+        "PATH": "/bin",
+    }
+    config = parse('[store]\ncapacity = "500GiB"\nmin_free = "10%"\n', "c.toml", environ)
+    assert (config.store.capacity, config.store.min_free) == (Amount(2**30), Amount(10, percent=True))
+    assert (config.store.root, config.origin.stale_after, config.access.views) == ("/srv/other", 0.25, False)
+    assert config.access.deny == ["mallory", "@guests"]
+    assert parse("", "the environment", {"CACHESERVER_EVICTION_POLICY": "lru"}).eviction.policy == "lru"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        (
+            "CACHESERVER_STORE_CAPACTY",
+            "1GiB",
+            "CACHESERVER_STORE_CAPACTY in the environment stands for no key. Did you",
+        ),
+        ("CACHESERVER_STORE_CAPACITY", "lots", "CACHESERVER_STORE_CAPACITY in the environment: must be bytes"),
+        ("CACHESERVER_EVICTION_LOW", "99%", '[eviction] low = "99%" must be below'),
+        (
+            "CACHESERVER_ORIGIN_TRACKING_URI",
+            "http://u:secret/x@host",
+            "CACHESERVER_ORIGIN_TRACKING_URI in the environment: must",
+        ),
+    ],
+)
+def test_a_variable_that_cannot_be_used_is_told(variable: str, value: str, words: str) -> None:
+    """By its name; what it says may be a secret."""
+    with pytest.raises(ConfigError) as wrong:
+        parse("", "c.toml", {variable: value})
+    assert words in str(wrong.value) and "secret" not in str(wrong.value)

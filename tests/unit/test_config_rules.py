@@ -8,9 +8,10 @@ import pytest
 
 from cacheserver.advice import warnings
 from cacheserver.allowances import Allowance
-from cacheserver.config import ConfigError, QuotasConfig, WarmConfig, parse
+from cacheserver.config import ConfigError, parse
 from cacheserver.eviction import POLICIES
 from cacheserver.retention import Rule, spell
+from cacheserver.settings import QuotasConfig, WarmConfig
 from cacheserver.space import Amount
 
 RULES = """\

@@ -210,3 +210,27 @@ def test_a_client_that_closes_without_reading_keeps_no_place(board: Board, monke
     assert client.recv(100, socket.MSG_PEEK) == b"done x"
     client.close()
     until(lambda: board.closed, "the connection to be closed")
+
+
+def test_a_client_that_sends_its_own_end_keeps_no_place(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A packet that was not read holds what lies beside it: the client's own end, which then never closes by itself,
+    nor is what it has not read thrown away. It is, when the connection is over."""
+    monkeypatch.setattr(room, "LINGER_SECONDS", 0.01)
+    both_are_sent = threading.Event()
+
+    def answer(connection: Connection, packet: bytes) -> None:
+        if packet == b"last":
+            both_are_sent.wait(SECONDS_MAX)
+            raise OSError
+
+    board.answer = answer
+    client = board.client()
+    client.send(b"x")
+    assert client.recv(100, socket.MSG_PEEK) == b"done x"
+    client.send(b"last")
+    for packet in (b"", b"", b"never read", b""):
+        client.sendmsg([packet])
+        socket.send_fds(client, [packet], [client.fileno()])
+    both_are_sent.set()
+    client.close()
+    until(lambda: board.closed, "the connection to be closed")

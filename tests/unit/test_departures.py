@@ -66,7 +66,7 @@ def test_all_files_of_what_goes_are_gone(shelf: Shelf) -> None:
     gone = evict(shelf, one)
     assert gone.trees == {one.tree: True} and list(gone.blobs.values()) == [4]
     assert files(shelf) == others and shelf.staging() == []
-    assert shelf.index.holdings.leaving() == Gone({}, {})
+    assert shelf.index.holdings.leaving() == (Gone({}, {}), "")
     assert shelf.store.tree(one.tree) is None and shelf.store.view_is_sound(two.tree)
     assert {path: content for path, content in shelf.content(two).items() if content is not None} == FEW | {
         "other": b"other"
@@ -91,9 +91,9 @@ def test_what_a_crash_has_left_is_removed_by_the_next_daemon(shelf: Shelf, with_
     expected, before = files_of(shelf, two), files(shelf)
     rows_gone(shelf, one)
     again(shelf)
-    assert files(shelf) == before and set(shelf.index.holdings.leaving().trees) == {one.tree}
+    assert files(shelf) == before and set(shelf.index.holdings.leaving()[0].trees) == {one.tree}
     shelf.store.departures.tidy()
-    assert files(shelf) == expected and shelf.index.holdings.leaving() == Gone({}, {})
+    assert files(shelf) == expected and shelf.index.holdings.leaving() == (Gone({}, {}), "")
     shelf.close()
     assert fsck_command(shelf.root) == 0
     shelf.__init__(shelf.root)  # type: ignore[misc]
@@ -188,7 +188,7 @@ def test_unheld_blobs_are_removed(shelf: Shelf) -> None:
 
 def blobs_of(shelf: Shelf, held: Held) -> set[Blob]:
     """The blobs of a tree, without their numbers."""
-    return {blob._replace(key=0) for blob in shelf.store.departures.blobs_of(held.tree)}
+    return {blob._replace(key=0) for blob in shelf.store.departures.prospects().blobs_of(held.tree)}
 
 
 def test_links_of_views_are_no_links_outside(shelf: Shelf, tmp_path: Path) -> None:
@@ -207,6 +207,14 @@ def test_links_of_views_are_no_links_outside(shelf: Shelf, tmp_path: Path) -> No
     assert blobs_of(shelf, one) == {Blob(0, 2, 1), Blob(0, 1, 1)}
 
 
+def test_a_link_outside_is_one_where_there_is_no_view(shelf: Shelf, tmp_path: Path) -> None:
+    """Nor a folder of one: jobs had it linked, and nobody has asked for a view."""
+    one = shelf.put({"a": b"12", "b": b"3"}, ONE)
+    shelf.put({"c": b"12"}, TWO)
+    os.link(shelf.blob(shelf.digest(one, "a")), tmp_path / "outside")
+    assert blobs_of(shelf, one) == {Blob(0, 2, 2, is_linked=True), Blob(0, 1, 1)}
+
+
 def test_a_blob_that_came_back_has_no_links_outside(shelf: Shelf) -> None:
     """It was in quarantine, was brought for another tree, and is two files of this one."""
     one = shelf.put({"a": b"12", "b": b"12"}, ONE)
@@ -216,3 +224,47 @@ def test_a_blob_that_came_back_has_no_links_outside(shelf: Shelf) -> None:
     assert not shelf.store.unsound(shelf.tree(one))
     shelf.store.view(one.tree)
     assert blobs_of(shelf, one) == {Blob(0, 2, 2)}
+
+
+@pytest.mark.parametrize("how", ["a file was damaged", "its daemon was killed"])
+def test_a_view_that_no_row_speaks_of_is_none_outside(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """It is on the disk still, and goes with its tree: its links hold no bytes back, beside those of views that count;
+    others outside do."""
+    one = shelf.put({"a": b"12", "d/b": b"12", "c": b"3", "x": b"damaged"}, ONE)
+    two, three = put(shelf, {"a": b"12"}, TWO), shelf.put({"c": b"3"}, "s3://bucket/three")
+    if how == "a file was damaged":
+        shelf.store.view(one.tree)
+        shelf.damage(shelf.digest(one, "x"))
+        assert shelf.store.unsound(shelf.tree(one))
+    else:
+        with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+            killed.setattr(shelf.index, "record_view", _kill)
+            shelf.store.view(one.tree)
+        again(shelf)
+    assert not shelf.index.has_view(one.tree) and (shelf.root / "views" / one.tree / "d" / "b").exists()
+    assert {Blob(0, 2, 2), Blob(0, 1, 2)} <= blobs_of(shelf, one) and not any(b.is_linked for b in blobs_of(shelf, one))
+    assert blobs_of(shelf, two) == {Blob(0, 2, 2)} and blobs_of(shelf, three) == {Blob(0, 1, 2)}
+    os.link(shelf.blob(shelf.digest(one, "a")), tmp_path / "outside")
+    assert blobs_of(shelf, two) == {Blob(0, 2, 2, is_linked=True)} and Blob(0, 1, 2) in blobs_of(shelf, one)
+    expected = files_of(shelf, two) | files_of(shelf, three) - {f"views/{three.tree}"}
+    evict(shelf, one)
+    assert files(shelf) == expected and shelf.staging() == []
+    assert blobs_of(shelf, three) == {Blob(0, 1, 1)} and shelf.blob(shelf.digest(three, "c")).stat().st_nlink == 1
+
+
+def _kill(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_a_view_has_of_a_blob_that_was_damaged_is_no_link_of_the_right_one(shelf: Shelf, tmp_path: Path) -> None:
+    """The blob came back, and the view has the damaged file still: a link outside is one outside."""
+    one = put(shelf, {"a": b"12", "b": b"3"}, ONE)
+    shelf.damage(shelf.digest(one, "a"))
+    assert shelf.store.unsound(shelf.tree(one))
+    shelf.put({"c": b"12"}, TWO)
+    assert not shelf.store.unsound(shelf.tree(one)) and not shelf.index.has_view(one.tree)
+    assert blobs_of(shelf, one) == {Blob(0, 2, 2), Blob(0, 1, 1)}
+    os.link(shelf.blob(shelf.digest(one, "a")), tmp_path / "outside")
+    assert blobs_of(shelf, one) == {Blob(0, 2, 2, is_linked=True), Blob(0, 1, 1)}

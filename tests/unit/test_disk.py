@@ -142,11 +142,11 @@ def test_a_suspect_with_other_bytes_is_not(disk: Disk, tmp_path: Path) -> None:
 def test_what_is_wrong_goes_to_quarantine(disk: Disk) -> None:
     """For a person to look at, under its digest; a second one of the same name stands beside it."""
     one = placed(disk, b"x")
-    disk.quarantine(one.row.digest)
-    disk.quarantine(one.row.digest)  # gone already: nothing happens
-    assert disk.quarantine_count() == 1 and blob_names(disk) == []
+    disk.quarantine.put(one.row.digest)
+    disk.quarantine.put(one.row.digest)  # gone already: nothing happens
+    assert disk.quarantine.count() == 1 and blob_names(disk) == []
     placed(disk, b"x")
-    disk.quarantine(one.row.digest)
+    disk.quarantine.put(one.row.digest)
     kept = Path(disk.root, "quarantine")
     assert sorted(p.read_bytes() for p in kept.iterdir()) == [b"x", b"x"]
     assert all(p.name.startswith(one.row.digest) for p in kept.iterdir())

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from cacheserver.caller import is_of_api
 from cacheserver.headers import SECONDS, Accesses
 from cacheserver.http import Access, same_server
 from tests.unit.house import PATIENCE_SECONDS
@@ -22,7 +23,7 @@ class Clock:
         self.now = 0.0
         self.asked = 0
         self.find: Callable[[], str] = lambda: str(self.asked)
-        self.accesses = Accesses(self._find, lambda: self.now)
+        self.accesses = Accesses(self._find, lambda url: "/a/" in url, lambda: self.now)
 
     def _find(self, url: str) -> Access:
         self.asked += 1
@@ -38,10 +39,11 @@ def test_it_is_asked_for_once_in_a_while() -> None:
     clock = Clock()
     assert [clock.header(), clock.header(URL + "/c")] == ["1", "1"]
     assert clock.header("http://mlflow.example:5001/") == "2"
-    assert [clock.header(URL.replace("a/b", "signed"))] == ["1"], "one server, one answer"
+    assert clock.header(URL.replace("a/b", "a/signed")) == "1", "one server, one answer"
     assert [clock.header("http://other/signed"), clock.header("http://other/signed")] == ["3", "4"]
+    assert clock.header(URL.replace("a/b", "elsewhere")) == "5", "what is on the same host is another server"
     clock.now += SECONDS
-    assert clock.header() == "5"
+    assert clock.header() == "6"
 
 
 def test_credentials_that_cannot_be_had_any_more_are_not_used_for_ever() -> None:
@@ -98,6 +100,16 @@ def test_one_who_asks_in_vain_keeps_nobody() -> None:
         clock.now += SECONDS
         assert clock.header() == "newer"
     assert clock.header() == "newer" and clock.asked == 3
+
+
+@pytest.mark.parametrize("base", ["http://mlflow.example", "http://mlflow.example:80/", "http://mlflow.example/base"])
+def test_which_urls_are_of_the_tracking_server(base: str) -> None:
+    """Those below its REST API: an application beside it, on the same host, is somebody else's."""
+    assert is_of_api(f"{base.rstrip('/')}/api/2.0/mlflow/runs/get?run_id=../x", base)
+    for path in ("", "/", "/elsewhere/api/2.0/x", "/api/2.0", "/api/2.0x/y", "/api/2.0/../../x", "/api/2.0/%2E%2e/x"):
+        assert not is_of_api(f"{base.rstrip('/')}{path}", base)
+    assert not is_of_api("http://mlflow.example:5001/api/2.0/x", base)
+    assert is_of_api("http://mlflow.example/api/2.0/x", base) == (not base.endswith("base"))
 
 
 def test_which_urls_are_of_one_server() -> None:

@@ -15,7 +15,7 @@ from cacheserver.holdings import CHUNK_TREES, PINNED, RULED, YOUNG
 from cacheserver.index import Index, MissingBlobs
 from cacheserver.retention import Verdict
 from cacheserver.words import Standing
-from tests.unit.rows import arrived, blob, record, tree
+from tests.unit.rows import arrived, blob, expire, record, tree
 
 LRU, GDSF, S3 = POLICIES["lru"], POLICIES["gdsf"], POLICIES["s3-fifo"]
 NOW, OLD = 1_000_000.0, 100.0  # seconds since the epoch: most trees here are old
@@ -171,7 +171,7 @@ def test_exactly_what_nothing_else_needs_goes(path: str, index: Index) -> None:
     assert [held.uri for held in index.asked()] == [uri("other")]
     assert set(index.all_digests()) == {blob(name).digest for name in ("shared", "coming", "other")}
     assert query(path, "SELECT count(*) FROM accounts") == [(1,)]
-    assert index.holdings.drop_arrivals(OLD + 1) == {blob("coming").digest: len("coming")}
+    assert expire(index, OLD + 1) == {blob("coming").digest: len("coming")}
     assert evict(index, [second]) == ({second}, {blob("shared").digest, blob("other").digest})
     assert index.totals() == dict.fromkeys(index.totals(), 0)
 
@@ -301,7 +301,7 @@ def test_holders_are_counted_rightly(path: str, index: Index, dice: random.Rando
                 index.rejoin(tree(*some).digest, {blob(n).digest: 1 for n in some})
             case 6:
                 index.holdings.remove_unheld()
-                index.holdings.drop_arrivals(now - dice.randrange(30))
+                expire(index, now - dice.randrange(30))
                 with pytest.raises(MissingBlobs):
                     index.record_tree(tree(*some, "never there"), [], (), now)
         assert query(

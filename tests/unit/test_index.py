@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from artifactcache.errors import CacheError
+from cacheserver.database import IndexDamaged
 from cacheserver.index import Index, MissingBlobs
 from cacheserver.schema import MIGRATIONS
 from cacheserver.words import Entry, Manifest, Record, Resolved, Standing
 from tests.unit.house import PATIENCE_SECONDS
-from tests.unit.rows import ORIGIN, arrived, blob, record, tree
+from tests.unit.rows import ORIGIN, arrived, blob, expire, record, tree
 
 EMPTY_DIGEST = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"  # BLAKE3 of nothing
 
@@ -41,7 +42,7 @@ def test_a_tree_appears_whole_or_not_at_all(index: Index) -> None:
     assert index.held("s3://b/p", "") is None
     assert index.tree_blobs(tree("x", "gone").digest) == {}
     assert index.totals()["tree_count"] == 0
-    assert index.arrivals("s3://b/p") == {"s3://b/p/x": (arrived("x"), Standing.FINISHED, 1.0)}
+    assert index.arrivals.at_or_below("s3://b/p") == {"s3://b/p/x": (arrived("x"), Standing.FINISHED, 1.0)}
 
 
 def test_a_failure_in_the_middle_leaves_nothing(index: Index) -> None:
@@ -82,7 +83,7 @@ def test_only_what_clients_asked_for_is_listed(index: Index) -> None:
     record(index, "runs:/r/a", "x")
     record(index, "s3://b/r/b", "x", asked=False)
     assert [h.uri for h in index.asked()] == ["runs:/r/a", "runs:/r/b"]
-    assert index.holders([blob("x").digest]) == ["runs:/r/a", "runs:/r/b"]
+    assert index.holders([blob("x").digest]) == [("runs:/r/a", ""), ("runs:/r/b", "")]
     assert index.totals() == {
         "artifact_count": 2,
         "artifact_bytes": 2,
@@ -102,7 +103,7 @@ def test_above_and_below_are_by_folder_not_by_letters(index: Index) -> None:
     index.record_arrivals(
         [blob("x")], {f"s3://b/{n}": arrived("x") for n in ("f/1", "f", "f1", "f-/2")}, Standing.FINISHED, 1.0
     )
-    assert sorted(index.arrivals("s3://b/f")) == ["s3://b/f", "s3://b/f/1"]
+    assert sorted(index.arrivals.at_or_below("s3://b/f")) == ["s3://b/f", "s3://b/f/1"]
 
 
 def test_a_very_deep_uri_is_asked_for_at_once(index: Index) -> None:
@@ -114,7 +115,7 @@ def test_a_very_deep_uri_is_asked_for_at_once(index: Index) -> None:
     index.record_tree(
         tree(*(str(n) for n in range(2500))), [Record("s3://b/p", "", "", Standing.FINISHED, True)], (), 1.0
     )
-    assert index.holders([b.digest for b in many]) == ["s3://b/p"]
+    assert index.holders([b.digest for b in many]) == [("s3://b/p", "")]
 
 
 def test_a_blob_that_is_forgotten_says_which_trees_lack_it(index: Index) -> None:
@@ -124,7 +125,7 @@ def test_a_blob_that_is_forgotten_says_which_trees_lack_it(index: Index) -> None
     index.record_arrivals([], {"s3://b/f": arrived("x")}, Standing.FINISHED, 1.0)
     assert sorted(index.forget_blob(blob("x").digest)) == sorted([one.digest, other.digest])
     assert set(index.tree_blobs(one.digest)) == {blob("y").digest} and index.tree_blobs(other.digest) == {}
-    assert index.arrivals("s3://b/f") == {} and blob("x").digest not in index.blobs([blob("x").digest])
+    assert index.arrivals.at_or_below("s3://b/f") == {} and blob("x").digest not in index.blobs([blob("x").digest])
     assert index.forget_blob(blob("x").digest) == []
     record(index, "s3://b/1", "x", "y")
     assert set(index.tree_blobs(one.digest)) == {blob("x").digest, blob("y").digest}
@@ -145,12 +146,12 @@ def test_arrivals_end_with_their_tree_or_with_time(index: Index) -> None:
     index.record_arrivals([blob(n) for n in "xyz"], uris, Standing.FINISHED, 10.0)
     index.record_arrivals([], {"s3://b/other/z": arrived("z")}, Standing.FINISHED, 30.0)
     index.record_tree(tree("x"), [Record("s3://b/p/x", "", "x", Standing.FINISHED, True)], ["s3://b/p/x"], 11.0)
-    assert set(index.arrivals("s3://b/p")) == {"s3://b/p/y", "s3://b/p/z"}
-    assert list(index.holdings.drop_arrivals(10.0)) == []  # none is older
-    assert list(index.holdings.drop_arrivals(20.0)) == [blob("y").digest]  # x has a tree, z has come again since
-    assert index.arrivals("s3://b") == {"s3://b/other/z": (arrived("z"), Standing.FINISHED, 30.0)}
+    assert set(index.arrivals.at_or_below("s3://b/p")) == {"s3://b/p/y", "s3://b/p/z"}
+    assert list(expire(index, 10.0)) == []  # none is older
+    assert list(expire(index, 20.0)) == [blob("y").digest]  # x has a tree, z has come again since
+    assert index.arrivals.at_or_below("s3://b") == {"s3://b/other/z": (arrived("z"), Standing.FINISHED, 30.0)}
     assert sorted(index.all_digests()) == sorted([blob("x").digest, blob("z").digest])
-    assert list(index.holdings.drop_arrivals(99.0)) == [blob("z").digest]
+    assert list(expire(index, 99.0)) == [blob("z").digest]
 
 
 def test_a_walk_over_all_blobs_meets_each_once(index: Index) -> None:
@@ -182,7 +183,9 @@ def test_one_store_keeps_origins_apart(path: str, index: Index) -> None:
     other = Index(path, "http://other.example")
     try:
         assert other.held("runs:/r", "") is None and other.versions.resolved("runs:/r") is None and other.asked() == []
-        assert other.above("runs:/r") == other.at_or_below("runs:/r") == [] and other.arrivals("s3://b") == {}
+        assert (
+            other.above("runs:/r") == other.at_or_below("runs:/r") == [] and other.arrivals.at_or_below("s3://b") == {}
+        )
         assert set(other.blobs([blob("x").digest])) == {blob("x").digest}  # bytes are bytes, whoever brought them
     finally:
         other.close()
@@ -255,6 +258,7 @@ def test_a_newer_schema_is_refused_in_words_and_not_touched(path: str) -> None:
     newer = len(MIGRATIONS) + 1
     with sqlite3.connect(path) as db:
         db.execute(f"PRAGMA user_version = {newer}")
+        db.execute("CREATE TABLE of_the_newer_one (a TEXT)")
     db.close()
     before = _dump(path)
     with pytest.raises(CacheError, match=f"newer release .schema {newer}, this one knows {len(MIGRATIONS)}") as refused:
@@ -324,15 +328,15 @@ def test_a_blob_that_was_dropped_meanwhile_gets_no_row(index: Index) -> None:
     "damage", [b"this is no database, whatever its name says " * 100, b"SQLite format 3\0" + b"\xff" * 5000]
 )
 def test_an_index_that_is_damaged_is_refused_with_words(tmp_path: Path, damage: bytes) -> None:
-    """Who starts the daemon reads which file it is, and what can be done."""
+    """Who reads the log reads which file it is, and what becomes of it."""
     (tmp_path / "index.db").write_bytes(damage)
-    with pytest.raises(CacheError, match=r"index\.db cannot be used: .+ move it away"):
+    with pytest.raises(IndexDamaged, match=r"index\.db is damaged \(.+\)\. It is made anew"):
         Index(str(tmp_path / "index.db"), "http://origin.example")
 
 
 def test_an_index_that_is_only_out_of_reach_is_not_to_be_moved_away(tmp_path: Path) -> None:
-    """Whoever obeyed would lose the store: words say what SQLite said, and to leave it where it is."""
+    """Whoever parted with it would lose what it knows: words say what SQLite said, and to leave it where it is."""
     (tmp_path / "index.db").mkdir()
     with pytest.raises(CacheError, match=r"index\.db cannot be used: .+SQLITE_CANTOPEN.+Leave it") as refused:
         Index(str(tmp_path / "index.db"), "http://origin.example")
-    assert "move it away" not in str(refused.value)
+    assert not isinstance(refused.value, IndexDamaged)

@@ -93,6 +93,22 @@ def test_a_block_holds_what_it_asks_for(clock: Clock) -> None:
     assert leases.doom(["a", "b"]) == ["a", "b"]
 
 
+def test_a_block_lets_go_what_it_does_not_need(clock: Clock) -> None:
+    """At once, and it does not linger either; what somebody else has is theirs, and it may be asked for again."""
+    leases, trees = clock.leases, list[str]()
+    leases.take("b")
+    with leases.holding(ME, trees, linger_seconds=5.0) as hold:
+        for tree in ("a", "b", "c", "d"):
+            hold(tree)
+        hold.let_go(["a", "b", "d"])
+        assert trees == ["c"] and leases.total() == 2
+        assert leases.doom(["a", "b", "c"]) == ["a"]
+        hold("d")
+    assert trees == ["c", "d"] and leases.doom(["b", "c", "d"]) == []
+    leases.give_back("b")
+    assert leases.total() == 0 and leases.doom(["b"]) == ["b"]
+
+
 def test_who_wants_what_is_doomed_waits_and_gets_it(clock: Clock) -> None:
     """Until it is spared, whatever else is spared before; what is not doomed is had at once."""
     leases = clock.leases

@@ -109,3 +109,16 @@ def test_a_hit_comes_on_the_account_as_well(house: House) -> None:
     fetch(house, uri, BOB)
     assert house.index.ledger.of_user(BOB.uid) == 0
     assert account(house, BOB) == 15
+
+
+def test_what_accounts_show(house: House) -> None:
+    """Bytes and trees of each user, the fullest first; what two have is half on each."""
+    shared = give(house, "a", 30, ALICE).held
+    fetch(house, shared.uri, BOB)
+    more = give(house, "b", 100, BOB).held
+    account(house, ALICE)  # what was used is written down
+    ledger = house.index.ledger
+    assert ledger.usage(None) == [(BOB.uid, 2, 115.0), (ALICE.uid, 1, 15.0)]
+    assert ledger.usage(ALICE.uid) == [(ALICE.uid, 1, 15.0)]
+    assert ledger.usage(CAROL.uid) == []
+    assert (ledger.trees(ALICE.uid), ledger.trees(BOB.uid)) == ({shared.tree}, {shared.tree, more.tree})

@@ -37,7 +37,8 @@ def files(
     root: Path, *, forbidden: Path = Path("/proc"), world_only: bool = False, exempt: tuple[str, ...] = ()
 ) -> LocalFiles:
     """The artifact store over it."""
-    return LocalFiles(str(root), forbidden=str(forbidden), world_only=world_only, exempt=exempt)
+    pairs = tuple((folder, os.path.realpath(folder)) for folder in exempt)
+    return LocalFiles(str(root), forbidden=str(forbidden), world_only=world_only, exempt=pairs)
 
 
 def at(path: str) -> Location:
@@ -309,14 +310,15 @@ def test_a_daemon_of_many_users_reads_what_all_may_read(public: Path, tmp_path: 
     assert (tmp_path / "copy").read_bytes() == b"x"
 
 
-@pytest.mark.parametrize(
-    ("closed", "mode"), [("sub/file", 0o640), ("sub", 0o750), ("sub", 0o754), ("", 0o750), ("..", 0o750)]
-)
+CLOSED = "sub/file=640 sub=750 sub=754 =750 ..=750 sub/file=604 sub=705 sub=745 =705 ..=701"
+
+
+@pytest.mark.parametrize(("closed", "mode"), [one.split("=") for one in CLOSED.split()])
 def test_a_daemon_of_many_users_reads_for_none_what_another_could_not(
-    public: Path, tmp_path: Path, closed: str, mode: int
+    public: Path, tmp_path: Path, closed: str, mode: str
 ) -> None:
     """A file, its folder, the root or a folder above that is not open to all keeps it from everybody."""
-    (public / closed).resolve().chmod(mode)
+    (public / closed).resolve().chmod(int(mode, 8))
     with pytest.raises(PermissionDenied, match="every user of this host"):
         _list_and_copy(files(public, world_only=True), tmp_path)
     assert not (tmp_path / "copy").exists()
@@ -337,7 +339,7 @@ def test_a_readable_file_in_a_closed_folder_is_not_read_for_others(
     assert not (tmp_path / "copy").exists()
 
 
-@pytest.mark.parametrize("mode", [0o640, 0o600, 0o000])
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o600, 0o000])
 @pytest.mark.parametrize("way", ["", "sub", "sub/file"])
 def test_a_file_that_not_all_can_read_is_not_even_listed(public: Path, mode: int, way: str) -> None:
     """Its bytes may be held already: then nobody would open it."""
@@ -381,12 +383,16 @@ def test_a_root_in_an_exempt_folder_is_read_as_the_daemon_can(
 
 
 def test_a_root_is_exempt_by_where_it_really_is(public: Path, tmp_path: Path) -> None:
-    """A symlink in an exempt folder to a root elsewhere exempts nothing."""
+    """A symlink in an exempt folder to a root elsewhere exempts nothing, nor does one to a root in it; but the exempt
+    folder may be one itself."""
     (public / "sub/file").chmod(0o600)
     (tmp_path / "exempt").mkdir()
     (tmp_path / "exempt/link").symlink_to(public)
-    with pytest.raises(PermissionDenied, match="every user of this host"):
-        files(tmp_path / "exempt/link", world_only=True, exempt=(str(tmp_path / "exempt"),)).listing(at(""))
+    for exempt in (str(tmp_path / "exempt"), str(public.parent)):
+        with pytest.raises(PermissionDenied, match="every user of this host"):
+            files(tmp_path / "exempt/link", world_only=True, exempt=(exempt,)).listing(at(""))
+    (tmp_path / "listed").symlink_to(public.parent)
+    assert files(tmp_path / "listed" / public.name, world_only=True, exempt=(str(tmp_path / "listed"),)).listing(at(""))
 
 
 def _list_and_copy(local: LocalFiles, to: Path) -> None:

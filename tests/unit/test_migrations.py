@@ -79,7 +79,7 @@ def test_an_old_store_knows_who_holds_its_blobs(old: str) -> None:
         index.record_tree(tree("c", "both"), [Record("s3://b/x", "", "", Standing.FINISHED, True)], (), 1e6)
         counts = dict(query(old, "SELECT digest, holder_count FROM blobs"))
         assert counts[blob("both").digest] == 2 and counts[blob("c").digest] == 2
-        assert index.holdings.drop_arrivals(1e9) == {blob("unheld").digest: len("unheld")}
+        assert index.arrivals.drop(index.arrivals.unheld(), lambda key: False) == {blob("unheld").digest: len("unheld")}
     finally:
         index.close()
 

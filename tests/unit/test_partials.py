@@ -7,12 +7,15 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
+from xxhash import xxh3_128
 
 from artifactcache.errors import CacheError, Corrupted
 from cacheserver.partials import NOTE, Partials
 from cacheserver.staging import Sink
 
 KEY = "s3://bucket/large"
+BEGIN = (5, xxh3_128(b"begin").hexdigest())
 
 
 def test_what_was_noted_goes_on_once(tmp_path: Path) -> None:
@@ -20,14 +23,90 @@ def test_what_was_noted_goes_on_once(tmp_path: Path) -> None:
     partials, path = Partials(str(tmp_path)), tmp_path / "1"
     path.write_bytes(b"begin")
     path.chmod(0o444)
-    partials.note(str(path), KEY, '"tag"')
+    partials.note(str(path), KEY, '"tag"', *BEGIN)
     assert partials.set_aside(str(path)) and partials.keeps(str(path)) and partials.keeps(str(path) + NOTE)
     assert partials.take("s3://bucket/other") is None
-    assert partials.take(KEY) == (str(path), '"tag"') and partials.take(KEY) is None
+    assert partials.take(KEY) == (str(path), '"tag"', *BEGIN) and partials.take(KEY) is None
     assert path.stat().st_mode & 0o777 == 0o600, "its owner can write it"
-    with Sink(str(path), 8, KEY, etag='"tag"') as sink:
+    with Sink(str(path), 8, KEY, etag='"tag"', proven=BEGIN) as sink:
         sink.write(b"end")
         assert sink.finish().row.size == 8 and sink.resumed == 5
+
+
+@pytest.mark.parametrize(
+    ("there", "proven", "resumed"),
+    [
+        (b"begin", BEGIN, 5),
+        (b"begin and more", BEGIN, 5),
+        (b"begiN", BEGIN, 0),
+        (b"begiN and more", BEGIN, 0),
+        (b"begi", BEGIN, 0),
+        (b"begin, and more than the whole", BEGIN, 0),
+        (b"begin", (0, ""), 0),
+    ],
+)
+def test_no_more_goes_on_than_was_noted_and_is_still_so(
+    tmp_path: Path, there: bytes, proven: tuple[int, str], resumed: int
+) -> None:
+    """A bit that flips while it waits would else be stored, and served, under the right name of wrong bytes."""
+    partials, path = Partials(str(tmp_path)), tmp_path / "1"
+    path.write_bytes(there)
+    partials.note(str(path), KEY, '"tag"', *proven)
+    with Sink(str(path), 17, KEY, etag='"tag"', proven=proven, note=partial(partials.note, str(path), KEY)) as sink:
+        assert (sink.size, sink.resumed, sink.etag) == (resumed, resumed, '"tag"' if resumed else "")
+        assert os.path.exists(f"{path}{NOTE}") == (resumed > 0)
+        sink.write((b"begin" if not resumed else b"") + b" of the file")
+        assert sink.finish().row.digest == blake3(b"begin of the file").hexdigest()
+
+
+def test_what_is_written_is_noted_as_it_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed daemon loses no more than the last few bytes; one that ends, or an origin that breaks off, nothing."""
+    monkeypatch.setattr("cacheserver.staging.NOTE_EVERY_BYTES", 4)
+    partials, path = Partials(str(tmp_path)), str(tmp_path / "1")
+
+    def noted() -> bytes:
+        later = Partials(str(tmp_path))
+        later.load()
+        found = later.take(KEY)
+        if found is None:
+            return b""
+        content = Path(path).read_bytes()[: found.size_bytes]
+        assert found.xxh3 == xxh3_128(content).hexdigest()
+        return content
+
+    with pytest.raises(RuntimeError), Sink(path, None, KEY, note=partial(partials.note, path, KEY)) as sink:
+        sink.begin('"a longer tag"')
+        assert noted() == b"", "nothing of it is there"
+        sink.write(b"beg")
+        assert noted() == b""
+        sink.write(b"in of")
+        assert noted() == b"begin of"
+        sink.write(b" it")
+        assert noted() == b"begin of"
+        sink.restart()
+        sink.begin('"tag"')
+        sink.write(b"other")
+        assert noted() == b"other"
+        sink.write(b" it")
+        raise RuntimeError
+    assert noted() == b"other it"
+
+
+def test_a_disk_that_takes_no_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the disk's fault, as where it takes no bytes; and the end of a download is not lost by it."""
+    monkeypatch.setattr("cacheserver.staging.NOTE_EVERY_BYTES", 4)
+    told = list[int]()
+
+    def note(etag: str, size: int, xxh3: str) -> None:
+        told.append(size)
+        if size:
+            raise OSError(28, "No space left on device")
+
+    with Sink(str(tmp_path / "1"), 8, KEY, note=note) as sink:
+        sink.begin('"tag"')
+        with pytest.raises(CacheError, match="could not be written"):
+            sink.write(b"begin")
+    assert told == [0, 5, 5]
 
 
 def test_bytes_that_begin_anew_are_no_longer_what_was_noted(tmp_path: Path) -> None:
@@ -54,7 +133,7 @@ def test_what_is_no_plain_file_does_not_go_on(tmp_path: Path, what: str) -> None
     partials, path, secret = Partials(str(tmp_path)), tmp_path / "1", tmp_path / "secret"
     secret.write_bytes(b"secret")
     path.write_bytes(b"begin")
-    partials.note(str(path), KEY, '"tag"')
+    partials.note(str(path), KEY, '"tag"', *BEGIN)
     assert partials.set_aside(str(path))
     path.unlink()
     if what == "a link":
@@ -78,7 +157,7 @@ def test_a_sink_that_cannot_be_read_again_lets_its_descriptor_go(
     before = sorted(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(os, "preadv", fail)
     with pytest.raises(OSError, match="Input/output"):
-        Sink(str(tmp_path / "1"), 8, KEY, etag='"tag"')
+        Sink(str(tmp_path / "1"), 8, KEY, etag='"tag"', proven=BEGIN)
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from artifactcache.errors import NoSpace, NotFound
 from cacheserver.allowances import Allowance
-from cacheserver.config import QuotasConfig
 from cacheserver.retention import Verdict
+from cacheserver.settings import QuotasConfig
 from cacheserver.space import Amount, Limits
 from tests.unit.accounts import ALICE, BOB, fetch, name
 from tests.unit.house import House

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from artifactcache.errors import OriginUnavailable
+from artifactcache.errors import DaemonUnavailable, OriginUnavailable
 from cacheserver.questions import QUESTIONS_MAX, Questions
 from tests.unit.house import PATIENCE_SECONDS
 
@@ -67,3 +67,25 @@ def test_too_many_questions_that_hang(questions: Questions) -> None:
     assert questions.ask("s3://b", lambda: 1, store="s3://b") == 1
     assert questions.ask("file:/d", lambda: 1, is_local=True) == 1
     go_on.set()
+
+
+@pytest.mark.parametrize("store", ["", "s3://b"])
+def test_the_daemons_end(store: str) -> None:
+    """Whoever waits is told so, while the question still hangs; so is who waits for a turn, and who asks after that."""
+    patient, go_on, told = Questions(PATIENCE_SECONDS), threading.Event(), list[str]()
+
+    def ask() -> None:
+        with pytest.raises(DaemonUnavailable) as error:
+            patient.ask("runs:/r", lambda: go_on.wait(PATIENCE_SECONDS), store=store)
+        told.append(str(error.value))
+
+    callers = [threading.Thread(target=ask) for _ in range(QUESTIONS_MAX + 1)]
+    for caller in callers:
+        caller.start()
+    patient.close()
+    for caller in callers:
+        caller.join(PATIENCE_SECONDS)
+    assert len(told) == len(callers) and not go_on.is_set()
+    go_on.set()
+    with pytest.raises(DaemonUnavailable):
+        patient.ask("runs:/r", lambda: 1, store=store)

@@ -15,6 +15,7 @@ import pytest
 
 from cacheserver import register as room
 from cacheserver.register import Process, Register, process
+from tests.rig.until import until
 
 BOOT = "boot 1"
 ONE, TWO, THREE = "1" * 64, "2" * 64, "3" * 64
@@ -74,6 +75,66 @@ def test_a_process_is_known_by_its_number_and_its_start(child: subprocess.Popen[
     end(child)
     assert process(child.pid) is None
     assert [process(pid) for pid in (0, -1, 2**31, 2**70)] == [None] * 4
+
+
+def test_a_process_lives_as_long_as_any_of_its_threads(path: Path) -> None:
+    """One whose first thread has ended looks like a zombie, and reads its views with the others; with the last of them
+    it has ended."""
+    program = """
+        import ctypes, os, sys, threading
+        def last():
+            print(flush=True)
+            sys.stdin.read()
+            os._exit(0)
+        threading.Thread(target=last).start()
+        ctypes.CDLL(None).pthread_exit(None)
+    """
+    command = (sys.executable, "-c", textwrap.dedent(program))
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None and child.stdout is not None
+        child.stdout.readline()
+        stat = Path(f"/proc/{child.pid}/stat")
+        until(lambda: ") Z " in stat.read_text(), "its first thread to end")
+        Register(str(path), BOOT).add(of(child.pid), ONE)
+        assert known(path) == {of(child.pid): {ONE}}
+        child.stdin.close()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert process(child.pid) is None and known(path) == {}
+
+
+HIDING = [("hidepid=0", 65534, True), ("hidepid=1", 65534, False), ("hidepid=2", 65534, False), ("hidepid=2", 0, True)]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount /proc")
+@pytest.mark.parametrize(("options", "uid", "seen"), HIDING)
+def test_a_proc_that_hides_others_is_noticed(options: str, uid: int, seen: bool) -> None:
+    """By whoever is not root; a daemon for all users says so, one that serves its own user only has nothing to say. In
+    namespaces of its own: of one namespace of processes, all mounts of /proc may share their options."""
+    look = f"""
+        import logging, os
+        from cacheserver.settings import Config
+        from cacheserver.daemon import _warn
+        from cacheserver.register import sees_others
+        logging.basicConfig(format="%(message)s")
+        os.setgroups([])
+        os.setresgid({uid}, {uid}, {uid})
+        os.setresuid({uid}, {uid}, {uid})
+        print(sees_others())
+        _warn(Config(), serves_all=False)
+        print(flush=True)
+        logging.warning("for all:")
+        _warn(Config(), serves_all=True)
+    """
+    script = (
+        f'mount -t proc -o {options} proc /proc && "$0" -c "$1"; exit $?'  # the shell stays: it is the first process
+    )
+    command = ("unshare", "--mount", "--pid", "--fork", "sh", "-c", script, sys.executable, textwrap.dedent(look))
+    ran = subprocess.run(command, check=False, capture_output=True, text=True)
+    if "unshare failed" in ran.stderr or ran.stderr.startswith("mount:"):
+        pytest.skip(ran.stderr)
+    assert (ran.returncode, ran.stdout.strip()) == (0, str(seen)), ran.stderr
+    before, _, after = ran.stderr.partition("for all:")
+    assert "hidepid" not in before and ("hidepid" in after) is not seen
 
 
 def test_the_next_daemon_knows_who_has_what(path: Path, child: subprocess.Popen[bytes]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from artifactcache.errors import CacheError, OriginUnavailable
+from artifactcache.errors import CacheError, DaemonUnavailable, OriginUnavailable
 from cacheserver import crews as crews_room
 from cacheserver.crews import Crews
 from cacheserver.repository import TRANSFERS_MAX, RepositoryFiles, Transfers
@@ -138,21 +138,23 @@ def test_what_is_no_file_of_its_own_is_refused(tmp_path: Path, transfers: Transf
 
 
 def test_a_store_that_hangs_keeps_no_other_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody can end its threads, so they are its own. Of stores there are not more than so many at a time, but those
-    that answered make room for others."""
+    """Nobody can end its threads, so they are its own. Of stores of one scheme there are not more than so many at a
+    time, but those that answered make room for others; and those of other schemes are asked beside them."""
     monkeypatch.setattr(crews_room, "CREWS_MAX", 3)
     crews, go = Crews(2, "test"), threading.Event()
     try:
         stuck = [crews.submit("ftp://silent", go.wait, 30) for _ in range(5)]
         for number in range(10):
+            assert crews.submit(f"ftp://{number}", lambda: "answered").result(30) == "answered"
+        stuck += [crews.submit(f"ftp://silent{number}", go.wait, 30) for number in range(2)]
+        with pytest.raises(OriginUnavailable, match="3 artifact stores of ftp"):
+            crews.submit("ftp://11", lambda: "answered")
+        for number in range(10):
             assert crews.submit(f"s3://{number}", lambda: "answered").result(30) == "answered"
-        stuck += [crews.submit(f"ftp://{number}", go.wait, 30) for number in range(2)]
-        with pytest.raises(OriginUnavailable, match="3 artifact stores"):
-            crews.submit("s3://11", lambda: "answered")
         go.set()
         assert all(one.result(30) for one in stuck)
         until(lambda: all(not crew.under_way for crew in crews._crews.values()), "all to have ended")
-        assert crews.submit("s3://11", lambda: "answered").result(30) == "answered"
+        assert crews.submit("ftp://11", lambda: "answered").result(30) == "answered"
     finally:
         go.set()
         crews.close()
@@ -166,7 +168,7 @@ def test_crews_that_are_dismissed_begin_nothing() -> None:
     closing.start()
     closing.join(10)
     assert not closing.is_alive() and second.cancelled()
-    with pytest.raises(OriginUnavailable, match="stopped"):
+    with pytest.raises(DaemonUnavailable, match="being stopped"):
         crews.submit("another", go.wait)
     go.set()
     assert first.result(10)

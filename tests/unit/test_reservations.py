@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from artifactcache.errors import NoSpace
@@ -66,5 +68,31 @@ def test_a_download_that_is_half_written_makes_nobody_go(tmp_path_factory: pytes
             with open(path, "wb") as file:
                 file.write(bytes(900))
             assert house.reservations.fill().unwritten == 100 + FILE_BYTES
+    finally:
+        house.close()
+
+
+def test_a_beginning_that_goes_on_is_on_the_disk_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """An earlier attempt has left 600 of 1000 bytes: they are not promised while they wait, nor while the file goes on
+    from them, nor given back when it is done; what another download of its own still has to write is."""
+    house = House(tmp_path_factory.mktemp("house") / "store", Limits(Amount(10**9), Amount(0)))
+    progress = Progress(bytes_done=70, bytes_found=50, bytes_kept=70, files_done=1)  # of a part before this one
+    path = Path(house.store.stage())
+    path.write_bytes(bytes(600))
+
+    def unwritten() -> int:
+        return house.reservations.fill().unwritten
+
+    try:
+        with house.sweeper.room("other", 20, 0, Progress()), house.sweeper.room("one", 1300, 0, progress, written=600):
+            assert unwritten() == 20 + 700
+            progress.active[str(path)] = 1000
+            assert unwritten() == 20 + 700
+            path.write_bytes(bytes(900))
+            assert unwritten() == 20 + 400
+            del progress.active[str(path)]
+            progress.bytes_done, progress.bytes_found = 70 + 1000, 50 + 600
+            assert unwritten() == 20 + 300
+        assert unwritten() == 0
     finally:
         house.close()

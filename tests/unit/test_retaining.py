@@ -243,6 +243,27 @@ def test_rules_that_are_others_by_now_are_judged_by_anew(shop: Shop) -> None:
     assert (shop.of(held).level, shop.of(held).kept_until, shop.of(held).drop_at) == (0, math.inf, None)
 
 
+def test_what_an_answer_leaves_open_stays_as_it_was_known(shop: Shop) -> None:
+    """A question of several stumbled: neither does what was known to be otherwise keep again, nor does what was to go
+    stay, by its status or by a tag of which nothing is said now."""
+    shop.rules(CHAMPION, FAILED, Rule("scrap", tag={"grade": "scrap"}, drop=20.0))
+    version, run, scrap = shop.hold("models:/m/1"), shop.hold("runs:/r"), shop.hold("runs:/scrap")
+    shop.origin.tell("models:/m/1", aliases=frozenset({"other"}), status="FINISHED", tags={})
+    shop.origin.tell("runs:/r", status="FAILED", ended_at=900.0, tags={})
+    shop.origin.tell("runs:/scrap", status="FINISHED", tags={"grade": "scrap"})
+
+    def said() -> tuple[float, float | None, float | None]:
+        return shop.of(version).kept_until, shop.of(run).drop_at, shop.of(scrap).drop_at
+
+    shop.retaining.look()
+    assert said() == (0.0, 1010.0, 1020.0)
+    shop.origin.tell("models:/m/1", aliases=None)
+    shop.origin.tell("runs:/r", status=None, ended_at=None)
+    shop.origin.tell("runs:/scrap", tags={})
+    shop.retaining.refresh()
+    assert said() == (0.0, 1010.0, 1020.0)
+
+
 def test_a_tree_of_several_names_has_what_each_of_them_gives(shop: Shop) -> None:
     """One of them is enough to keep it, and all of them have to be dropped for it to go."""
     shop.rules(CHAMPION, FAILED)

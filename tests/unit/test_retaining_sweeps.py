@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from cacheserver.retaining import Retaining
-from cacheserver.retention import Facts, Rule
+from cacheserver.retention import Facts, Rule, Verdict
+from cacheserver.words import Record, Standing
 from tests.unit.house import ROOMY, TRACKING_URI, House
 from tests.unit.sweeping import ALL, bring, names
 
@@ -112,3 +113,38 @@ def test_a_use_that_is_not_written_down_counts(house: House, sweep: str) -> None
     later(house, 10.0)
     getattr(house.sweeper, sweep)()
     assert names(house) == "a"
+
+
+@pytest.mark.parametrize("reason", ["due", "nobody's"])
+def test_what_is_to_go_by_itself_is_looked_at_again(house: House, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+    """It was planned to go, and before its row does a rule wants it gone no more, or an artifact is it again: it stays,
+    and goes another time where that is so again."""
+    held, doom = bring(house, "a", 10).held, house.leases.doom
+    house.cache.record_uses()
+    manifest = house.tree(held).manifest
+
+    def end() -> None:
+        if reason == "due":
+            house.index.rulings.record({held.tree: Verdict(drop_at=house.now)})
+        else:
+            house.index.forget(held.uri)
+
+    def and_before_that(trees: list[str]) -> list[str]:
+        assert trees == [held.tree]
+        if reason == "due":
+            house.index.rulings.record({held.tree: Verdict()})
+        else:
+            record = Record(held.uri, "", "", Standing.FINISHED, True, house.now)
+            house.store.commit(manifest, [record], (), house.now)
+        return doom(trees)
+
+    end()
+    later(house, 100.0)
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(house.leases, "doom", and_before_that)
+        house.sweeper.tidy()
+    assert names(house) == "a" and house.find(held.uri) and house.sweeper.evicted_count == 0
+    end()
+    later(house, 100.0)
+    house.sweeper.tidy()
+    assert not house.index.holdings.has(held.tree)

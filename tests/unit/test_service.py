@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import logging
+import grp
+import json
 import os
-import re
-import socket
+import pwd
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -16,18 +20,21 @@ import pytest
 import artifactcache.session
 from artifactcache import Client, errors
 from artifactcache.v1 import cache_pb2 as pb
+from cacheserver import server, statuses
 from cacheserver import service as room
-from cacheserver import statuses
-from cacheserver.administration import Administration
+from cacheserver.allowances import EVERYBODY, Allowance
 from cacheserver.cache import Cache
-from cacheserver.handoff import Handoff
-from cacheserver.service import Service, serve
-from cacheserver.sessions import Sessions
-from cacheserver.words import Resolved
+from cacheserver.disk import Space
+from cacheserver.programs import program
+from cacheserver.reservations import FILE_BYTES
+from cacheserver.settings import QuotasConfig
+from cacheserver.words import File, Resolved
 from tests.rig.until import until
 from tests.rig.wire import Handoff as Wire
 from tests.rig.wire import bearer, error_name, stub
+from tests.unit.accounts import ALICE, held, start
 from tests.unit.house import FILES, PATIENCE_SECONDS, ROOT, Gate, House
+from tests.unit.serving import Served
 
 Serve = Callable[..., Path]
 
@@ -35,31 +42,15 @@ Serve = Callable[..., Path]
 @pytest.fixture
 def serving(filled: House, tmp_path: Path) -> Iterator[Serve]:
     """Serves the house at a folder below the test's own, and returns that folder."""
-    ends: list[Callable[[], object]] = []
+    running: list[Served] = []
 
     def start(name: str = "sockets") -> Path:
-        folder = tmp_path / name
-        folder.mkdir()
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        listener.bind(os.fsencode(folder / "handoff.sock"))
-        listener.listen(100)
-        sessions = Sessions(filled.leases)
-        handoff = Handoff(listener, sessions, filled.store, lambda peer: True)
-        administration = Administration(
-            filled.cache, filled.store, filled.sweeper, lambda peer: True, lambda tree: (), lambda: filled.now
-        )
-        service = Service(
-            filled.cache, filled.store, sessions, filled.sweeper, administration, {}, hardlink_for_root=True
-        )
-        server = serve(service, str(folder / "cache.sock"))
-        handoff.start()
-        server.start()
-        ends.extend((handoff.stop, lambda: server.stop(0).wait()))
-        return folder
+        running.append(Served(filled, tmp_path / name))
+        return running[-1].folder
 
     yield start
-    for end in ends:
-        end()
+    for served in running:
+        served.stop()
 
 
 def connected(folder: Path) -> int:
@@ -80,7 +71,7 @@ def test_folders_with_odd_names(serving: Serve, name: str) -> None:
 
 def test_a_connection_without_calls_ends(serving: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would hold a descriptor for ever; a client whose connection was closed goes on without noticing."""
-    monkeypatch.setattr(room, "CONNECTION_IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(server, "CONNECTION_IDLE_SECONDS", 0.05)
     folder = serving()
     with Client(str(folder)) as client:
         view = client.fetch(ROOT)
@@ -93,7 +84,7 @@ def test_a_connection_without_calls_ends(serving: Serve, monkeypatch: pytest.Mon
 
 def test_the_client_closes_first() -> None:
     """grpc looks every so often, so it may take twice as long; what the daemon closes it tells on standard error."""
-    assert 2 * artifactcache.session.IDLE_SECONDS < room.CONNECTION_IDLE_SECONDS
+    assert 2 * artifactcache.session.IDLE_SECONDS < server.CONNECTION_IDLE_SECONDS
 
 
 def test_a_long_message_with_odd_characters(serving: Serve) -> None:
@@ -164,25 +155,72 @@ def test_lengthy_calls_have_a_quota_of_their_own(serving: Serve, monkeypatch: py
         assert client.fetch(ROOT).path == view
 
 
-def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What was logged of fetches since the last time, without how long they took."""
-    found = [re.sub(r" seconds=\d+\.\d+$", "", m) for m in caplog.messages if m.startswith("fetch ")]
-    caplog.clear()
-    return found
+def attempts(folder: Path, count: int) -> list[dict[str, Any]]:
+    """The audit log beside a folder of sockets, once it has so many lines."""
+    path = folder.parent / "audit.jsonl"
+    until(lambda: path.exists() and path.read_bytes().count(b"\n") >= count, f"{count} lines")
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
-def test_each_fetch_has_a_line_in_the_log(serving: Serve, caplog: pytest.LogCaptureFixture) -> None:
+def test_each_fetch_has_a_line_in_the_audit_log(serving: Serve) -> None:
     """Who took what: user, process, version, tree, what was handed out, bytes, and whether the origin was asked."""
-    caplog.set_level(logging.INFO, "cacheserver")
-    who, size = f"fetch uid={os.geteuid()} pid={os.getpid()}", sum(map(len, FILES.values()))
-    with Client(str(serving())) as client:
+    folder, size = serving(), sum(map(len, FILES.values()))
+    with Client(str(folder)) as client:
         tree = client.warm(ROOT)[0].digest
         client.fetch(ROOT)
-        until(lambda: len([m for m in caplog.messages if m.startswith("fetch ")]) == 2, "two lines")
-        assert lines(caplog) == [
-            f"{who} version='{ROOT}' tree={tree} given=lease bytes={size} hit=no transport=file",
-            f"{who} version='{ROOT}' tree={tree} given=view bytes={size} hit=yes transport=none",
-        ]
+        miss, hit = attempts(folder, 2)
+    assert datetime.fromisoformat(miss.pop("time")).timestamp() == pytest.approx(time.time(), abs=60)
+    assert 0 < hit["seconds"] < PATIENCE_SECONDS and 0 < miss.pop("seconds") < PATIENCE_SECONDS
+    me = pwd.getpwuid(os.geteuid()).pw_name
+    groups = [grp.getgrgid(gid).gr_name for gid in dict.fromkeys((os.getegid(), *os.getgroups()))]
+    assert (miss.pop("command"), miss.pop("container")) == program(os.getpid())
+    assert miss == {
+        "user": me,
+        "uid": os.geteuid(),
+        "groups": groups,
+        "pid": os.getpid(),
+        "verb": "Fetch",
+        "artifact": ROOT,
+        "version": ROOT,
+        "tree": tree,
+        "bytes": size,
+        "hit": False,
+        "origin_bytes": size,
+        "transport": "file",
+        "given": "lease",
+        "decision": "granted",
+        "reason": "check = none",
+    }
+    assert (hit["hit"], hit["origin_bytes"], hit["transport"], hit["given"]) == (True, 0, "", "view")
+
+
+def test_each_other_look_at_an_artifact_has_a_line_in_the_audit_log(serving: Serve) -> None:
+    """Inspect, Verify of an artifact, Explain and Pin; with what was found, and without bytes. Nothing else has one."""
+    folder = serving()
+    with Client(str(folder)) as client:
+        tree = client.warm(ROOT)[0].digest
+        client.inspect(ROOT)
+        client.verify(ROOT)
+        client.explain(ROOT)
+        client.verify()
+        client.list()
+        client.stats()
+        client.pin(ROOT)
+        client.unpin(ROOT)
+        with pytest.raises(errors.NotFound):
+            client.inspect(f"{ROOT}/none")
+        found = attempts(folder, 7)
+    told = [(each["verb"], each["decision"], each["tree"], each["given"]) for each in found]
+    assert told == [
+        ("Fetch", "granted", tree, "lease"),
+        ("Inspect", "granted", tree, ""),
+        ("Verify", "granted", tree, ""),
+        ("Explain", "granted", tree, ""),
+        ("Fetch", "granted", tree, "lease"),
+        ("Pin", "granted", tree, ""),
+        ("Inspect", "failed", "", ""),
+    ]
+    assert {(each["hit"], each["bytes"]) for each in found if each["verb"] != "Fetch"} == {(None, 0)}
 
 
 def test_nobody_joins_a_flight_of_a_model_that_was_made_anew(serving: Serve, filled: House) -> None:
@@ -206,25 +244,87 @@ def test_nobody_joins_a_flight_of_a_model_that_was_made_anew(serving: Serve, fil
         assert client.warm(alias)[0].size_bytes == len(b"new")
 
 
-def test_each_refused_fetch_has_a_line_in_the_log(serving: Serve, caplog: pytest.LogCaptureFixture) -> None:
-    """With the class of the error, on one line, and without passwords."""
-    caplog.set_level(logging.INFO, "cacheserver")
-    who = f"fetch uid={os.geteuid()} pid={os.getpid()}"
+def test_each_refused_fetch_has_a_line_in_the_audit_log(serving: Serve) -> None:
+    """With what was asked for and the error, on one line, and without passwords. Who has no session is unknown."""
     folder = serving()
     asked = {
-        "s3://user:secret@bucket/none": ("'s3://bucket/none'", "InvalidRequest"),
-        "https://host/x?signature=secret": ("'https://host/x'", "NotFound"),
-        "none\nfetch uid=0": (r"'none\nfetch uid=0'", "InvalidRequest"),
+        "s3://user:secret@bucket/none": ("s3://bucket/none", "InvalidRequest"),
+        "https://host/x?signature=secret": ("https://host/x", "NotFound: "),
+        "s3://bucket/none?X-Amz-Signature=secret": ("s3://bucket/none?X-Amz-Signature=…", "NotFound: "),
+        "none\n{}\x1b[2J\x7f": ("none\n{}\x1b[2J\x7f", "InvalidRequest: "),
         "s3://user:" + "secret" * 2000 + "@bucket/none": ("(too long)", "InvalidRequest"),
     }
     with stub(folder) as cache, Wire(folder) as handoff:
         token = handoff.hello()
-        for uri, (told, error) in asked.items():
+        for count, (uri, (told, error)) in enumerate(asked.items(), 1):
             request = pb.FetchRequest(artifact=pb.ArtifactSelection(uri=uri))
             with pytest.raises(grpc.RpcError):
                 list(cache.Fetch(request, metadata=bearer(token)))
-            assert lines(caplog) == [f"{who} asked={told} refused={error}"]
+            last = attempts(folder, count)[-1]
+            assert (last["uid"], last["artifact"], last["decision"]) == (os.geteuid(), told, "failed")
+            assert last["reason"].startswith(error) and (last["version"], last["bytes"]) == ("", 0)
         with pytest.raises(grpc.RpcError):
             list(cache.Fetch(pb.FetchRequest(artifact=pb.ArtifactSelection(run_id="r", artifact_path="p"))))
-        assert lines(caplog) == ["fetch uid=unknown pid=unknown asked='runs:/r/p' refused=Unauthenticated"]
-    assert "secret" not in caplog.text
+        last = attempts(folder, len(asked) + 1)[-1]
+    who = [last[name] for name in ("user", "uid", "groups", "pid", "command", "container")]
+    assert who == [None, None, [], None, None, None]
+    assert (last["artifact"], last["decision"]) == ("runs:/r/p", "refused")
+    assert last["reason"].startswith("Unauthenticated: ")
+    text = (folder.parent / "audit.jsonl").read_bytes()
+    assert b"secret" not in text and not set(text) - set(range(32, 127)) - {10}
+
+
+def test_room_is_promised_for_the_folders_of_a_view(
+    serving: Serve, filled: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They cost a block each, however few the bytes of their files: where the disk has no room for them that is told,
+    and no view is begun; one that is there needs none."""
+    free = 3 * FILE_BYTES - 1  # for the view itself, a/ and b/
+    with Client(str(serving())) as client:
+        client.warm(ROOT)
+        monkeypatch.setattr(filled.disk, "space", lambda: Space(10**9, free))
+        with pytest.raises(errors.NoSpace, match="of the store's disk are free"):
+            client.fetch(ROOT)
+        assert os.listdir(filled.root / "views") == [] and client.stats().lease_count == 0
+        assert client.warm(ROOT)[0].hit
+        free += 1
+        view = client.fetch(ROOT).path
+        free = 0
+        assert client.fetch(ROOT).path == view and filled.reservations.fill().unwritten == 0
+
+
+def test_who_joins_what_fails_for_anothers_quota_has_it_brought(serving: Serve, filled: House) -> None:
+    """On the own account, which grants it; who began it is refused."""
+    mine = pwd.getpwuid(os.geteuid()).pw_name
+    filled.budgets._quotas = QuotasConfig(users={EVERYBODY: held(1), mine: Allowance()})
+    listing, go = threading.Event(), threading.Event()
+
+    def hold(files: list[File]) -> list[File]:
+        listing.set()
+        assert go.wait(PATIENCE_SECONDS)
+        return files
+
+    filled.origin.edit_listing = hold
+    with Client(str(serving())) as client, ThreadPoolExecutor(1) as pool:
+        flight = start(filled, ROOT, ALICE)
+        assert listing.wait(PATIENCE_SECONDS)
+        joined = pool.submit(client.warm, ROOT)
+        until(lambda: flight.waiting == 2, "the client to join")
+        go.set()
+        with pytest.raises(errors.QuotaExceeded):
+            flight.future.result(PATIENCE_SECONDS)
+        assert joined.result(PATIENCE_SECONDS)[0].file_count == len(FILES)
+    filled.cache.leave(flight)
+
+
+def test_a_request_that_is_no_message(serving: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    """Is refused with its name, unary or a stream, and costs no line of the log: anybody can send many."""
+    with grpc.insecure_channel(f"unix:{serving() / 'cache.sock'}") as channel:
+        for rpc in ("Release", "Fetch", "Audit"):
+            ask = channel.unary_stream(
+                f"/artifactcache.v1.Cache/{rpc}", request_serializer=bytes, response_deserializer=bytes
+            )
+            with pytest.raises(grpc.RpcError) as caught:
+                list(ask(b"\xff\xff", timeout=PATIENCE_SECONDS))
+            assert error_name(caught.value) == "InvalidRequest", rpc
+    assert caplog.text == ""

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from artifactcache.errors import InvalidRequest, QuotaExceeded, Unauthenticated
 from cacheserver import sessions as room
 from cacheserver.leases import Leases
-from cacheserver.register import Register
+from cacheserver.register import Process, Register
 from cacheserver.sessions import Peer, Session, Sessions
 from tests.unit.house import PATIENCE_SECONDS
 
@@ -225,3 +227,59 @@ def test_a_lease_waits_for_a_sweep_and_keeps_nobody_waiting(tmp_path: Path) -> N
             goes.result(timeout=PATIENCE_SECONDS)
         assert daemon.sessions.leased(mine, stays.result(timeout=PATIENCE_SECONDS)) == TREES[0]
     assert daemon.leases.count(TREES[0]) == 1 and daemon.leases.total() == 2
+
+
+class Slow(Register):
+    """A register whose disk hangs until it is told otherwise."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), "boot")
+        self.reached, self.go = threading.Semaphore(0), threading.Event()
+
+    def _hang(self) -> None:
+        self.reached.release()
+        assert self.go.wait(PATIENCE_SECONDS)
+
+    def add(self, one: Process, tree: str) -> None:
+        """Writes it down, when the disk does."""
+        self._hang()
+        super().add(one, tree)
+
+    def remove(self, one: Process, tree: str) -> None:
+        """Writes it down, when the disk does."""
+        self._hang()
+        super().remove(one, tree)
+
+
+def test_who_waits_for_the_registers_disk_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """A view's line cannot be written, one that is given back or that a connection had neither: others open sessions,
+    have them found, lease, release and end."""
+    register = Slow(tmp_path / "leases")
+    sessions, me = Sessions(Leases(lambda: 0.0), register), Peer(1001, 1001, os.getpid())
+
+    def others() -> None:
+        session = sessions.open(me)
+        assert sessions.join(session.token, me) is session
+        sessions.release(session, sessions.lease(session, TREES[3]))
+        sessions.close(session)
+
+    with ThreadPoolExecutor(2) as pool:
+        session, closing = sessions.open(me), sessions.open(me)
+
+        def check(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+            hanging = pool.submit(call, *args, **options)
+            try:
+                assert register.reached.acquire(timeout=PATIENCE_SECONDS)
+                pool.submit(others).result(timeout=PATIENCE_SECONDS / 3)
+                assert not hanging.done()
+            finally:
+                register.go.set()
+            found = hanging.result(timeout=PATIENCE_SECONDS)
+            register.go.clear()
+            return found
+
+        number = check(sessions.lease, session, TREES[0], view=True)
+        check(sessions.release, session, number)
+        check(sessions.lease, closing, TREES[1], view=True)
+        check(sessions.close, closing)
+    assert register.trees() == {}

@@ -9,13 +9,13 @@ import pytest
 from tests.rig.interpreter import own_interpreter
 
 PROGRAM = """
-import os, select, signal, sys, threading, time
-from cacheserver.daemon import stop_signals
+import os, signal, sys, threading, time
+from cacheserver.signals import Signals
 
-stop = stop_signals()
-assert not select.select([stop], [], [], 0)[0]
+signals = Signals()
+assert not signals.has_ended(0)
 {comes}
-assert select.select([stop], [], [], 20)[0], "nobody heard of it"
+assert signals.has_ended(20), "nobody heard of it"
 """
 
 COMES = {

@@ -41,7 +41,7 @@ def test_what_goes_while_it_is_verified_is_not_corrupted(shelf: Shelf) -> None:
         path = shelf.store.stage()
         Path(path).write_bytes(str(n).encode())
         shelf.store.keep({f"s3://b/{n}": shelf.store.measure(path)}, Standing.FINISHED, 1.0)
-    found = shelf.store.verify(None, Interrupted(lambda: shelf.store.departures.drop_arrivals(2.0)))
+    found = shelf.store.verify(None, Interrupted(lambda: shelf.store.leftovers.expire(2.0)))
     assert shelf.index.all_digests() == [] and shelf.store.quarantine_count() == 0
     assert (found.corrupted, found.affected) == ((), ())
 
@@ -163,7 +163,7 @@ def test_a_second_inode_is_copied_without_the_lock(shelf: Shelf, meanwhile: str)
                 assert time.monotonic() < deadline, "the copy waits for the lock"
             if meanwhile == "dropped":
                 shelf.index.forget_blob(digest)
-                shelf.disk.unlink([digest])
+                shelf.blob(digest).unlink()
         renewed.result(PATIENCE_SECONDS)
     assert shelf.staging() == []
     if meanwhile == "dropped":

@@ -101,6 +101,7 @@ def test_what_is_promised_is_kept(place: Place) -> None:
 def test_what_a_download_counts_on_stays(place: Place) -> None:
     """The tree that it compares with, and the files that have arrived; then it is there, and was downloaded once."""
     house = place.house()
+    house.origin.tags = "listed"
     uri = offer(house, "a", 30)
     house.origin.files |= {f"{uri}/old": b"old", f"{uri}/late": b"late"}
     house.bring(uri)

@@ -81,6 +81,18 @@ def test_others_keep_all_of_theirs(place: Place) -> None:
     place.houses.remove(house)
 
 
+def test_what_is_left_of_a_view_holds_no_bytes_back(place: Place) -> None:
+    """A blob was damaged, so that the view counts no more: a sweep for as many bytes as are left of it
+    finds them, and the folder goes."""
+    house = place.house(100)
+    held = bring(house, "a", 60, shared=b"30 bytes that will be damaged.").held
+    house.damage(house.digest(held, "shared"))
+    assert house.store.unsound(house.tree(held)) and (house.root / "views" / held.tree).exists()
+    swept = house.sweeper.sweep(free_bytes=60)
+    assert swept.enough and swept.freed_bytes == 60 and left(swept) == ["a"]
+    assert os.listdir(house.root / "views") == []
+
+
 def test_a_sweep_keeps_what_is_in_memory(place: Place) -> None:
     """A hit on another tree reads its manifest, of 100,000 files perhaps, no second time."""
     house = place.house()

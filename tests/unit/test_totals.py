@@ -13,6 +13,7 @@ from blake3 import blake3
 from cacheserver.index import Index, MissingBlobs
 from cacheserver.words import Arrived, BlobRow, Entry, Manifest, Record, Standing
 from tests.unit.house import FILES, ROOT, House
+from tests.unit.rows import expire
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_totals_are_the_sums_of_the_rows(path: str, index: Index, dice: random.R
             case 3:
                 index.forget_blob(blob(some[0]).digest)
             case 4:
-                index.holdings.drop_arrivals(now - dice.randrange(30))
+                expire(index, now - dice.randrange(30))
             case 5:
                 index.record_uses({(uri, ""): now})
         assert index.totals() == counted(path)
@@ -109,5 +110,5 @@ def test_a_store_that_was_used_knows_its_totals(house: House) -> None:
     Path(path).write_bytes(b"left")
     house.store.keep({f"{ROOT}/left": house.store.measure(path)}, Standing.FINISHED, 1.0)
     assert house.index.totals() == counted(house.disk.index_path)
-    assert house.store.departures.drop_arrivals(house.now) == 1
+    assert house.store.leftovers.expire(house.now) == 1
     assert house.index.totals() == counted(house.disk.index_path) and house.index.totals()["blob_count"] == 4

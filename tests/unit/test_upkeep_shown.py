@@ -232,6 +232,18 @@ def test_a_sweep_of_nothing() -> None:
     ]
 
 
+def test_a_sweep_of_leftovers() -> None:
+    """What downloads that failed had left is told apart from what trees give."""
+    assert upkeep.sweep_lines(_swept(freed_bytes=MIB, wanted_bytes=MIB)) == [
+        "0 trees evicted in 0.1 s, which freed 1.0 MiB. 1.0 MiB of that was left by downloads that failed."
+    ]
+    evicted = (Evicted("3c" * 32, ("runs:/r",), MIB, MIB, "old"),)
+    swept = _swept(dry_run=True, evicted=evicted, tree_count=1, freed_bytes=3 * MIB, wanted_bytes=MIB)
+    assert upkeep.sweep_lines(swept)[-1] == (
+        "1 tree would go, which would free 3.0 MiB. 2.0 MiB of that was left by downloads that failed."
+    )
+
+
 @pytest.mark.parametrize(
     ("dry_run", "said"), [(False, "1 tree evicted in 0.1 s, which freed"), (True, "1 tree would go, which would free")]
 )

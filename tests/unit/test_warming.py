@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from artifactcache.errors import OriginUnavailable
-from cacheserver.config import QuotasConfig
 from cacheserver.selection import Selection
+from cacheserver.settings import QuotasConfig
 from cacheserver.warming import RETRY_SECONDS, Warm, Warming
 from cacheserver.words import Resolved
 from tests.unit.house import PATIENCE_SECONDS, ROOMY, House

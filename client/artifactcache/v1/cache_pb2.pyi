@@ -22,20 +22,24 @@ class WhoAmIRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class WhoAmIReply(_message.Message):
-    __slots__ = ("uid", "user", "gids", "pid", "tracking_uri", "access_check")
+    __slots__ = ("uid", "user", "gids", "pid", "tracking_uri", "access_check", "roles", "groups")
     UID_FIELD_NUMBER: _ClassVar[int]
     USER_FIELD_NUMBER: _ClassVar[int]
     GIDS_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     TRACKING_URI_FIELD_NUMBER: _ClassVar[int]
     ACCESS_CHECK_FIELD_NUMBER: _ClassVar[int]
+    ROLES_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
     uid: int
     user: str
     gids: _containers.RepeatedScalarFieldContainer[int]
     pid: int
     tracking_uri: str
     access_check: str
-    def __init__(self, uid: _Optional[int] = ..., user: _Optional[str] = ..., gids: _Optional[_Iterable[int]] = ..., pid: _Optional[int] = ..., tracking_uri: _Optional[str] = ..., access_check: _Optional[str] = ...) -> None: ...
+    roles: _containers.RepeatedScalarFieldContainer[str]
+    groups: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, uid: _Optional[int] = ..., user: _Optional[str] = ..., gids: _Optional[_Iterable[int]] = ..., pid: _Optional[int] = ..., tracking_uri: _Optional[str] = ..., access_check: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ..., groups: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ArtifactSelection(_message.Message):
     __slots__ = ("uri", "run_id", "artifact_path", "include", "exclude")
@@ -210,7 +214,7 @@ class StatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatsReply(_message.Message):
-    __slots__ = ("artifact_count", "tree_count", "blob_count", "blob_bytes", "artifact_bytes", "free_bytes", "capacity_bytes", "min_free_bytes", "fetch_count", "hit_count", "origin_bytes", "served_bytes", "download_count", "session_count", "lease_count", "quarantine_count", "started_at", "store_root", "evicted_count", "evicted_bytes", "pin_count", "coming_bytes")
+    __slots__ = ("artifact_count", "tree_count", "blob_count", "blob_bytes", "artifact_bytes", "free_bytes", "capacity_bytes", "min_free_bytes", "fetch_count", "hit_count", "origin_bytes", "served_bytes", "download_count", "session_count", "lease_count", "quarantine_count", "started_at", "store_root", "evicted_count", "evicted_bytes", "pin_count", "coming_bytes", "refused_count", "damaged_count", "scrub_began_at", "scrub_ended_at", "scrub_blob_count", "scrub_bytes", "scrub_wrong_count")
     ARTIFACT_COUNT_FIELD_NUMBER: _ClassVar[int]
     TREE_COUNT_FIELD_NUMBER: _ClassVar[int]
     BLOB_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -233,6 +237,13 @@ class StatsReply(_message.Message):
     EVICTED_BYTES_FIELD_NUMBER: _ClassVar[int]
     PIN_COUNT_FIELD_NUMBER: _ClassVar[int]
     COMING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SCRUB_BEGAN_AT_FIELD_NUMBER: _ClassVar[int]
+    SCRUB_ENDED_AT_FIELD_NUMBER: _ClassVar[int]
+    SCRUB_BLOB_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SCRUB_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SCRUB_WRONG_COUNT_FIELD_NUMBER: _ClassVar[int]
     artifact_count: int
     tree_count: int
     blob_count: int
@@ -255,7 +266,14 @@ class StatsReply(_message.Message):
     evicted_bytes: int
     pin_count: int
     coming_bytes: int
-    def __init__(self, artifact_count: _Optional[int] = ..., tree_count: _Optional[int] = ..., blob_count: _Optional[int] = ..., blob_bytes: _Optional[int] = ..., artifact_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., min_free_bytes: _Optional[int] = ..., fetch_count: _Optional[int] = ..., hit_count: _Optional[int] = ..., origin_bytes: _Optional[int] = ..., served_bytes: _Optional[int] = ..., download_count: _Optional[int] = ..., session_count: _Optional[int] = ..., lease_count: _Optional[int] = ..., quarantine_count: _Optional[int] = ..., started_at: _Optional[float] = ..., store_root: _Optional[str] = ..., evicted_count: _Optional[int] = ..., evicted_bytes: _Optional[int] = ..., pin_count: _Optional[int] = ..., coming_bytes: _Optional[int] = ...) -> None: ...
+    refused_count: int
+    damaged_count: int
+    scrub_began_at: float
+    scrub_ended_at: float
+    scrub_blob_count: int
+    scrub_bytes: int
+    scrub_wrong_count: int
+    def __init__(self, artifact_count: _Optional[int] = ..., tree_count: _Optional[int] = ..., blob_count: _Optional[int] = ..., blob_bytes: _Optional[int] = ..., artifact_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., min_free_bytes: _Optional[int] = ..., fetch_count: _Optional[int] = ..., hit_count: _Optional[int] = ..., origin_bytes: _Optional[int] = ..., served_bytes: _Optional[int] = ..., download_count: _Optional[int] = ..., session_count: _Optional[int] = ..., lease_count: _Optional[int] = ..., quarantine_count: _Optional[int] = ..., started_at: _Optional[float] = ..., store_root: _Optional[str] = ..., evicted_count: _Optional[int] = ..., evicted_bytes: _Optional[int] = ..., pin_count: _Optional[int] = ..., coming_bytes: _Optional[int] = ..., refused_count: _Optional[int] = ..., damaged_count: _Optional[int] = ..., scrub_began_at: _Optional[float] = ..., scrub_ended_at: _Optional[float] = ..., scrub_blob_count: _Optional[int] = ..., scrub_bytes: _Optional[int] = ..., scrub_wrong_count: _Optional[int] = ...) -> None: ...
 
 class PinRequest(_message.Message):
     __slots__ = ("artifact", "seconds")
@@ -365,45 +383,118 @@ class ExplainReply(_message.Message):
     refetch_seconds: float
     def __init__(self, artifact: _Optional[_Union[HeldArtifact, _Mapping]] = ..., is_kept: bool = ..., reasons: _Optional[_Iterable[str]] = ..., place: _Optional[int] = ..., queue_length: _Optional[int] = ..., freed_bytes: _Optional[int] = ..., refetch_seconds: _Optional[float] = ...) -> None: ...
 
+class AuditRequest(_message.Message):
+    __slots__ = ("user", "artifact", "refused_only", "since", "follow")
+    USER_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_ONLY_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    user: str
+    artifact: str
+    refused_only: bool
+    since: float
+    follow: bool
+    def __init__(self, user: _Optional[str] = ..., artifact: _Optional[str] = ..., refused_only: bool = ..., since: _Optional[float] = ..., follow: bool = ...) -> None: ...
+
+class AuditEvent(_message.Message):
+    __slots__ = ("lines",)
+    LINES_FIELD_NUMBER: _ClassVar[int]
+    lines: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, lines: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class UsageRequest(_message.Message):
+    __slots__ = ("everybody",)
+    EVERYBODY_FIELD_NUMBER: _ClassVar[int]
+    everybody: bool
+    def __init__(self, everybody: bool = ...) -> None: ...
+
+class UsageReply(_message.Message):
+    __slots__ = ("users",)
+    USERS_FIELD_NUMBER: _ClassVar[int]
+    users: _containers.RepeatedCompositeFieldContainer[UserUsage]
+    def __init__(self, users: _Optional[_Iterable[_Union[UserUsage, _Mapping]]] = ...) -> None: ...
+
+class UserUsage(_message.Message):
+    __slots__ = ("uid", "user", "held_bytes", "tree_count", "held_bytes_max")
+    UID_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
+    HELD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TREE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    HELD_BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
+    uid: int
+    user: str
+    held_bytes: int
+    tree_count: int
+    held_bytes_max: int
+    def __init__(self, uid: _Optional[int] = ..., user: _Optional[str] = ..., held_bytes: _Optional[int] = ..., tree_count: _Optional[int] = ..., held_bytes_max: _Optional[int] = ...) -> None: ...
+
 class HandoffRequest(_message.Message):
-    __slots__ = ("hello", "manifest", "link", "blobs")
+    __slots__ = ("hello", "manifest", "link", "blobs", "present")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     LINK_FIELD_NUMBER: _ClassVar[int]
     BLOBS_FIELD_NUMBER: _ClassVar[int]
+    PRESENT_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     manifest: ManifestRequest
     link: LinkRequest
     blobs: BlobsRequest
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., manifest: _Optional[_Union[ManifestRequest, _Mapping]] = ..., link: _Optional[_Union[LinkRequest, _Mapping]] = ..., blobs: _Optional[_Union[BlobsRequest, _Mapping]] = ...) -> None: ...
+    present: Present
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., manifest: _Optional[_Union[ManifestRequest, _Mapping]] = ..., link: _Optional[_Union[LinkRequest, _Mapping]] = ..., blobs: _Optional[_Union[BlobsRequest, _Mapping]] = ..., present: _Optional[_Union[Present, _Mapping]] = ...) -> None: ...
 
 class HandoffReply(_message.Message):
-    __slots__ = ("welcome", "manifest", "link", "blobs", "failure")
+    __slots__ = ("welcome", "manifest", "link", "blobs", "failure", "presented")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     LINK_FIELD_NUMBER: _ClassVar[int]
     BLOBS_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    PRESENTED_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     manifest: ManifestReply
     link: LinkReply
     blobs: BlobsReply
     failure: Failure
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., manifest: _Optional[_Union[ManifestReply, _Mapping]] = ..., link: _Optional[_Union[LinkReply, _Mapping]] = ..., blobs: _Optional[_Union[BlobsReply, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+    presented: Presented
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., manifest: _Optional[_Union[ManifestReply, _Mapping]] = ..., link: _Optional[_Union[LinkReply, _Mapping]] = ..., blobs: _Optional[_Union[BlobsReply, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., presented: _Optional[_Union[Presented, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("token",)
+    __slots__ = ("token", "proves_calls")
     TOKEN_FIELD_NUMBER: _ClassVar[int]
+    PROVES_CALLS_FIELD_NUMBER: _ClassVar[int]
     token: str
-    def __init__(self, token: _Optional[str] = ...) -> None: ...
+    proves_calls: bool
+    def __init__(self, token: _Optional[str] = ..., proves_calls: bool = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("token", "version")
+    __slots__ = ("token", "version", "credentials_for", "wants_proofs")
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    CREDENTIALS_FOR_FIELD_NUMBER: _ClassVar[int]
+    WANTS_PROOFS_FIELD_NUMBER: _ClassVar[int]
     token: str
     version: str
-    def __init__(self, token: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+    credentials_for: str
+    wants_proofs: bool
+    def __init__(self, token: _Optional[str] = ..., version: _Optional[str] = ..., credentials_for: _Optional[str] = ..., wants_proofs: bool = ...) -> None: ...
+
+class Present(_message.Message):
+    __slots__ = ("headers",)
+    class HeadersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    HEADERS_FIELD_NUMBER: _ClassVar[int]
+    headers: _containers.ScalarMap[str, str]
+    def __init__(self, headers: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class Presented(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class ManifestRequest(_message.Message):
     __slots__ = ("lease",)

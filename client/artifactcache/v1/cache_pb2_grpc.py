@@ -75,6 +75,16 @@ class CacheStub(object):
                 request_serializer=artifactcache_dot_v1_dot_cache__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=artifactcache_dot_v1_dot_cache__pb2.ExplainReply.FromString,
                 )
+        self.Audit = channel.unary_stream(
+                '/artifactcache.v1.Cache/Audit',
+                request_serializer=artifactcache_dot_v1_dot_cache__pb2.AuditRequest.SerializeToString,
+                response_deserializer=artifactcache_dot_v1_dot_cache__pb2.AuditEvent.FromString,
+                )
+        self.Usage = channel.unary_unary(
+                '/artifactcache.v1.Cache/Usage',
+                request_serializer=artifactcache_dot_v1_dot_cache__pb2.UsageRequest.SerializeToString,
+                response_deserializer=artifactcache_dot_v1_dot_cache__pb2.UsageReply.FromString,
+                )
 
 
 class CacheServicer(object):
@@ -167,6 +177,20 @@ class CacheServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Audit(self, request, context):
+        """Gives lines of the audit log, the oldest first. For operators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Usage(self, request, context):
+        """Says how much is on users' accounts: on the caller's own; on everybody's for administrators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CacheServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -229,6 +253,16 @@ def add_CacheServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=artifactcache_dot_v1_dot_cache__pb2.ExplainRequest.FromString,
                     response_serializer=artifactcache_dot_v1_dot_cache__pb2.ExplainReply.SerializeToString,
+            ),
+            'Audit': grpc.unary_stream_rpc_method_handler(
+                    servicer.Audit,
+                    request_deserializer=artifactcache_dot_v1_dot_cache__pb2.AuditRequest.FromString,
+                    response_serializer=artifactcache_dot_v1_dot_cache__pb2.AuditEvent.SerializeToString,
+            ),
+            'Usage': grpc.unary_unary_rpc_method_handler(
+                    servicer.Usage,
+                    request_deserializer=artifactcache_dot_v1_dot_cache__pb2.UsageRequest.FromString,
+                    response_serializer=artifactcache_dot_v1_dot_cache__pb2.UsageReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -442,5 +476,39 @@ class Cache(object):
         return grpc.experimental.unary_unary(request, target, '/artifactcache.v1.Cache/Explain',
             artifactcache_dot_v1_dot_cache__pb2.ExplainRequest.SerializeToString,
             artifactcache_dot_v1_dot_cache__pb2.ExplainReply.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Audit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(request, target, '/artifactcache.v1.Cache/Audit',
+            artifactcache_dot_v1_dot_cache__pb2.AuditRequest.SerializeToString,
+            artifactcache_dot_v1_dot_cache__pb2.AuditEvent.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Usage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/artifactcache.v1.Cache/Usage',
+            artifactcache_dot_v1_dot_cache__pb2.UsageRequest.SerializeToString,
+            artifactcache_dot_v1_dot_cache__pb2.UsageReply.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

@@ -1,0 +1,274 @@
+"""The daemon, put together: reads top to bottom.
+
+Law of this file: everything is made here and handed down; nothing below makes its own. What a configuration may change
+while the daemon serves is changed here, all of it in one go.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+
+from cacheserver import listening, logs
+from cacheserver.administration import Administration
+from cacheserver.audit import AuditLog
+from cacheserver.bringing import Freshness
+from cacheserver.budgets import Budgets
+from cacheserver.cache import Cache
+from cacheserver.config import ConfigError
+from cacheserver.disk import Disk
+from cacheserver.doors import Doors
+from cacheserver.eviction import POLICIES
+from cacheserver.fetching import Fetching
+from cacheserver.gate import Gate
+from cacheserver.handoff import Handoff
+from cacheserver.healing import Healing
+from cacheserver.identities import Identities
+from cacheserver.journald import JOURNAL_SOCKET, Journal, is_wanted
+from cacheserver.leases import Leases
+from cacheserver.meddling import Meddling
+from cacheserver.origin import MlflowOrigin
+from cacheserver.pace import Pace
+from cacheserver.partials import boot_id
+from cacheserver.place import Place
+from cacheserver.recorder import Recorder
+from cacheserver.refusals import without_credentials, without_secrets
+from cacheserver.register import Register
+from cacheserver.reservations import Reservations
+from cacheserver.restoring import compare, open_index
+from cacheserver.retaining import Retaining
+from cacheserver.roles import ADMINISTRATOR, Roles
+from cacheserver.scrubbing import Scrubber
+from cacheserver.selection import Selection
+from cacheserver.service import Service
+from cacheserver.sessions import Sessions
+from cacheserver.settings import Config
+from cacheserver.space import Limits
+from cacheserver.stopping import Stopping
+from cacheserver.store import Store
+from cacheserver.sweeper import Clocks, Sweeper
+from cacheserver.upkeep import Upkeep
+from cacheserver.warming import Warm, Warming
+
+CHORES_SECONDS = 30
+COMPARE_SECONDS = 86_400  # between two comparisons of the index with its mirror
+RULES_SECONDS = 600  # between two questions about what the retention rules need
+LEFTOVERS_KEPT_SECONDS = 86_400  # how long an unfinished download is worth resuming
+SEARCH_SECONDS = 6 * 3600  # between two looks for what lacks bytes and nobody remembers
+PAUSE_SECONDS = 0.0005  # between the small steps of what nobody waits for
+
+
+@dataclass
+class Parts:
+    """What a daemon is made of, as far as who starts and ends it has to do with it."""
+
+    tracking_uri: str
+    store: Store
+    cache: Cache
+    sweeper: Sweeper
+    sessions: Sessions
+    register: Register
+    freshness: Freshness
+    budgets: Budgets
+    stopping: Stopping
+    roles: Roles
+    audit: AuditLog
+    handoff: Handoff
+    retaining: Retaining
+    recorder: Recorder
+    gate: Gate
+    fetching: Fetching
+    service: Service
+    scrubber: Scrubber
+    pace: Pace
+    meddling: Meddling
+    warming: Warming
+    healing: Healing
+    threads: list[Upkeep] = field(default_factory=list)
+
+    def become(self, config: Config) -> None:
+        """Serves by another configuration from now on, which differs in what may change. Nothing here can fail."""
+        self.sweeper.reservations.limits, self.sweeper.grace_seconds = _limits(config), config.eviction.grace
+        self.freshness.become(_freshness(config))
+        self.roles.access = config.access
+        self.gate.become(config.grant, config.access.decisions_kept)
+        self.fetching.hardlink_for_root = config.access.hardlink_for_root
+        self.audit.become(config.audit)
+        self.scrubber.every, self.pace.rate = config.scrub.every, round(config.scrub.rate.number)
+        self.budgets.become(config.quotas)
+        self.retaining.become(config.retention)
+        self.sweeper.prepare = self.retaining.rejudge
+        self.warming.become(_warm(config))
+        logs.become(config.log)
+
+
+def assemble(config: Config, here: Place, uid: int) -> Parts:
+    """A daemon that serves nobody yet. Raises CacheError or ConfigError where there cannot be one."""
+    disk = Disk(here.root, shared=here.serves_all, doors=_doors(config))
+    origin = _origin(here, config, disk)
+    store = Store(disk, open_index(disk, origin.name), time.monotonic)
+    freshness = _freshness(config)
+    register = Register(disk.at("leases"), boot_id())
+    sweeper = sweeper_of(config, store)
+    sessions = Sessions(sweeper.leases, register)
+    sweeper.reap = sessions.reap
+    budgets = Budgets(store, sweeper, config.quotas, time.monotonic, time.sleep)
+    cache = Cache(store, origin, sweeper, budgets, freshness, time.time)
+    stopping = Stopping()
+
+    roles = Roles(config.access, Identities(time.monotonic), uid, serves_all=here.serves_all)
+    journal = Journal() if is_wanted(os.environ) and os.path.exists(JOURNAL_SOCKET) else None
+    audit = AuditLog(here.audit_file, config.audit, journal, time.time, time.monotonic)
+    wants = origin.name if config.access.check == "caller" else ""
+    listener = listening.listener(here, "handoff.sock")
+    handoff = Handoff(listener, sessions, store, roles.admit, audit.hello, stopping, time.monotonic, wants)
+
+    retaining = Retaining(store.index, origin, config.retention, time.time, pause)
+    sweeper.judge, sweeper.prepare = retaining.judge, retaining.rejudge
+    recorder = Recorder(config.eviction.trace, store.index.holdings)
+    cache.trace = recorder.note
+    administration = Administration(cache, store, sweeper, budgets, roles, retaining.because, time.time)
+    gate, for_root = _gate(config, origin, roles), config.access.hardlink_for_root
+    fetching = Fetching(cache, store, sessions, sweeper, gate, stopping, serves=roles.admit, hardlink_for_root=for_root)
+    about = {"tracking_uri": origin.name, "access_check": config.access.check}
+    service = Service(cache, store, sessions, sweeper, administration, roles, fetching, audit, stopping, about)
+
+    pace = Pace(round(config.scrub.rate.number), time.monotonic, time.sleep)
+    scrubber = Scrubber(store, config.scrub.every, pace, time.time)
+    healing = Healing(cache, store.index, time.monotonic, pause)
+    store.verifier.damaged = healing.want
+    administration.damaged_count = healing.count
+    meddling = Meddling(disk, store.index, store.verifier, lambda trees: _lost(trees, store, healing))
+    warming = Warming(cache, store.index, _warm(config), time.time, time.monotonic)
+    parts = Parts(
+        origin.name,
+        store,
+        cache,
+        sweeper,
+        sessions,
+        register,
+        freshness,
+        budgets,
+        stopping,
+        roles,
+        audit,
+        handoff,
+        retaining,
+        recorder,
+        gate,
+        fetching,
+        service,
+        scrubber,
+        pace,
+        meddling,
+        warming,
+        healing,
+    )
+    parts.threads = _upkeep(parts)
+    return parts
+
+
+def pause() -> None:
+    """Lets others have their turn."""
+    time.sleep(PAUSE_SECONDS)
+
+
+def _upkeep(parts: Parts) -> list[Upkeep]:
+    """What is done by itself: beside the disk, what waits for the origin keeps nothing else waiting."""
+    store, sweeper, retaining = parts.store, parts.sweeper, parts.retaining
+
+    def drop() -> None:
+        store.index.pins.expire(time.time())
+        store.leftovers.expire(time.time() - LEFTOVERS_KEPT_SECONDS)
+
+    def mend() -> None:
+        if store.mend_index():
+            sweeper.prepare = retaining.rejudge
+
+    return [
+        Upkeep(
+            "upkeep",
+            [
+                (1, sweeper.watch),
+                (1, parts.recorder.write),
+                (CHORES_SECONDS, sweeper.tidy),
+                (CHORES_SECONDS, drop),
+            ],
+        ),
+        Upkeep("retain", [(RULES_SECONDS, retaining.refresh), (1, retaining.look)]),
+        Upkeep("warm", [(1, parts.warming.look)]),
+        Upkeep("scrub", [(COMPARE_SECONDS, lambda: compare(store.index)), (1, parts.scrubber.look)]),
+        Upkeep(
+            "heal",
+            [(1, mend), (1, parts.meddling.look), (1, parts.healing.look), (SEARCH_SECONDS, parts.healing.search)],
+        ),
+    ]
+
+
+def _lost(trees: list[str], store: Store, healing: Healing) -> None:
+    store.lost_manifests(trees)
+    healing.want(store.index.names_of(trees))
+
+
+def _doors(config: Config) -> Doors:
+    if not config.access.views:
+        return Doors.SHUT
+    return Doors.OPEN if config.access.check == "none" else Doors.GUARDED
+
+
+def _limits(config: Config) -> Limits:
+    return Limits(config.store.capacity, config.store.min_free, config.eviction.high, config.eviction.low)
+
+
+def _freshness(config: Config) -> Freshness:
+    told = config.origin
+    return Freshness(told.relist_after, told.alias_ttl, min(told.stale_after, told.unreachable_after))
+
+
+def _warm(config: Config) -> list[Warm]:
+    return [Warm(one.uri, one.every, Selection.of(one.include, one.exclude)) for one in config.warm]
+
+
+def sweeper_of(config: Config, store: Store) -> Sweeper:
+    """The sweeper of a store, as a configuration wants it."""
+    told = config.eviction
+    clocks = Clocks(time.time, time.monotonic, pause)
+    policy = POLICIES[told.policy]
+    return Sweeper(store, Leases(time.monotonic), Reservations(store, _limits(config)), policy, told.grace, clocks)
+
+
+def _origin(here: Place, config: Config, disk: Disk) -> MlflowOrigin:
+    try:
+        return MlflowOrigin(
+            here.tracking_uri,
+            config.origin.unreachable_after,
+            forbidden=disk.root,
+            world_only=here.serves_all,
+            ticks=time.monotonic,
+            local_roots=config.origin.local_roots,
+        )
+    except Exception as error:  # noqa: BLE001 - whatever MLflow, or a plugin of it for this scheme, has to say
+        raise ConfigError(
+            f"MLflow cannot use the tracking URI {without_credentials(here.tracking_uri)}:"
+            f" {without_secrets(str(error)) or type(error).__name__} Write MLFLOW_TRACKING_URI, or [origin]"
+            " tracking_uri in the configuration, as in http://mlflow.example:5000."
+        ) from None
+
+
+def _gate(config: Config, origin: MlflowOrigin, roles: Roles) -> Gate:
+    told = config.access
+    if told.check == "caller" and not origin.name.startswith(("http://", "https://")):
+        raise ConfigError(
+            f'[access] check = "caller" needs a tracking server that can be asked over HTTP, and this is {origin.name}.'
+            ' Write check = "rules" with [[grant]]s, or "none".'
+        )
+    return Gate(
+        origin,
+        asks_as_caller=told.check == "caller",
+        grants=config.grant,
+        kept_seconds=told.decisions_kept,
+        who=lambda peer: roles.identities.of(peer).caller,
+        is_administrator=lambda peer: ADMINISTRATOR in roles.of(peer),
+        ticks=time.monotonic,
+    )

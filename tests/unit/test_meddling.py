@@ -1,0 +1,209 @@
+"""What somebody else does in blobs/ and manifests/ is noticed, whoever asks for it, and healed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from watchdog.observers.inotify_c import InotifyConstants, InotifyEvent, InotifyFD, Mask, WatchDescriptor
+
+from artifactcache.errors import CacheError
+from cacheserver.meddling import Meddling
+from cacheserver.words import BlobRow, Held
+from tests.rig.until import until
+from tests.unit.healer import Healer
+from tests.unit.house import FILES, ROOT, overwrite
+
+
+class Guarded(Healer):
+    """A house whose folders are watched."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.meddling = Meddling(self.disk, self.index, self.store.verifier, self._lost)
+        self.meddling.start()
+
+    def _lost(self, trees: list[str]) -> None:
+        self.store.lost_manifests(trees)
+        self.healing.want(self.index.names_of(trees))
+
+    def close(self) -> None:
+        self.meddling.stop()
+        super().close()
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[Guarded]:
+    """With one artifact."""
+    house = Guarded(tmp_path / "store")
+    house.fill()
+    yield house
+    house.close()
+
+
+def _replace(path: Path) -> None:
+    other = path.parent.parent.parent / "other"
+    other.write_bytes(b"!" * path.stat().st_size)
+    other.rename(path)
+
+
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _truncate(path: Path) -> None:
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.truncate(1)
+
+
+MEDDLING: dict[str, Callable[[Path], object]] = {
+    "written": overwrite,
+    "removed": Path.unlink,
+    "replaced": _replace,
+    "shortened": _truncate,
+    "moved away": lambda path: path.rename(path.with_name("away")),
+    "its folder removed": lambda path: shutil.rmtree(path.parent),
+    "a folder": _folder,
+}
+
+
+@pytest.mark.parametrize("how", MEDDLING)
+def test_a_blob_is_put_right_before_anybody_asks(house: Guarded, how: str) -> None:
+    """Whoever did it: the events say where to look, and what is wrong is fetched again."""
+    held = house.bring(ROOT).held
+    MEDDLING[how](house.blob(house.digest(held, "b/three")))
+    _heal(house)
+    house.origin.down = True
+    found = house.find(ROOT)
+    assert found is not None and house.content(found.held) == FILES
+    assert house.origin.downloads[f"{ROOT}/b/three"] == 2
+
+
+@pytest.mark.parametrize("how", ["written", "removed", "replaced"])
+def test_a_manifest_is_put_right(house: Guarded, how: str) -> None:
+    """It is what says which bytes are which file."""
+    held = house.bring(ROOT).held
+    MEDDLING[how](house.root / "manifests" / held.tree[:2] / held.tree[2:])
+    _heal(house)
+    house.origin.down = True
+    found = house.find(ROOT)
+    assert found is not None and house.content(found.held) == FILES
+
+
+def test_what_the_daemon_does_itself_is_no_meddling(house: Guarded) -> None:
+    """It brings, links, gives second inodes, evicts; nothing of that is taken for damage."""
+    held = house.bring(ROOT).held
+    house.store.view(held.tree)
+    house.store._renew(house.digest(held, "top"))
+    house.origin.files[f"{ROOT}/new"] = b"more"
+    house.bring(ROOT, refresh=True)
+    house.now, house.ticks = house.now + 1e6, house.ticks + 1e6
+    house.sweeper.sweep(free_bytes=2**40)
+    assert house.index.totals()["blob_count"] == 0
+    (house.root / "blobs" / "aa").mkdir(exist_ok=True)
+    (house.root / "blobs" / "aa" / "last").touch()
+    until(lambda: any(path.endswith("/last") for path in house.meddling._noted), lambda: "the last event to come")
+    house.meddling.look()
+    assert house.healing.count() == 0 and house.store.quarantine_count() == 0
+
+
+@pytest.mark.parametrize("kind", ["blobs", "manifests"])
+def test_what_happens_in_a_folder_before_it_is_watched_is_looked_for(house: Guarded, kind: str) -> None:
+    """The kernel tells nothing of what is removed there until then; that the folder is there, it tells."""
+    held = house.bring(ROOT).held
+    house.meddling.stop()
+    house.meddling.look()
+    digest = held.tree if kind == "manifests" else house.digest(held, "top")
+    (house.root / kind / digest[:2] / digest[2:]).unlink()
+    house.meddling.look()
+    assert house.healing.count() == 0
+    house.meddling._note(str(house.root / kind / digest[:2]))
+    _heal(house)
+    assert house.content(held) == FILES
+
+
+def test_more_than_can_be_noted_has_all_looked_at(house: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flood of events costs a look at every blob, and hides nothing."""
+    monkeypatch.setattr("cacheserver.meddling.NOTED_MAX", 1)
+    held: Held = house.bring(ROOT).held
+    for name in ("top", "a/one"):
+        os.unlink(house.blob(house.digest(held, name)))
+    until(lambda: house.meddling._is_much, lambda: "more events than can be noted")
+    house.meddling.look()
+    assert house.healing.count() == 1
+    assert set(house.tree(held).missing) == {house.digest(held, "top"), house.digest(held, "a/one")}
+
+
+def test_a_queue_that_runs_over_hides_nothing(house: Guarded) -> None:
+    """The kernel lets go events where nobody reads them in time: then all is looked at."""
+    held = house.bring(ROOT).held
+    house.meddling._observer.stop()  # nothing is told of what happens now
+    house.meddling._observer.join()
+    house.meddling.look()
+    os.unlink(house.blob(house.digest(held, "top")))
+    (house.root / "manifests" / held.tree[:2] / held.tree[2:]).unlink()
+    house.meddling.look()
+    assert house.healing.count() == 0
+    overflow = InotifyEvent(WatchDescriptor(-1), Mask(InotifyConstants.IN_Q_OVERFLOW), 0, b"")
+    InotifyFD.get_instance().handle_event(overflow)
+    _heal(house)
+    assert house.content(house.bring(ROOT).held) == FILES
+
+
+def test_what_could_not_be_looked_at_is_looked_at_again(house: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the rest at once: no descriptor left is no reason to forget of what was told."""
+    held = house.bring(ROOT).held
+    first, second = (house.digest(held, name) for name in ("top", "b/three"))
+    for digest in (first, second):
+        overwrite(house.blob(digest))
+    recheck = house.disk.recheck
+
+    def short(row: BlobRow) -> BlobRow | None:
+        if row.digest == first:
+            raise CacheError("no descriptor left")
+        return recheck(row)
+
+    monkeypatch.setattr(house.disk, "recheck", short)
+
+    def is_second_found() -> bool:
+        with contextlib.suppress(CacheError):
+            house.meddling.look()
+        return house.store.quarantine_count() == 1
+
+    until(is_second_found, lambda: "the other one to be found")
+    with pytest.raises(CacheError, match="no descriptor"):
+        house.meddling.look()
+    monkeypatch.undo()
+    house.meddling.look()
+    assert house.store.quarantine_count() == 2
+
+
+def test_folders_that_cannot_be_watched_are_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The daemon serves all the same."""
+
+    def full(self: object, *_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("watchdog.observers.api.BaseObserver.schedule", full)
+    house = Guarded(tmp_path / "store")
+    house.meddling.look()
+    house.close()
+    assert any("max_user_watches" in message for message in caplog.messages)
+
+
+def _heal(house: Guarded) -> None:
+    def noticed() -> bool:
+        house.meddling.look()
+        return house.healing.count() > 0
+
+    until(noticed, lambda: "the meddling to be noticed")
+    house.heal()
+    assert house.healing.count() == 0
