@@ -56,13 +56,32 @@ def _folder_of_this_process() -> str:
     remove_abandoned(key[1])
     while True:
         folder = tempfile.mkdtemp(prefix=PREFIX, dir=key[1])
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        with contextlib.suppress(OSError):  # where there are no locks nobody takes it for abandoned either
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.isdir(folder):  # not swept between its making and its lock
+        descriptor = _locked(folder)
+        if descriptor is not None:
             _own[key] = folder, descriptor
             return folder
+
+
+def _locked(folder: str) -> int | None:
+    """Lock a folder that was just made, and return its descriptor, or None if another process has swept it.
+
+    Between its making and its lock it looks abandoned, so whoever begins at that moment may take it.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    swept = False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:  # it is being swept, and may still be there
+        swept = True
+    except OSError:
+        pass  # where there are no locks nobody takes it for abandoned either
+    if swept or not os.path.isdir(folder):
         os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _at_exit() -> None:
