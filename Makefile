@@ -105,7 +105,7 @@ dist: $(VENV)/done  ## both distributions as wheels and sources, a host's requir
 
 docs: $(VENV)/done $(DOCS)/done  ## the documentation as a site, in build/site/
 	$(BIN)/python -m tools.site build/docs
-	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict --config-file build/docs/mkdocs.yml --site-dir ../site
+	$(DOCS)/bin/mkdocs build --quiet --strict --config-file build/docs/mkdocs.yml --site-dir ../site
 
 lock: $(VENV)/done  ## the newest versions that fit pyproject.toml
 	$(BIN)/python $(PIP) uv

@@ -50,14 +50,17 @@ def make(module_room: Path) -> Make:
 @pytest.mark.parametrize("version", PYTHONS)
 def test_a_client_is_served(make: Make, version: str, age: str, daemon: Daemon, mlflow_proxied: MlflowServer) -> None:
     """It fetches as a copy, a hard link and a view, in forks and in threads too; errors have their classes; the
-    command works; and importing it imports neither grpc nor protobuf."""
+    command works; every module of it can be imported, and importing it imports neither grpc nor protobuf."""
     environment = make(version, age)
     environment.env["ARTIFACTCACHE_SOCKET_DIR"] = str(daemon.socket_dir)
     uri = f"runs:/{mlflow_proxied.run(trees.SMALL)}"
     code = """
         import artifactcache
         light = not {"grpc", "google.protobuf"} & set(sys.modules)
-        import concurrent.futures, multiprocessing, os
+        import concurrent.futures, importlib, os, pkgutil
+        for each in pkgutil.walk_packages(artifactcache.__path__, "artifactcache."):
+            if not each.name.endswith("__main__"):
+                importlib.import_module(each.name)
         from importlib.metadata import version
         made = [artifactcache.fetch(uri, mode, mode=mode).mode for mode in ("copy", "hardlink")]
         view = artifactcache.fetch(uri)
