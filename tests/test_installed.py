@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tomllib
 
 from tests.rig import environments, trees
 from tests.rig.counting import CountingProxy
@@ -114,6 +116,31 @@ def test_an_artifact_is_fetched(served: Environment, origin: CountingProxy, mlfl
     done = served.command("artifactcache", "fetch", uri, "by-command")
     assert (done.returncode, done.stdout) == (0, f"{served.home / 'by-command'}\n"), done.stderr
     assert trees.read(served.home / "by-command") == trees.SMALL and origin.bytes == after
+
+
+def test_every_scheme_of_the_plugin_loads(installed: Environment) -> None:
+    """Those that pyproject.toml names, out of the wheel, beside MLflow."""
+    code = """
+        from importlib.metadata import entry_points
+        found = entry_points(group="mlflow.artifact_repository")
+        result = [each.name for each in found if each.dist.name == "artifactcache" and callable(each.load())]
+    """
+    project = tomllib.loads((TOP / "client" / "pyproject.toml").read_text())["project"]
+    assert sorted(installed.run(code)) == sorted(project["entry-points"]["mlflow.artifact_repository"])
+
+
+def test_a_checker_knows_its_types(installed: Environment) -> None:
+    """A program of a user is checked against the wheel's own annotations, strictly."""
+    program = installed.home / "program.py"
+    program.write_text(
+        "import artifactcache\n\nfetched = artifactcache.fetch('models:/m/1')\n"
+        "reveal_type(fetched.path)\nreveal_type(fetched.hit)\nartifactcache.fetch(dst=1)\n"
+    )
+    command = (sys.executable, "-m", "mypy", "--strict", "--python-executable", str(installed.python), str(program))
+    done = subprocess.run(command, cwd=installed.home, capture_output=True, text=True, timeout=120, check=False)
+    told = done.stdout.replace("builtins.", "")
+    assert 'Revealed type is "pathlib.Path"' in told and 'Revealed type is "bool"' in told, done.stdout
+    assert 'incompatible type "int"' in told and "Found 1 error" in told
 
 
 def test_mlflow_finds_the_plugin(served: Environment, origin: CountingProxy, mlflow_proxied: MlflowServer) -> None:
