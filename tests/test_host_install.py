@@ -31,7 +31,8 @@ def _reason_not_to() -> str | None:
     if not Path(SYSTEM_PYTHON).exists():
         return "the system has no Python"
     done = subprocess.run((SYSTEM_PYTHON, "-c", code), capture_output=True, text=True, check=False)
-    return None if done.stdout.strip() == "3.11" else f"the wheels here are for Python 3.11: {SYSTEM_PYTHON} is another"
+    is_right = done.stdout.strip() == environments.OWN
+    return None if is_right else f"the wheels here are for Python {environments.OWN}, with venv: {SYSTEM_PYTHON} is not"
 
 
 @pytest.fixture

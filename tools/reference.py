@@ -171,10 +171,14 @@ def _function(name: str, function: Callable[..., Any], level: str) -> Iterator[s
     parameters = re.sub(r"\bself(, )?", "", parameters, count=1)
     shown = re.sub(r"(?<=: )'([^']*)'", r"\1", parameters) + " -> " + result.strip("'")
     short = name.rsplit(".", 1)[-1]
-    kept = re.sub(r" ([=|]) ", "\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", f"{short}{shown}")
+    kept = re.sub(r" ?([=|:]) ", _together, f"{short}{shown}")
     call = textwrap.fill(kept, 100, subsequent_indent="    ", break_long_words=False)
     yield from (f"{level} {name}", "", "```python", call.replace("\N{NO-BREAK SPACE}", " "), "```", "")
     yield from _prose(inspect.getdoc(function) or "")
+
+
+def _together(match: re.Match[str]) -> str:
+    return match[0].replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _prose(text: str) -> Iterator[str]:

@@ -22,6 +22,7 @@ from tools.dist import build
 from tools.locked import TOP
 
 WHEELS = TOP / ".venv-wheels"
+OWN = f"{sys.version_info.major}.{sys.version_info.minor}"  # the Python whose wheels of all that a host needs are there
 SECONDS_MAX = 180.0
 
 
@@ -33,9 +34,8 @@ def reason_not_to() -> str | None:
 @functools.cache
 def python(version: str) -> str | None:
     """A Python of this version ("3.12") that runs: the tests' own, the system's, one on the path, or pyenv's."""
-    own = f"{sys.version_info.major}.{sys.version_info.minor}"
     root = os.environ.get("PYENV_ROOT", os.path.expanduser("~/.pyenv"))
-    candidates = [sys.executable] if version == own else []
+    candidates = [sys.executable] if version == OWN else []
     candidates += [shutil.which(f"python{version}") or ""]
     candidates += sorted(glob.glob(f"{glob.escape(root)}/versions/{version}.*/bin/python"), reverse=True)
     code = "import ensurepip, sys; print('%d.%d' % sys.version_info[:2])"
