@@ -56,6 +56,11 @@ def _folder(path: Path) -> None:
     path.mkdir()
 
 
+def _pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def _truncate(path: Path) -> None:
     path.chmod(0o644)
     with path.open("r+b") as file:
@@ -80,6 +85,7 @@ MEDDLING: dict[str, Callable[[Path], object]] = {
     "moved away": lambda path: path.rename(path.with_name("away")),
     "its folder removed": lambda path: shutil.rmtree(path.parent),
     "a folder": _folder,
+    "a pipe": _pipe,
 }
 
 
