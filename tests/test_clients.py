@@ -16,6 +16,7 @@ from tests.rig.mlflow_server import MlflowServer
 from tools.locked import TOP
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+ENDS = (PYTHONS[0], PYTHONS[-1])  # each time; those between by `make test-dist`
 CLIENTS = TOP / "tests" / "clients"
 
 pytestmark = pytest.mark.skipif(environments.reason_not_to() is not None, reason=str(environments.reason_not_to()))
@@ -47,7 +48,9 @@ def make(module_room: Path) -> Make:
 
 
 @pytest.mark.parametrize("age", ["oldest", "newest"])
-@pytest.mark.parametrize("version", PYTHONS)
+@pytest.mark.parametrize(
+    "version", [each if each in ENDS else pytest.param(each, marks=pytest.mark.slow) for each in PYTHONS]
+)
 def test_a_client_is_served(make: Make, version: str, age: str, daemon: Daemon, mlflow_proxied: MlflowServer) -> None:
     """It fetches as a copy, a hard link and a view, in forks and in threads too; errors have their classes; the
     command works; every module of it can be imported, and importing it imports neither grpc nor protobuf."""

@@ -43,7 +43,7 @@ def resnet(mlflow_proxied: MlflowServer) -> str:
 @pytest.fixture
 def daemon(start_daemon: StartDaemon, proxy: CountingProxy) -> Daemon:
     """The daemon of a page."""
-    return start_daemon(proxy.uri, stale_after=0.5, unreachable_after=2.0, grace=0.0)
+    return start_daemon(proxy.uri, unreachable_after=30.0, stale_after=30.0, grace=0.0)
 
 
 def _reader(caller: Caller, room: Path, proxy: CountingProxy, run: str) -> Reader:
