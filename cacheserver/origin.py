@@ -49,6 +49,7 @@ from cacheserver.gcs import GcsBuckets
 from cacheserver.headers import Accesses
 from cacheserver.http import Access, ElsewhereError, Http, StatusError
 from cacheserver.local import LOCAL_SCHEMES, LocalFiles
+from cacheserver.looking import Looked, look
 from cacheserver.objects import ObjectFiles, Parts
 from cacheserver.proxied import ProxiedFiles
 from cacheserver.questions import Questions
@@ -318,6 +319,16 @@ class MlflowOrigin:
         if isinstance(error, OriginUnavailable):
             self._breaker.failed()
         return error
+
+    def look(self, path: str, headers: Mapping[str, str] | None, patience: float) -> Looked:
+        """What the tracking server says to a question of no consequence; with the daemon's own credentials where there
+        are no headers. It changes nothing of what is known of the server."""
+        base, own = self._tracking_uri.rstrip("/"), f"{self._tracking_uri.rstrip('/')}{API}"
+        access = _access(own, here=self._tracking_uri) if headers is None else self.as_caller(headers)._accesses.of(own)
+        if not path.startswith(API):
+            access = access._replace(headers={})  # they are for what is below API
+        ask = partial(self._questions.ask, self.name, patience=patience)
+        return look(self._looker, f"{base}{path}", access, patience, ask)
 
     def _answers(self) -> bool:
         """Whether the tracking server answers at all, with whatever it likes."""
