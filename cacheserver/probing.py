@@ -6,6 +6,7 @@ what is made beside it to try something is gone before the answer.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -87,20 +88,26 @@ class Probe:
 
     def _opened(self) -> int:
         """A descriptor of it, as of a blob; made where there is none, or what is there is none of the daemon's."""
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        for is_last in (False, True):
-            try:
-                fd = os.open(self._disk.at(NAME), flags)
-            except OSError:
-                if is_last:
-                    raise
-            else:
-                found = os.fstat(fd)
-                if stat.S_ISREG(found.st_mode) and (found.st_uid, found.st_size) == (self._own, len(BYTES)):
-                    return fd
+        with contextlib.suppress(OSError):
+            if (fd := self._open()) is not None:
+                return fd
+        self._make()
+        fd = self._open()
+        if fd is None:
+            raise CacheError(f"{self._disk.at(NAME)} is in the way of a file of the daemon's own: move it away.")
+        return fd
+
+    def _open(self) -> int | None:
+        fd = os.open(self._disk.at(NAME), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            found = os.fstat(fd)
+            if stat.S_ISREG(found.st_mode) and (found.st_uid, found.st_size) == (self._own, len(BYTES)):
+                fd, opened = -1, fd
+                return opened
+            return None
+        finally:
+            if fd >= 0:
                 os.close(fd)
-            self._make()
-        raise CacheError(f"{self._disk.at(NAME)} is in the way of a file of the daemon's own: move it away.")
 
     def _make(self) -> None:
         with self._making:

@@ -14,8 +14,10 @@ import pytest
 from tests.conftest import CallerOf, StartDaemon
 from tests.rig.caller import Caller
 from tests.rig.counting import CountingProxy
-from tests.rig.daemon import Daemon
+from tests.rig.daemon import Daemon, running
 from tests.rig.doctor import Told, doctor
+from tests.rig.interpreter import Interpreter
+from tests.rig.spawner import Helper
 
 NOWHERE = {"ARTIFACTCACHE_SOCKET_DIR": ""}
 
@@ -50,15 +52,41 @@ def test_no_daemon(alice: Caller, room: Path) -> None:
     assert f"of ARTIFACTCACHE_SOCKET_DIR: there is no folder {room}/none" in said
 
 
-def test_a_wrong_folder_where_the_right_one_is_known(daemon: Daemon, alice: Caller, room: Path) -> None:
-    """Where the environment names a folder without a daemon and one answers where it is usually, that is said."""
-    (room / "own").mkdir()
-    (room / "own" / "cacheserver").symlink_to(daemon.socket_dir)
-    env = {"ARTIFACTCACHE_SOCKET_DIR": str(room / "none"), "XDG_RUNTIME_DIR": str(room / "own")}
-    told = doctor(alice, env=env)
-    assert "problem" in told.levels("sockets")
-    # A symlink is not trusted where one's own sockets are, so what answers here is only told of by its real folder.
-    assert "elsewhere" not in told.text("sockets")
+class Own(Daemon):
+    """A daemon of a user's own, with its sockets where that user's clients look for them."""
+
+    @property
+    def socket_dir(self) -> Path:
+        """Below the user's run-time folder."""
+        return self.folder / "cacheserver"
+
+
+def test_ones_own_daemon(
+    daemon: Daemon,
+    all_users: dict[str, Any],
+    interpreter: Interpreter,
+    helper: Helper,
+    caller_of: CallerOf,
+    room: Path,
+) -> None:
+    """It is found without being named; where the environment names a folder without a daemon, it is told that one
+    answers elsewhere. Another user's own daemon serves nobody else, and says so."""
+    user = all_users.get("alice")
+    text = daemon.config.replace(str(daemon.root), str(room / "store"))
+    own = Own(interpreter, user, room, room / "store", text, is_system=False)
+    with running(own):
+        alice = caller_of(own, room)
+        told = doctor(alice, env=looking(alice, room))
+        assert told.levels("sockets") == ["ok"] and told.works["view"]
+        assert f"the daemon of your own answers in {own.socket_dir}" in told.text("sockets")
+        told = doctor(alice, env={"ARTIFACTCACHE_SOCKET_DIR": str(room / "none"), "XDG_RUNTIME_DIR": str(room)})
+        assert told.levels("sockets") == ["problem", "note"]
+        assert f"elsewhere the daemon of your own answers in {own.socket_dir}" in told.text("sockets")
+        if user is not None:
+            for path in (own.socket_dir, *own.socket_dir.iterdir()):
+                path.chmod(0o777)
+            said = sockets(doctor(caller_of(own, room, "bob")))
+            assert "This daemon serves only the user who started it" in said
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="several users need root")

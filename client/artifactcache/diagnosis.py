@@ -22,7 +22,6 @@ WIDTH_ELSEWHERE = 100  # of a file or a pipe
 TEXT_WIDTH_MIN = 24
 GAP = 2
 _COLOURS = {OK: "32", "yes": "32", NOTE: "33", PROBLEM: "31", "no": "31"}  # of ECMA-48: green, yellow, red
-_WORKS = {True: "yes", False: "no", None: "?"}
 
 Row = tuple[str, str, Sequence[str]]
 
@@ -61,7 +60,7 @@ def lines(report: Report, width: int, is_in_colour: bool) -> list[str]:
 
 def _modes(modes: Modes, width: int, is_in_colour: bool) -> list[str]:
     heads = [f"destination {_at(modes.destination)}", f"store {_at(modes.store)}"]
-    rows: list[Row] = [(each.mode, _WORKS[each.works], _texts(each.why, each.todo)) for each in modes.modes]
+    rows: list[Row] = [(each.mode, "yes" if each.works else "no", _texts(each.why, each.todo)) for each in modes.modes]
     auto, writable = modes.auto or "nothing", modes.auto_writable or "nothing"
     last = f"auto takes {auto}; with writable=True, and for MLflow's own calls, {writable}"
     return [
@@ -81,9 +80,7 @@ def _texts(what: str, todo: str) -> list[str]:
 
 def _table(heads: tuple[str, str, str], rows: Sequence[Row], width: int, is_in_colour: bool) -> list[str]:
     """Three columns, of which the last is wrapped; on a narrow terminal it stands below the others."""
-    widths = [
-        max(len(cell) for cell in (head, *column)) for head, column in zip(heads, zip(*rows, strict=True), strict=False)
-    ]
+    widths = [max(len(row[place]) for row in (heads, *rows)) for place in (0, 1)]
     first, second = widths[0] + GAP, widths[1] + GAP
     indent = first + second if width - first - second >= TEXT_WIDTH_MIN else GAP
     shown = [f"{heads[0]:<{first}}{heads[1]:<{second}}{heads[2]}".rstrip()[: max(width, first + second)]]

@@ -27,8 +27,8 @@ class Mode:
 
     mode: str
     """"view", "reflink", "hardlink" or "copy"."""
-    works: bool | None
-    """Whether it worked when it was tried; None where it could not be tried."""
+    works: bool
+    """Whether it worked when it was tried."""
     why: str = ""
     """Why not."""
     todo: str = ""

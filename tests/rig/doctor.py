@@ -19,7 +19,7 @@ class Told:
     document: dict[str, Any]
 
     @property
-    def works(self) -> dict[str, bool | None]:
+    def works(self) -> dict[str, bool]:
         """Each mode, and whether it works."""
         return {each["mode"]: each["works"] for each in self.document["modes"]["modes"]}
 
