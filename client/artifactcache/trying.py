@@ -203,7 +203,9 @@ def _unreachable(path: bytes, error: OSError) -> tuple[str, str]:
             break
     if error.errno == errno.EACCES:
         return f"EACCES: {os.fsdecode(at)}, on the way to the store, is closed to you", _closed(at)
-    what = f"{_name_of(error)}: {os.fsdecode(path)} is not there for this process, beyond {os.fsdecode(at)}"
+    what = (
+        f"{_name_of(error)}: {os.fsdecode(path)} is not there for this process; the way to it ends at {os.fsdecode(at)}"
+    )
     return what, "mount the store at the same path in this container or mount namespace, read-only, or give a dst"
 
 
