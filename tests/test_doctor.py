@@ -212,12 +212,3 @@ def test_a_daemon_that_may_open_few_files(
     """It is a note, with where to raise it."""
     told = doctor(caller_of(start_daemon(origin.uri, open_files_max=512), room))
     assert "the daemon may have only 512 files open" in told.text("limits") and "LimitNOFILE=" in told.text("limits")
-
-
-def test_many_at_once(alice: Caller, daemon: Daemon) -> None:
-    """More than may be examined at a time are told so, and nobody else: the daemon answers, and the rest is shown."""
-    jobs = [alice.popen((str(alice.interpreter.python), "-m", "artifactcache", "doctor", "--json")) for _ in range(6)]
-    outputs = [job.communicate()[0].decode() for job in jobs]
-    assert all('"healthy"' in text for text in outputs)
-    assert all("Traceback" not in text for text in outputs)
-    assert daemon.is_alive()

@@ -8,13 +8,17 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
+from artifactcache.v1 import cache_pb2 as pb
 from tests.conftest import CallerOf, StartDaemon
 from tests.rig.clockwork import Clockwork, clockwork
 from tests.rig.daemon import Daemon
 from tests.rig.doctor import doctor
 from tests.rig.guarded_server import GuardedServer, guarded
+from tests.rig.until import until
+from tests.rig.wire import Handoff, bearer, error_name, stub
 
 
 @pytest.fixture
@@ -72,6 +76,21 @@ def test_a_tracking_server_with_another_clock(
     assert told.levels("clock") == [level]
     near = [words.replace(str(abs(ahead)), str(abs(ahead) + more)) for more in (-1, 0, 1)]
     assert any(each in told.text("clock") for each in near), told.text("clock")
+
+
+def test_many_at_once(start_daemon: StartDaemon, stand_in: Clockwork) -> None:
+    """The tracking server is asked for two of one user's checkups at a time; whoever asks once more is told so, and the
+    two are answered."""
+    daemon = start_daemon(stand_in.uri)
+    stand_in.hangs = True
+    with Handoff(daemon.socket_dir) as session, stub(daemon.socket_dir) as cache:
+        whose = bearer(session.hello())
+        under_way = [cache.Checkup.future(pb.CheckupRequest(), metadata=whose) for _ in range(2)]
+        until(lambda: stand_in.asked == 2, "both of them to have the server asked")
+        with pytest.raises(grpc.RpcError) as refused:
+            cache.Checkup(pb.CheckupRequest(), metadata=whose)
+        assert error_name(refused.value) == "QuotaExceeded"
+        assert all("answers nothing within 3 s" in str(one.result()) for one in under_way)
 
 
 def test_a_time_for_all_of_it(start_daemon: StartDaemon, stand_in: Clockwork, caller_of: CallerOf, room: Path) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from artifactcache.deadline import Deadline
-from artifactcache.errors import CacheError, DeadlineExceeded, NotFound
+from artifactcache.errors import CacheError, DeadlineExceeded, NotFound, QuotaExceeded
 from artifactcache.findings import NOTE, OK, PROBLEM, Finding, Modes, Report
 from artifactcache.request import Selection
 
@@ -177,6 +177,11 @@ class Examination:
             what = f"this check was not done within {seconds:g} s"
             todo = "what it is about hangs, or is very busy: look at its log, and at `dmesg` where it is a disk"
             self._found.append(Finding(check, PROBLEM, what, todo))
+        except QuotaExceeded as error:  # it works, but for others as well
+            what = f"this check was not made: {error}"
+            self._found.append(
+                Finding(check, NOTE, what, "run it again when those who ask the same have been answered")
+            )
         except CacheError as error:
             self._found.append(Finding(check, PROBLEM, f"{type(error).__name__}: {error}", "what it says"))
         except Exception as error:  # noqa: BLE001 - a check that breaks is a finding as well

@@ -19,6 +19,7 @@ class Clockwork(ThreadingHTTPServer):
         ahead_seconds: of its clock.
         status: of its answers.
         hangs: whether it takes connections and answers nothing.
+        asked: how often it was asked anything.
     """
 
     daemon_threads = True
@@ -28,6 +29,7 @@ class Clockwork(ThreadingHTTPServer):
         self.ahead_seconds = 0.0
         self.status = 200
         self.hangs = False
+        self.asked = 0
         self.closing = threading.Event()
 
     @property
@@ -41,6 +43,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        self.server.asked += 1
         if self.server.hangs:
             self.server.closing.wait(HANG_SECONDS_MAX)
             self.close_connection = True
