@@ -126,6 +126,9 @@ def test_a_check_that_breaks_or_hangs_is_a_finding(monkeypatch: pytest.MonkeyPat
 
     assert examination._try("one", lambda _: 1 // 0, 5.0) is None
     assert examination._try("two", refused, 5.0) is None
+    def busy(_: Deadline) -> None:
+        raise errors.QuotaExceeded("two at a time")
+
     assert examination._try("three", lambda _: release.wait(60), 0.01) is None
     assert examination._try("four", lambda _: "done", 5.0) == "done"
     release.set()
@@ -133,3 +136,5 @@ def test_a_check_that_breaks_or_hangs_is_a_finding(monkeypatch: pytest.MonkeyPat
     assert "ZeroDivisionError" in examination._found[0].what
     assert examination._found[1].what == "PermissionDenied: not you"
     assert "was not done within" in examination._found[2].what
+    assert examination._try("five", busy, 5.0) is None
+    assert (examination._found[3].level, "two at a time" in examination._found[3].what) == (NOTE, True)
