@@ -50,7 +50,7 @@ class Tracking(Protocol):
     def is_away(self) -> bool:
         """Whether it is known not to answer."""
 
-    def look(self, path: str, headers: dict[str, str] | None, patience: float) -> Looked:
+    def look(self, path: str, headers: dict[str, str] | None, patience: float, owner: int) -> Looked:
         """What it says to a question of no consequence."""
 
 
@@ -133,7 +133,7 @@ class Checkup:
             yield Finding("tracking server", OK, f"{name} is no server but a store of MLflow's, which is read directly")
             return
         began, at = self._ticks(), self._clock()
-        looked = self._tracking.look(_HEALTH_PATH, None, LOOK_SECONDS_MAX)
+        looked = self._tracking.look(_HEALTH_PATH, None, LOOK_SECONDS_MAX, session.peer.uid)
         seconds = self._ticks() - began
         yield from findings.tracking(name, looked.trouble, looked.status, seconds)
         if looked.trouble:
@@ -144,10 +144,10 @@ class Checkup:
         yield from findings.clock(None if date is None else date - (at + seconds / 2))
         if access.check == "caller":
             headers = dict(session.credentials.headers)
-            asked = self._tracking.look(_LOGIN_PATH, headers, LOOK_SECONDS_MAX)
+            asked = self._tracking.look(_LOGIN_PATH, headers, LOOK_SECONDS_MAX, session.peer.uid)
             yield from findings.login("the caller", asked.status, bool(headers), _CALLERS)
         elif OPERATOR in self._roles.of(session.peer):
-            asked = self._tracking.look(_LOGIN_PATH, None, LOOK_SECONDS_MAX)
+            asked = self._tracking.look(_LOGIN_PATH, None, LOOK_SECONDS_MAX, session.peer.uid)
             yield from findings.login("the daemon", asked.status, None, _DAEMONS)
 
     def _disk(self) -> Iterator[Finding]:

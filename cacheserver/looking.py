@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from artifactcache.errors import CacheError
+from cacheserver.caller import API
 from cacheserver.http import Access, Http, StatusError
 from cacheserver.refusals import without_secrets
 
@@ -39,14 +40,19 @@ class Looked(NamedTuple):
     trouble: str = ""
 
 
-def look(http: Http, url: str, access: Access, patience: float, ask: Callable[[Callable[[], Any]], Any]) -> Looked:
-    """Asks for a URL, and reads no more than the head of the answer.
+def look(
+    http: Http, base: str, path: str, access: Access, patience: float, ask: Callable[[Callable[[], Any]], Any]
+) -> Looked:
+    """Asks the tracking server for a path, and reads no more than the head of the answer.
 
     Args:
+        access: what goes beside a URL below its API; elsewhere no credentials do.
         ask: has the question asked by a thread that nobody waits for any longer once its time is over.
     """
+    if not path.startswith(API):
+        access = access._replace(headers={})
     try:
-        found: Looked = ask(lambda: _head(http, url, access, patience))
+        found: Looked = ask(lambda: _head(http, base + path, access, patience))
         return found
     except CacheError:
         return Looked(0, trouble=_WORDS["TimeoutError"].format(patience=patience))

@@ -270,6 +270,22 @@ def test_a_subvolume(mounted: Callable[[str], Filesystem], daemon_on: DaemonOn, 
         subprocess.run(("btrfs", "--quiet", "subvolume", "delete", volume), check=True)
 
 
+def test_another_project(
+    mounted: Callable[[str], Filesystem], daemon_on: DaemonOn, caller_of: CallerOf, uri: str
+) -> None:
+    """Neither does one lead into a folder of another project, as quotas of XFS have them: the mount is the same."""
+    filesystem = mounted("xfs")
+    daemon = daemon_on(filesystem, "open")
+    folder = filesystem.root / "project"
+    folder.mkdir()
+    subprocess.run(("xfs_io", "-c", "chproj 42", "-c", "chattr +P", folder), check=True)
+    caller = caller_of(daemon, folder)
+    told = doctor(caller)
+    assert_agrees(told, fetched(caller, uri, caller.cwd, ()))
+    assert not told.works["hardlink"] and "another project" in told.why("hardlink")
+    shutil.rmtree(folder)
+
+
 def test_the_link_limit(
     mounted: Callable[[str], Filesystem], daemon_on: DaemonOn, caller_of: CallerOf, base: Path
 ) -> None:

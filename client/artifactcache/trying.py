@@ -29,6 +29,10 @@ _ONE_MOUNT = (
     " namespace of its own (systemd's PrivateTmp=, ProtectSystem= and their like make one; in containers mount one"
     " folder that has both)"
 )
+_WITHIN_A_MOUNT = (
+    "within one mount another subvolume (btrfs), or another project's quota (XFS, ext4), keeps links out: take a dst in"
+    " the store's, or the other way round"
+)
 _WRITABLE = "give a dst in a folder that you may write to, on a disk with room"
 _NO_CLONES = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS})
 
@@ -116,10 +120,7 @@ class _Place:
             if self._is_same_filesystem and not self._is_same_mount:
                 return Mode("hardlink", False, f"EXDEV: {self._another_mount()}", _ONE_MOUNT)
             if self._is_same_mount:
-                why, todo = reply.no_link or "the daemon made no link", _ELSEWHERE
-                if "EXDEV" not in why and self._here.kind == "btrfs":
-                    todo = "another subvolume counts as another filesystem for hard links: take one for both"
-                return Mode("hardlink", False, why, todo)
+                return Mode("hardlink", False, reply.no_link or "the daemon made no link", _WITHIN_A_MOUNT)
             return Mode("hardlink", False, f"EXDEV: {self._apart()}", _ELSEWHERE)
         try:
             found = os.stat(reply.linked_as, dir_fd=self._staged.tree, follow_symlinks=False)

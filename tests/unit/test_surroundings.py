@@ -126,6 +126,7 @@ def test_a_check_that_breaks_or_hangs_is_a_finding(monkeypatch: pytest.MonkeyPat
 
     assert examination._try("one", lambda _: 1 // 0, 5.0) is None
     assert examination._try("two", refused, 5.0) is None
+
     def busy(_: Deadline) -> None:
         raise errors.QuotaExceeded("two at a time")
 
