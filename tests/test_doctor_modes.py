@@ -65,6 +65,7 @@ def daemon_on(module_start: StartDaemon, mlflow_proxied: MlflowServer, all_users
         "open": {},
         "guarded": {"check": "rules", "more": RULES},
         "no views": {"more": "views = false\n"},
+        "links for root": {"more": "hardlink_for_root = true\n"},
     }
 
     def daemon_on(filesystem: Filesystem, configuration: str) -> Daemon:
@@ -252,6 +253,48 @@ def test_the_table_says_what_fetches_do_where_views_are_guarded(
     assert told.works["view"] == (configuration == "guarded")
     assert daemon.staging() == []
     assert_agrees(told, fetched(caller, uri, caller.cwd, ()))
+
+
+def test_links_for_root(
+    mounted: Callable[[str], Filesystem],
+    homes: Callable[[Filesystem], Path],
+    daemon_on: DaemonOn,
+    caller_of: CallerOf,
+    uri: str,
+) -> None:
+    """Where the host gives root hard links, `auto` is said to take one; and that root could write through it."""
+    filesystem = mounted("ext4")
+    daemon = daemon_on(filesystem, "links for root")
+    root = caller_of(daemon, homes(filesystem), "root")
+    told = doctor(root)
+    assert_agrees(told, fetched(root, uri, root.cwd, ()))
+    assert told.document["modes"]["auto"] == "hardlink" and "write into the store" in told.text("destination")
+
+
+class Inside(Caller):
+    """A caller in a user namespace of their own, in which they are root."""
+
+    def popen(self, command: tuple[str, ...], **options: Any) -> subprocess.Popen[bytes]:
+        """Start any command as this caller."""
+        return super().popen(("unshare", "--user", "--map-root-user", *command), **options)
+
+
+def test_a_user_namespace(
+    mounted: Callable[[str], Filesystem],
+    homes: Callable[[Filesystem], Path],
+    daemon_on: DaemonOn,
+    caller_of: CallerOf,
+    uri: str,
+) -> None:
+    """Who is root there is the same user to the daemon, which is noted; the table holds for what they do there."""
+    filesystem = mounted("ext4")
+    alice = caller_of(daemon_on(filesystem, "open"), homes(filesystem))
+    if alice.popen(("unshare", "--user", "true")).wait():
+        pytest.skip("this kernel gives users no namespaces")
+    inside = Inside(alice.interpreter, alice.user, Path(alice.env["ARTIFACTCACHE_SOCKET_DIR"]), alice.cwd)
+    told = doctor(inside)
+    assert f"you are uid 0 here, and uid {alice.uid} to the daemon" in told.text("identity")
+    assert_agrees(told, fetched(inside, uri, inside.cwd, ()))
 
 
 def test_a_subvolume(mounted: Callable[[str], Filesystem], daemon_on: DaemonOn, caller_of: CallerOf, uri: str) -> None:
