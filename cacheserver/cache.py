@@ -355,7 +355,11 @@ class Cache:
                 return Brought(found, taken, transport="+".join(sorted(progress.transports)) if taken else "")
         if gone:
             raise gone
-        raise Corrupted(f"{artifact.uri}: its bytes do not stay what they are. Look at the store's disk.")
+        self._index.suspect()  # rows that lead nowhere look the same
+        raise Corrupted(
+            f"{artifact.uri}: its bytes do not stay what they are. Try again in a moment; where that does not help,"
+            " look at the store's disk."
+        )
 
     # -- the mechanics ----------------------------------------------------------------------------------------------
 
