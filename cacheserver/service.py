@@ -21,6 +21,7 @@ from cacheserver.administration import Administration
 from cacheserver.answers import artifact, evicted, explanation, held_artifact, sweep_result, usage, user_name, who
 from cacheserver.audit import AuditLog
 from cacheserver.cache import Cache
+from cacheserver.checkup import Checkup
 from cacheserver.fetching import Call, Fetching
 from cacheserver.quotas import Quota
 from cacheserver.roles import OPERATOR, Roles
@@ -66,6 +67,7 @@ class Service(cache_pb2_grpc.CacheServicer):
         roles: Roles,
         fetching: Fetching,
         audit: AuditLog,
+        checkup: Checkup,
         stopping: Stopping,
         about: dict[str, str],
     ) -> None:
@@ -77,6 +79,7 @@ class Service(cache_pb2_grpc.CacheServicer):
         self._roles = roles
         self._fetching = fetching
         self._audit = audit
+        self._checkup = checkup
         self.stopping = stopping
         self._about = about
         self._calls = Quota("calls", per_user=CALLS_PER_USER_MAX, total=REQUESTS_MAX)
@@ -241,6 +244,12 @@ class Service(cache_pb2_grpc.CacheServicer):
         peer = self._session(context).peer
         with self._lengthy.one(peer.uid):
             return pb.UsageReply(users=map(usage, self._administration.usage(peer, everybody=request.everybody)))
+
+    @unary
+    def Checkup(self, request: pb.CheckupRequest, context: Context) -> pb.CheckupReply:
+        session = self._session(context)
+        with self._lengthy.one(session.peer.uid):
+            return self._checkup.reply(session, hardlink_for_root=self._fetching.hardlink_for_root)
 
     def _described(self, held: Held) -> pb.HeldArtifact:
         pins = self._store.index.pins.of_artifact(held.uri, held.selection, time.time())

@@ -206,6 +206,10 @@ class Sessions:
         with self._lock:
             return len(self._by_token)
 
+    def standing(self, uid: int) -> list[tuple[str, int, int]]:
+        """What a user has of what has limits, and what these are (`Quota.standing`)."""
+        return [self._places.standing(uid), self._trees.standing(uid)]
+
     def hand_over_count(self) -> int:
         """How many leases are of trees that are being handed over, or are about to be: not as views, which stay."""
         with self._lock:

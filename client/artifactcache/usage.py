@@ -51,6 +51,7 @@ EXAMPLES = {
     "sync": ("artifactcache sync --locked artifacts.lock ./models",),
     "quota": ("artifactcache quota", "artifactcache quota --all --json"),
     "stats": ("artifactcache stats --json",),
+    "doctor": ("artifactcache doctor ./models", "artifactcache doctor --uri models:/resnet@champion --json"),
     "whoami": ("artifactcache whoami",),
     "ping": ("artifactcache ping --timeout 2",),
 }

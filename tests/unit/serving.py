@@ -8,11 +8,12 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cacheserver import server
 from cacheserver.administration import Administration
 from cacheserver.audit import AuditLog
+from cacheserver.checkup import Checkup
 from cacheserver.fetching import Fetching
 from cacheserver.gate import Gate
 from cacheserver.handoff import Handoff
@@ -79,6 +80,17 @@ class Served:
             roles,
             self.fetching,
             self.audit,
+            Checkup(
+                house.store,
+                house.sweeper,
+                self.sessions,
+                roles,
+                cast(Any, house.origin),
+                "everybody",
+                lambda: 0,
+                lambda: house.now,
+                time.monotonic,
+            ),
             stopping,
             {},
         )
