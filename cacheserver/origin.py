@@ -50,6 +50,7 @@ from cacheserver.headers import Accesses
 from cacheserver.http import Access, ElsewhereError, Http, StatusError
 from cacheserver.local import LOCAL_SCHEMES, LocalFiles
 from cacheserver.objects import ObjectFiles, Parts
+from cacheserver.outcomes import Outcome, Outcomes
 from cacheserver.proxied import ProxiedFiles
 from cacheserver.questions import Questions
 from cacheserver.refusals import translated, without_credentials
@@ -123,6 +124,8 @@ class MlflowOrigin:
         self._accesses = Accesses(partial(_access, here=here), partial(is_of_api, tracking_uri=here), ticks)
         self._breaker = Breaker(self.name, self._answers, ticks)
         self._catalogue = Catalogue(self._client, self._question, self.name)
+        searches = roots.scheme(here) not in LOCAL_SCHEMES
+        self._outcomes = Outcomes(self._client, self._question, searches=searches)
         self._identifiers = ThreadPoolExecutor(max_workers=IDENTIFIERS_MAX, thread_name_prefix="identify")
         self._parts, self._transfers = Parts(), Transfers(unreachable_after_seconds)
         forget, forget_s3 = self._repositories.clear, s3_artifact_repo._cached_get_s3_client.cache_clear
@@ -196,6 +199,10 @@ class MlflowOrigin:
     def describe(self, versions: Iterable[str], needs: frozenset[str]) -> dict[str, Facts]:
         """What retention rules need to know of versions (`Catalogue.describe`)."""
         return self._catalogue.describe(versions, needs)
+
+    def outcomes(self, asked: Iterable[tuple[str, str]]) -> dict[str, Outcome]:
+        """What has become of runs and logged models (`Outcomes.of`)."""
+        return self._outcomes.of(asked)
 
     # -- bytes ------------------------------------------------------------------------------------------------------
 
