@@ -37,7 +37,7 @@ class _Root:
         since: what has not changed since then was seen.
         before: what has changed since then was seen by the look that is under way, which found more than it gives.
         due: when it is looked at again.
-        trouble: what was told of it last.
+        troubles: what was told of it, or of an experiment in it, by path.
     """
 
     folder: str
@@ -48,7 +48,7 @@ class _Root:
     before: float = math.inf
     latest: float = -math.inf
     due: float = -math.inf
-    trouble: str = ""
+    troubles: dict[str, str] = field(default_factory=dict)
 
 
 class Finding:
@@ -124,19 +124,17 @@ class Finding:
             if root.identity != now_there:
                 if root.identity is not None:
                     self.lookout.leave(root.folder, below=True)
-                self._roots[root.folder] = root = _Root(root.folder, now_there, trouble=root.trouble)
+                self._roots[root.folder] = root = _Root(root.folder, now_there, troubles=root.troubles)
             if self._ticks() < root.due or (is_waiting and root.due > -math.inf):
                 return []
             found = self._scan(root)
-            if root.trouble:
-                _log.info("%s is ingested: it can be looked at again", root.folder)
-                root.trouble = ""
+            self._is_well(root, root.folder)
             return found
         except OSError as error:
             if root.identity is not None:
                 self.lookout.leave(root.folder, below=True)
             root.identity, root.due = None, self._ticks() + RETRY_SECONDS
-            self._tell(root, error)
+            self._tell(root, root.folder, error)
             return []
 
     def _scan(self, root: _Root) -> list[Spot]:
@@ -164,10 +162,11 @@ class Finding:
                     if max(since, oldest) <= spot.changed_at <= root.before and spot.changed_at:
                         yield spot
                 root.seen.add(identity)
+                self._is_well(root, folder)
             except FileNotFoundError:
                 continue
             except OSError as error:  # the other experiments can be read all the same
-                self._tell(root, error)
+                self._tell(root, folder, error)
 
     def _spots(self, experiment: str) -> Iterator[Spot]:
         """Those of one experiment, which is watched from now on."""
@@ -199,19 +198,23 @@ class Finding:
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
-            self._tell(root, error)
+            self._tell(root, path, error)
             return []
 
-    def _tell(self, root: _Root, error: OSError) -> None:
-        words = f"{error.filename or root.folder}: {error.strerror}"
-        if words != root.trouble:
+    def _tell(self, root: _Root, path: str, error: OSError) -> None:
+        words = error.strerror or str(error)
+        if words != root.troubles.get(path):
             _log.warning(
-                "%a cannot be looked at for what to ingest (%s): it is tried again. The daemon's user has to be able"
-                " to list it.",
-                error.filename or root.folder,
-                error.strerror,
+                "%a cannot be looked at for what to ingest (%s): it is tried again. It has to be a folder that the"
+                " daemon's user can list.",
+                path,
+                words,
             )
-        root.trouble = words
+        root.troubles[path] = words
+
+    def _is_well(self, root: _Root, path: str) -> None:
+        if root.troubles.pop(path, None):
+            _log.info("%a can be looked at again for what to ingest", path)
 
     def _tell_short(self) -> None:
         if self.lookout.is_short and not self._was_short:
