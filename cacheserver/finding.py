@@ -34,7 +34,7 @@ class _Root:
         identity: which folder it is that is watched; None where none is.
         known: experiments of which all was seen once, by device and inode. One that was moved here has old runs.
         seen: those of the look that is under way.
-        since: what has not changed since then was seen.
+        since: what has not changed since then was seen; of what has, that which has not since it is one of `recent`.
         before: what has changed since then was seen by the look that is under way, which found more than it gives.
         due: when it is looked at again.
         troubles: what was told of it, or of an experiment in it, by path.
@@ -47,6 +47,7 @@ class _Root:
     since: float = -math.inf
     before: float = math.inf
     latest: float = -math.inf
+    recent: dict[str, float] = field(default_factory=dict)
     due: float = -math.inf
     troubles: dict[str, str] = field(default_factory=dict)
 
@@ -112,6 +113,12 @@ class Finding:
                 found += self._told_of(root, path)
         return found
 
+    def forgot(self, spot: Spot) -> None:
+        """One that there was no place for: a look is to find it again."""
+        if root := self._roots.get(self.root_of(spot.path)):
+            root.recent.pop(spot.path, None)
+            root.since = min(root.since, spot.changed_at)
+
     def _subject(self, path: str) -> str:
         root = self.root_of(path)
         return runfolders.owner(root, path) if root else ""
@@ -141,12 +148,15 @@ class Finding:
         oldest = self._clock() - self._wanted.max_age
         found = heapq.nlargest(FOUND_MAX, self._all(root, oldest), key=lambda spot: spot.changed_at)
         root.latest = max(root.latest, found[0].changed_at if found else root.since)
+        margin = root.latest - MARGIN_SECONDS
+        recent = root.recent | {spot.path: spot.changed_at for spot in found}
+        root.recent = {path: at for path, at in recent.items() if at >= margin}
         if len(found) == FOUND_MAX:  # the rest when these are done
             root.before = min(found[-1].changed_at, math.nextafter(root.before, -math.inf))
             root.due = self._ticks() + RETRY_SECONDS
         else:
             root.known, root.seen = root.seen, set()
-            root.since, root.before = root.latest - MARGIN_SECONDS, math.inf
+            root.since, root.before = margin, math.inf
             root.due = self._ticks() + self._wanted.every
         return found
 
@@ -159,7 +169,8 @@ class Finding:
                 identity = runfolders.identity(folder)
                 since = root.since if identity in root.known else -math.inf
                 for spot in self._spots(folder):
-                    if max(since, oldest) <= spot.changed_at <= root.before and spot.changed_at:
+                    is_due = max(since, oldest) <= spot.changed_at <= root.before and spot.changed_at
+                    if is_due and root.recent.get(spot.path) != spot.changed_at:
                         yield spot
                 root.seen.add(identity)
                 self._is_well(root, folder)

@@ -6,6 +6,7 @@ Nobody waits for it: it makes no room for itself, has few threads of its own, an
 
 from __future__ import annotations
 
+import heapq
 import logging
 import math
 import os
@@ -36,6 +37,7 @@ WATCHED_MAX = 2_000  # runs whose folders are watched, those that came last
 RETRY_SECONDS_MAX = 1800.0  # between two attempts; of a run that is running, between two questions:
 RUNNING_SECONDS_MAX = 60.0
 FULL_SECONDS = 30.0  # between two looks whether there is room again
+TOLD_SECONDS = 6 * 3600.0  # between two lines that it is full
 AWAY_SECONDS = 10.0  # between two questions to a tracking server that does not answer
 CLOCK_SECONDS = 0.05  # by which a filesystem's clock may be behind
 SECOND_LOOK_SECONDS = 600.0  # what was written that lately is looked at once more after it was brought
@@ -118,6 +120,7 @@ class Ingesting:
         self._flying: list[_Run] = []
         self._watched: dict[str, None] = {}
         self._told: set[tuple[str, type[Exception]]] = set()
+        self._quiet_until = -math.inf  # of a full store
         self._rest_until = -math.inf  # while the store is full, or the origin away
         self._has_changed = self._is_stopping = False
         self.counts = Tally((result,) for result in RESULTS)
@@ -168,12 +171,19 @@ class Ingesting:
     def _want(self, spot: Spot, *, is_doubtful: bool) -> None:
         settle, run = self._wanted.settle, self._runs.get(spot.path)
         if run is None:
-            if len(self._runs) >= WAITING_MAX:  # a look finds it again
-                self._forget(min(self._runs.values(), key=lambda one: (one.flight is not None, one.spot.changed_at)))
+            if len(self._runs) >= WAITING_MAX:
+                self._forget_oldest()
             run = self._runs[spot.path] = _Run(spot, self._ticks(), settle)
         run.spot, run.is_doubtful, run.wait = spot, run.is_doubtful or is_doubtful, settle
         if is_doubtful:
             run.due = self._ticks() + settle
+
+    def _forget_oldest(self) -> None:
+        """Makes room for others; a look finds them again when there is room for them."""
+        idle = [run for run in self._runs.values() if run.flight is None]
+        for run in heapq.nsmallest(max(1, WAITING_MAX // 20), idle, key=lambda run: run.spot.changed_at):
+            self._forget(run)
+            self._finding.forgot(run.spot)
 
     def _watch(self, run: _Run) -> None:
         """Watches a run's own folders; only the last ones are."""
@@ -335,7 +345,7 @@ class Ingesting:
         self.counts.add(BROUGHT if brought.origin_bytes else THERE, amount=brought.origin_bytes)
         _log.info("ingested uri=%s bytes=%d files=%d", run.spot.uri, brought.origin_bytes, brought.held.file_count)
         root = self._finding.root_of(run.spot.path)
-        self._told = {told for told in self._told if told[0] not in (root, "")}
+        self._told = {told for told in self._told if told[0] != root}
         if not run.is_doubtful and run.newest < self._clock() - SECOND_LOOK_SECONDS:
             self._forget(run)
             return
@@ -366,7 +376,7 @@ class Ingesting:
             _log.warning("%s is not ingested now, and is tried again, as are others like it: %s", run.spot.uri, words)
 
     def _tell_full(self, words: str) -> None:
-        """Once, until something is brought."""
-        if ("", NoSpace) not in self._told:
-            self._told.add(("", NoSpace))
+        """Once, and again after some hours."""
+        if self._ticks() >= self._quiet_until:
+            self._quiet_until = self._ticks() + TOLD_SECONDS
             _log.info("the store has no room to ingest more: %s. It goes on when there is; fetches go on", words)

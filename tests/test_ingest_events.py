@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -186,13 +187,13 @@ def test_a_stop_does_not_wait_for_it(start_daemon: StartDaemon, logged: Logged, 
 
 @pytest.mark.slow
 def test_a_hundred_thousand_files(start_daemon: StartDaemon, mlflow_file: MlflowServer, shown: Shown) -> None:
-    """Of a thousand runs, there before the daemon: all are brought, in little memory, and a second look at them takes
-    none of it again."""
+    """Of a thousand runs, there before the daemon: all are brought, in no more memory than a thousand fetches of them
+    take, and the looks that follow bring nothing again."""
     logged = Logged(mlflow_file, mlflow_file.artifacts.parent / "hundred-thousand")
     for _ in range(1000):
         logged.run({f"d{number % 4}/{number}": os.urandom(200) for number in range(100)})
     daemon = start_daemon(mlflow_file.uri, more=section(logged.root, every=5.0) + shown.section)
-    most = 0
+    began, before, most = time.monotonic(), taken(daemon.pid).rss_bytes, 0
 
     def are_brought() -> bool:
         nonlocal most
@@ -201,5 +202,7 @@ def test_a_hundred_thousand_files(start_daemon: StartDaemon, mlflow_file: Mlflow
 
     until(are_brought, lambda: f"{shown.all()}\n{daemon.read_log()[-3000:]}", 1800)
     until(lambda: shown.value("ingest_waiting") == 0, shown.all, 60)
-    print(f"resident {most >> 20} MiB at most, {shown.all()}")
-    assert shown.value("store_blobs") == 100_000 and most < 200 << 20
+    seconds = time.monotonic() - began
+    print(f"{seconds:.0f} s, resident {before >> 20} MiB before, {most >> 20} MiB at most\n{shown.all()}")
+    assert shown.value("store_blobs") == 100_000 and most - before < 120 << 20
+    assert shown.value("ingested_artifacts_total", result="there") == 0
