@@ -103,6 +103,7 @@ ORDER = (
     "http",
     "headers",
     "proxied",
+    "shares",
     "crews",
     "repository",
     "refusals",
@@ -155,6 +156,7 @@ ORDER = (
     "guests",
     "health",
     "server",
+    "peers",
     "pulse",
     "notify",
     "signals",
@@ -204,7 +206,7 @@ RESERVED = {
     "ctypes": {"libc"},
     "signal": {"signals"},
     "subprocess": set[str](),
-    "socket": {"http", "connections", "handoff", "journald", "listening", "notify", "scraping"},
+    "socket": {"http", "connections", "handoff", "journald", "listening", "notify", "peers", "scraping"},
 }
 
 # Only the edge reads a clock; `connections` waits with it.
