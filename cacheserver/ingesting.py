@@ -37,7 +37,8 @@ WATCHED_MAX = 2_000  # runs whose folders are watched, those that came last
 RETRY_SECONDS_MAX = 1800.0  # between two attempts; of a run that is running, between two questions:
 RUNNING_SECONDS_MAX = 60.0
 FULL_SECONDS = 30.0  # between two looks whether there is room again
-TOLD_SECONDS = 6 * 3600.0  # between two lines that it is full
+TOLD_SECONDS = 6 * 3600.0  # between two lines of one trouble
+DOUBT_SECONDS = 60.0  # when what is wrong each time is told: somebody may be writing there
 AWAY_SECONDS = 10.0  # between two questions to a tracking server that does not answer
 CLOCK_SECONDS = 0.05  # by which a filesystem's clock may be behind
 SECOND_LOOK_SECONDS = 600.0  # what was written that lately is looked at once more after it was brought
@@ -119,8 +120,8 @@ class Ingesting:
         self._ready: list[_Run] = []  # have finished, and their bytes lie there; the newest last
         self._flying: list[_Run] = []
         self._watched: dict[str, None] = {}
-        self._told: set[tuple[str, type[Exception]]] = set()
-        self._quiet_until = -math.inf  # of a full store
+        self._told: dict[tuple[str, type[Exception]], float] = {}
+        self._is_away = False
         self._rest_until = -math.inf  # while the store is full, or the origin away
         self._has_changed = self._is_stopping = False
         self.counts = Tally((result,) for result in RESULTS)
@@ -206,10 +207,12 @@ class Ingesting:
         """Begins to bring some, and waits a moment for those that are under way. Returns whether there may be more to
         do now."""
         if len(self._flying) < AT_ONCE and self._ticks() >= self._rest_until:
-            if self._ready and self._has_room():
+            if self._ready and not self._has_room():
+                self._ready.clear()  # they are asked about anew, for others may have come by then
+            elif self._ready:
                 self._bring(self._ready.pop())
                 return True
-            if not self._ready and self._ask():
+            elif self._ask():
                 return True
         if self._flying:
             wait([run.flight.future for run in self._flying if run.flight], TURN_SECONDS, FIRST_COMPLETED)
@@ -234,7 +237,7 @@ class Ingesting:
                 break
             if number % PAUSE_EVERY == 0:
                 self._pause()
-        if not some:
+        if not some or not self._has_room():
             return False
         try:
             found = self._origin.outcomes([(run.spot.experiment, run.spot.name) for run in some])
@@ -242,8 +245,11 @@ class Ingesting:
             dropped = self._would_drop([run.spot.uri for run in done])
         except CacheError as error:
             self._rest_until = self._ticks() + AWAY_SECONDS
-            self._tell(some[0], error)
+            if not self._is_away and not self._is_stopping:
+                _log.warning("nothing is ingested until the tracking server can be asked: %s", error)
+            self._is_away = True
             return False
+        self._is_away = False
         for run in done:
             if run.spot.uri in dropped:
                 self.counts.add(DROPPED)
@@ -268,7 +274,7 @@ class Ingesting:
                 newest = runfolders.newest(spot.artifacts)
         except OSError as error:
             self._later(run)
-            self._tell_words(run, OSError, f"{spot.artifacts if spot else run.spot.path}: {error.strerror}")
+            self._tell_words(run, OSError, f"{run.spot.artifacts!a}: {error.strerror}")
             return False
         run.spot = spot
         if newest is None or newest < seen_at:  # nothing was written since it was brought
@@ -344,8 +350,6 @@ class Ingesting:
             return
         self.counts.add(BROUGHT if brought.origin_bytes else THERE, amount=brought.origin_bytes)
         _log.info("ingested uri=%s bytes=%d files=%d", run.spot.uri, brought.origin_bytes, brought.held.file_count)
-        root = self._finding.root_of(run.spot.path)
-        self._told = {told for told in self._told if told[0] != root}
         if not run.is_doubtful and run.newest < self._clock() - SECOND_LOOK_SECONDS:
             self._forget(run)
             return
@@ -357,26 +361,26 @@ class Ingesting:
         self.counts.add(FAILED)
         if isinstance(error, NoSpace):
             self._tell_full(str(error))
-        elif isinstance(error, Corrupted):  # it was written to while it was read, and is brought when that has ended
+        elif isinstance(error, Corrupted) and run.wait < DOUBT_SECONDS:  # it was written to while it was read
             _log.debug("%s is not ingested yet: %s", run.spot.uri, error)
         else:
-            self._tell(run, error)
+            self._tell_words(run, type(error), str(error))
 
     def _later(self, run: _Run, most: float = RETRY_SECONDS_MAX) -> None:
         run.due, run.wait = self._ticks() + run.wait, max(run.wait, min(run.wait * 2, most))
 
-    def _tell(self, run: _Run, error: CacheError) -> None:
-        self._tell_words(run, type(error), str(error))
-
     def _tell_words(self, run: _Run, kind: type[Exception], words: str) -> None:
-        """Once for a folder of the configuration and a kind of trouble, until something is brought of it."""
-        key = self._finding.root_of(run.spot.path), kind
-        if key not in self._told:
-            self._told.add(key)
+        if self._is_new(self._finding.root_of(run.spot.path), kind):
             _log.warning("%s is not ingested now, and is tried again, as are others like it: %s", run.spot.uri, words)
 
     def _tell_full(self, words: str) -> None:
-        """Once, and again after some hours."""
-        if self._ticks() >= self._quiet_until:
-            self._quiet_until = self._ticks() + TOLD_SECONDS
+        if self._is_new("", NoSpace):
             _log.info("the store has no room to ingest more: %s. It goes on when there is; fetches go on", words)
+
+    def _is_new(self, root: str, kind: type[Exception]) -> bool:
+        """Whether a kind of trouble with a folder of the configuration is to be told: once in some hours."""
+        now, told_at = self._ticks(), self._told.get((root, kind), -math.inf)
+        if self._is_stopping or now - told_at < TOLD_SECONDS:
+            return False
+        self._told[root, kind] = now
+        return True

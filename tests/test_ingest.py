@@ -224,11 +224,11 @@ def test_a_tracking_server_that_is_away_is_asked_later(start_daemon: StartDaemon
     run = logged.run({"a": b"1"})
     with proxy.down():
         daemon = start_daemon(proxy.uri, more=section(logged.root))
-        until(lambda: "is not ingested now, and is tried again" in daemon.read_log(), daemon.read_log)
+        until(lambda: "nothing is ingested until" in daemon.read_log(), daemon.read_log)
         logged.run({"b": b"1"})
         assert asks(daemon) and not held(asks(daemon))
     until_held(asks(daemon), daemon, f"runs:/{run}")
-    assert daemon.read_log().count("is not ingested now") == 1
+    assert daemon.read_log().count("nothing is ingested until") == 1
     proxy.disconnect()
 
 

@@ -20,6 +20,7 @@ from cacheserver.selection import Selection
 from cacheserver.settings import IngestConfig
 from cacheserver.space import Amount, Limits
 from cacheserver.words import Resolved
+from tests.rig.until import until
 from tests.unit.house import PATIENCE_SECONDS, ROOMY, FakeOrigin, House
 from tests.unit.sweeping import ALL
 
@@ -91,6 +92,11 @@ class Yard(House):
         self.ingesting.stop()
         self.ingesting.look()
         super().close()
+
+    def touched(self) -> float:
+        """The time, by the folder's filesystem."""
+        (self.root / "clock").touch()
+        return (self.root / "clock").stat().st_ctime
 
     def held(self) -> set[str]:
         """What is held, and was named."""
@@ -181,10 +187,16 @@ def test_a_server_that_is_away_is_left_alone(yard: Yard, caplog: pytest.LogCaptu
     with caplog.at_level(logging.WARNING):
         for _ in range(5):
             yard.later(AWAY_SECONDS + 1)
-    assert caplog.text.count("is not ingested now") == 1
+    assert caplog.text.count("nothing is ingested until") == 1
     yard.origin.down = False
     yard.later(AWAY_SECONDS + 1)
     assert yard.held() == added
+    yard.origin.add(4, State.OPEN)
+    yard.origin.down = True
+    with caplog.at_level(logging.WARNING):
+        for _ in range(5):  # the kernel may tell of it a moment late
+            yard.later(700.0)
+    assert caplog.text.count("nothing is ingested until") == 2
 
 
 def test_one_that_fails_keeps_no_other_waiting(yard: Yard, caplog: pytest.LogCaptureFixture) -> None:
@@ -250,7 +262,10 @@ def test_nothing_goes_for_it(small: Yard, caplog: pytest.LogCaptureFixture) -> N
     comes though something larger does not; and when there is room, the rest."""
     small.origin.files["s3://b/mine/f"] = os.urandom(5000)
     small.bring("s3://b/mine")
-    large, fits = small.origin.add(1, size=4500), small.origin.add(2, size=3000)
+    fits = small.origin.add(2, size=3000)
+    before = small.touched()
+    until(lambda: small.touched() > before, "the clock to go on")
+    large = small.origin.add(1, size=4500)  # the newest: it would fit, above what sweeps leave
     with caplog.at_level(logging.INFO):
         for _ in range(5):
             small.later(FULL_SECONDS + 1)
@@ -258,6 +273,12 @@ def test_nothing_goes_for_it(small: Yard, caplog: pytest.LogCaptureFixture) -> N
     assert caplog.text.count("no room to ingest more") == 1
     small.now += 10.0
     assert not small.sweeper.watch()
+    small.origin.files["s3://b/more/f"] = os.urandom(1500)
+    small.bring("s3://b/more")
+    asked = len(small.origin.asked)
+    small.later(1800.0)
+    assert len(small.origin.asked) == asked  # there is no room for anything
+    small.now += 10.0
     small.sweeper.sweep(free_bytes=ALL)
     small.later(1800.0)
     assert small.held() == {large}
