@@ -93,6 +93,7 @@ class MlflowOrigin:
         world_only: whether `file:` artifacts must be readable by every user of the host: a daemon that serves others
             must not read for them what they could not read themselves.
         ticks: seconds of a clock that never jumps.
+        clock: seconds since the epoch, as the times of local files are told.
         local_roots: folders in which that does not matter for what the tracking server names.
     """
 
@@ -104,6 +105,7 @@ class MlflowOrigin:
         forbidden: str,
         world_only: bool,
         ticks: Callable[[], float],
+        clock: Callable[[], float],
         local_roots: Iterable[str] = (),
     ) -> None:
         os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, round(unreachable_after_seconds)))
@@ -116,7 +118,7 @@ class MlflowOrigin:
         self.is_own = True  # asked with the daemon's own credentials
         self.owner: int | None = None  # for whom: a user's ID, or None for the daemon itself
         self._forbidden = os.path.realpath(forbidden)
-        self._world_only = world_only
+        self._world_only, self._clock = world_only, clock
         self._local_roots = tuple((os.path.normpath(folder), os.path.realpath(folder)) for folder in local_roots)
         self._repositories = Bounded[str, Any](REPOSITORIES_MAX)
         self._questions = Questions(unreachable_after_seconds)
@@ -317,6 +319,7 @@ class MlflowOrigin:
             roots.local_path(root),
             forbidden=self._forbidden,
             world_only=self._world_only,
+            clock=self._clock,
             exempt=() if named_by_client else self._local_roots,
         )
 

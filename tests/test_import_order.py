@@ -25,6 +25,7 @@ ORDER = (
     "tallies",
     "stopping",
     "ending",
+    "plain",
     "schema",
     "selection",
     "uris",
