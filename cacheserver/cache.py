@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 from artifactcache.errors import Corrupted, NoSpace, NotFound, OriginUnavailable
 from cacheserver.bringing import Ask, Bringing, Errand, Freshness, Superseded, Vanished, location
@@ -200,7 +201,7 @@ class Cache:
         fresh = ask is not Ask.WHAT_IS_DUE or (resolved is not None and not resolved.settled)
         flight, started = self._flights.join(
             (artifact.uri, selection.key, ask, unasked),
-            lambda progress: self._measured(artifact, selection, ask, payer, origin, progress, unasked),
+            partial(self._measured, partial(self._bring, artifact, selection, ask, payer, origin, unasked)),
             fresh=fresh,
         )
         if started:
@@ -281,19 +282,10 @@ class Cache:
                     self._uses.brought(tree, payer.uid, self._clock())
                 self._budgets.landed(progress)
 
-    def _measured(
-        self,
-        artifact: Artifact,
-        selection: Selection,
-        ask: Ask,
-        payer: Payer | None,
-        origin: MlflowOrigin,
-        progress: Progress,
-        unasked: bool,
-    ) -> Brought:
+    def _measured(self, bring: Callable[[Progress], Brought], progress: Progress) -> Brought:
         began, outcome = self._store.ticks(), "failed"
         try:
-            brought = self._bring(artifact, selection, ask, payer, origin, progress, unasked)
+            brought = bring(progress)
             outcome = "stale" if brought.stale else "brought" if brought.origin_bytes else "checked"
             return brought
         finally:
@@ -307,8 +299,8 @@ class Cache:
         ask: Ask,
         payer: Payer | None,
         origin: MlflowOrigin,
-        progress: Progress,
         unasked: bool,
+        progress: Progress,
     ) -> Brought:
         held = self._index.held(artifact.uri, selection.key)
         damaged = held is not None and not self._sound(held)
@@ -361,7 +353,11 @@ class Cache:
                 return Brought(found, taken, transport="+".join(sorted(progress.transports)) if taken else "")
         if gone:
             raise gone
-        raise Corrupted(f"{artifact.uri}: its bytes do not stay what they are. Look at the store's disk.")
+        self._index.suspect()  # rows that lead nowhere look the same
+        raise Corrupted(
+            f"{artifact.uri}: its bytes do not stay what they are. Try again in a moment; where that does not help,"
+            " look at the store's disk."
+        )
 
     # -- the mechanics ----------------------------------------------------------------------------------------------
 
