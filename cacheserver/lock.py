@@ -1,13 +1,15 @@
 """A folder that one daemon has for itself.
 
 Law of this file: the lock is on a file in it, for network filesystems lock no folders, and on the folder itself where
-that can be had: then it stands though somebody has removed the file.
+that can be had: then it stands though somebody has removed the file. A folder that others can open is not locked, for
+so could they: then no daemon would start.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import stat
 
 from artifactcache.errors import CacheError
 
@@ -41,6 +43,8 @@ def take(folder: str) -> tuple[int, ...]:
 
 
 def _locked_too(folder_fd: int) -> bool:
+    if os.fstat(folder_fd).st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        return True
     try:
         return _locked(folder_fd)
     except OSError:  # NFS locks only what is open for writing
