@@ -101,6 +101,35 @@ def test_the_newest_file_counts_wherever_it_is(tmp_path: Path) -> None:
     assert runfolders.newest(str(tmp_path / "run")) > before
 
 
+def test_a_folder_without_end_is_looked_at_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many files lie in it, side by side."""
+    monkeypatch.setattr(runfolders, "WALK_MAX", 5)
+    for number in range(20):
+        (tmp_path / f"{number}").touch()
+    real, seen = os.scandir, list[str]()
+
+    class Counted:
+        """What is listed."""
+
+        def __init__(self, folder: str) -> None:
+            self.entries = real(folder)
+
+        def __enter__(self) -> Iterator[os.DirEntry[str]]:
+            return self.each()
+
+        def each(self) -> Iterator[os.DirEntry[str]]:
+            for each in self.entries:
+                seen.append(each.name)
+                yield each
+
+        def __exit__(self, *_: object) -> None:
+            self.entries.close()
+
+    monkeypatch.setattr(os, "scandir", Counted)
+    runfolders.newest(str(tmp_path))
+    assert len(seen) == 5
+
+
 def _touched(path: Path) -> float:
     path.touch()
     return path.stat().st_ctime

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from artifactcache.errors import DaemonUnavailable
+from artifactcache.errors import CacheError, DaemonUnavailable
 from cacheserver.shares import Shares
 from tests.rig.until import until
 
@@ -146,3 +146,27 @@ def test_the_end() -> None:
     assert second.cancelled() and heard == ["stopped"]
     go.set()
     assert first.result(SECONDS_MAX)
+
+
+def test_a_host_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks is told so, and the work is not done behind his back when there are some again; then there is as much
+    room as ever."""
+    shares, done = Shares(SIZE, "shared"), list[int]()
+
+    def none_left(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none_left)
+        futures = [shares.submit(1, done.append, number) for number in range(2 * SIZE)]
+    for future in futures:
+        with pytest.raises(CacheError, match="no thread") as told:
+            future.result(SECONDS_MAX)
+        assert not isinstance(told.value, DaemonUnavailable)
+    crowd = Crowd(shares)
+    crowd.add(2, SIZE)
+    crowd.settle(running={2: SIZE // 2})
+    crowd.let_go(2, SIZE)
+    until(lambda: crowd.order == [2] * SIZE, "all to be done")
+    shares.close()
+    assert not done
