@@ -19,16 +19,19 @@ from cacheserver.cache import Cache
 from cacheserver.config import ConfigError
 from cacheserver.disk import Disk
 from cacheserver.doors import Doors
+from cacheserver.entrance import Entrance
 from cacheserver.eviction import POLICIES
 from cacheserver.fetching import Fetching
 from cacheserver.gate import Gate
 from cacheserver.handoff import Handoff
 from cacheserver.healing import Healing
+from cacheserver.history import SAMPLE_SECONDS
 from cacheserver.identities import Identities
 from cacheserver.journald import JOURNAL_SOCKET, Journal, is_wanted
 from cacheserver.leases import Leases
 from cacheserver.meddling import Meddling
 from cacheserver.origin import MlflowOrigin
+from cacheserver.overview import Overview
 from cacheserver.pace import Pace
 from cacheserver.partials import boot_id
 from cacheserver.place import Place
@@ -85,6 +88,8 @@ class Parts:
     meddling: Meddling
     warming: Warming
     healing: Healing
+    entrance: Entrance
+    overview: Overview
     threads: list[Upkeep] = field(default_factory=list)
 
     def become(self, config: Config) -> None:
@@ -132,7 +137,26 @@ def assemble(config: Config, here: Place, uid: int) -> Parts:
     gate, for_root = _gate(config, origin, roles), config.access.hardlink_for_root
     fetching = Fetching(cache, store, sessions, sweeper, gate, stopping, serves=roles.admit, hardlink_for_root=for_root)
     about = {"tracking_uri": origin.name, "access_check": config.access.check}
-    service = Service(cache, store, sessions, sweeper, administration, roles, fetching, audit, stopping, about)
+    entrance = Entrance(config.page.listen, time.monotonic)
+    service = Service(
+        cache, store, sessions, sweeper, administration, roles, fetching, audit, stopping, about, entrance
+    )
+    overview = Overview(
+        cache,
+        store,
+        sessions,
+        sweeper,
+        budgets,
+        roles,
+        fetching,
+        audit,
+        service.counters,
+        service.answered,
+        origin.name,
+        time.time,
+        time.monotonic,
+    )
+    service.overview = overview
 
     pace = Pace(round(config.scrub.rate.number), time.monotonic, time.sleep)
     scrubber = Scrubber(store, config.scrub.every, pace, time.time)
@@ -164,6 +188,8 @@ def assemble(config: Config, here: Place, uid: int) -> Parts:
         meddling,
         warming,
         healing,
+        entrance,
+        overview,
     )
     parts.threads = _upkeep(parts)
     return parts
@@ -198,6 +224,7 @@ def _upkeep(parts: Parts) -> list[Upkeep]:
         ),
         Upkeep("retain", [(RULES_SECONDS, retaining.refresh), (1, retaining.look)]),
         Upkeep("warm", [(1, parts.warming.look)]),
+        Upkeep("history", [(SAMPLE_SECONDS, parts.overview.note)]),
         Upkeep("scrub", [(COMPARE_SECONDS, lambda: compare(store.index)), (1, parts.scrubber.look)]),
         Upkeep(
             "heal",

@@ -52,6 +52,11 @@ class Quota:
         finally:
             self.give_back(uid)
 
+    def by_user(self) -> dict[int, int]:
+        """How many are taken, by user ID."""
+        with self._lock:
+            return dict(self._taken)
+
     def total(self) -> int:
         """How many are taken."""
         with self._lock:

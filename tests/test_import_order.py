@@ -23,6 +23,8 @@ ORDER = (
     "bounded",
     "turns",
     "tallies",
+    "history",
+    "snapshots",
     "stopping",
     "ending",
     "schema",
@@ -43,6 +45,7 @@ ORDER = (
     "quotas",
     "uses",
     "alarms",
+    "troubles",
     "eviction",
     "planning",
     "traces",
@@ -79,6 +82,7 @@ ORDER = (
     "database",
     "versions",
     "holdings",
+    "extents",
     "arrivals",
     "rankings",
     "pins",
@@ -96,6 +100,7 @@ ORDER = (
     "store",
     "reservations",
     "sweeper",
+    "outlook",
     "fsck",
     "listings",
     "local",
@@ -141,6 +146,9 @@ ORDER = (
     "administration",
     "waiting",
     "fetching",
+    "counters",
+    "overview",
+    "entrance",
     "upkeep",
     "listening",
     "connections",
@@ -156,7 +164,9 @@ ORDER = (
     "reloading",
     "assembly",
     "metrics",
+    "visitors",
     "scraping",
+    "page",
     "daemon",
     "cli",
     "__main__",
@@ -175,6 +185,9 @@ PURE = (
         "place",
         "flights",
         "alarms",
+        "history",
+        "snapshots",
+        "troubles",
         "trees",
         "eviction",
         "planning",
@@ -199,7 +212,7 @@ RESERVED = {
     "ctypes": {"libc"},
     "signal": {"signals"},
     "subprocess": set[str](),
-    "socket": {"http", "connections", "handoff", "journald", "listening", "notify", "scraping"},
+    "socket": {"http", "connections", "handoff", "journald", "listening", "notify", "visitors"},
 }
 
 # Only the edge reads a clock; `connections` waits with it.
@@ -294,7 +307,7 @@ def test_only_the_index_speaks_sql() -> None:
         if any(isinstance(text, str) and SQL.search(text) for text in texts):
             speakers.add(room)
     assert speakers == {
-        *("arrivals", "database", "holdings", "index", "ledger", "mirror", "pins", "rankings", "recovery"),
+        *("arrivals", "database", "extents", "holdings", "index", "ledger", "mirror", "pins", "rankings", "recovery"),
         *("rulings", "schema", "scrubs", "versions"),
     }
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 
-from artifactcache import __version__, auditing, commands, render, request, units, upkeep
+from artifactcache import __version__, auditing, commands, render, request, top, units, upkeep
 from artifactcache.client import Client
 from artifactcache.errors import CacheError, InvalidRequest
 from artifactcache.request import EXISTS, KINDS, MODES
@@ -230,10 +231,29 @@ def _parser() -> argparse.ArgumentParser:
         upkeep.quota,
         "Show how much is on your account, and how much may be. What others share is divided among all who do.",
     ).add_argument("--all", dest="everybody", action="store_true", help="everybody's account. For administrators")
-    add("stats", commands.stats, "Show what the store holds, and what was served.")
+    _looking(add)
     add("whoami", commands.whoami, "Show who you are to the daemon, with your roles and groups.")
     add("ping", commands.ping, "Ask whether the daemon answers.")
     return parser
+
+
+def _looking(add: Callable[..., argparse.ArgumentParser]) -> None:
+    live = add(
+        "top",
+        top.top,
+        "Show, again and again, what is held, what is coming, what would go next, who uses it and what is wrong, until "
+        "q or Ctrl-C. Where standard output is no terminal, once.",
+    )
+    live.add_argument("--once", action="store_true", help="show it once, and end")
+    live.add_argument(
+        "--interval", type=_seconds, default=2.0, metavar="SECONDS", help="between two looks (default: 2)"
+    )
+    add(
+        "page",
+        top.page,
+        "Print an address of the daemon's page, where it shows one: it lets in who opens it first, as you.",
+    )
+    add("stats", commands.stats, "Show what the store holds, and what was served.")
 
 
 def _audit_options(audit: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from cacheserver import server
 from cacheserver.administration import Administration
 from cacheserver.audit import AuditLog
+from cacheserver.entrance import Entrance
 from cacheserver.fetching import Fetching
 from cacheserver.gate import Gate
 from cacheserver.handoff import Handoff
@@ -81,6 +82,7 @@ class Served:
             self.audit,
             stopping,
             {},
+            Entrance("", time.monotonic),
         )
         self._server = server.serve(service, str(folder / "cache.sock"))
         self.audit.start()
