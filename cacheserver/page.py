@@ -28,7 +28,7 @@ ASSETS = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-    "/treemap.js": ("treemap.js", "text/javascript; charset=utf-8"),
+    **{f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8") for name in ("map", "treemap", "charts", "words")},
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 METHODS = {"/enter": ("POST",), "/overview": ("GET",)} | dict.fromkeys(ASSETS, ("GET", "HEAD"))
