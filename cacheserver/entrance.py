@@ -40,7 +40,8 @@ class _Secrets:
         """A new one."""
         self._good = {secret: one for secret, one in self._good.items() if now < one.until}
         mine = [secret for secret, one in self._good.items() if one.peer.uid == peer.uid]
-        for secret in mine[: max(0, len(mine) + 1 - PER_USER_MAX)] or [*self._good][: len(self._good) + 1 - TOTAL_MAX]:
+        too_many = max(0, len(mine) + 1 - PER_USER_MAX)
+        for secret in mine[:too_many] or [*self._good][: max(0, len(self._good) + 1 - TOTAL_MAX)]:
             del self._good[secret]
         secret = secrets.token_urlsafe(SECRET_BYTES)
         self._good[secret] = _Good(peer, now + self._seconds)

@@ -5,7 +5,7 @@
 import { percent, size, table } from "/words.js";
 
 const SVG = "http://www.w3.org/2000/svg";
-const WIDTH = 560;
+let wide = 560; // pixels: as wide as there is room for, so that the words keep their size
 const HEIGHT = 130;
 const LEFT = 64;
 const BOTTOM = 18;
@@ -14,14 +14,14 @@ const STEPS = 60;
 
 export function steps(history, now, hours) {
   // The counters' growth in each of 60 equal parts of so many hours, the oldest first.
-  const length = (hours * 3600) / STEPS;
+  const seconds = (hours * 3600) / STEPS;
   const first = now - hours * 3600;
   const found = Array.from({ length: STEPS }, (_, index) => ({
-    at: first + (index + 1) * length, fetches: 0, hits: 0, saved: 0, origin: 0,
+    at: first + (index + 1) * seconds, fetches: 0, hits: 0, saved: 0, origin: 0,
   }));
   for (let index = 1; index < history.length; index += 1) {
     const [before, after] = [history[index - 1], history[index]];
-    const step = found[Math.floor((after.at - first) / length)];
+    const step = found[Math.floor((after.at - first) / seconds)];
     if (!step || after.fetch_count < before.fetch_count) continue;
     step.fetches += after.fetch_count - before.fetch_count;
     step.hits += after.hit_count - before.hit_count;
@@ -32,12 +32,13 @@ export function steps(history, now, hours) {
 }
 
 export function draw(history, now, hours) {
+  wide = Math.max(200, document.getElementById("chart-hits").clientWidth);
   const found = steps(history, now, hours);
   const fetches = found.reduce((sum, one) => sum + one.fetches, 0);
   const hits = found.reduce((sum, one) => sum + one.hits, 0);
   const saved = found.reduce((sum, one) => sum + one.saved, 0);
   const origin = found.reduce((sum, one) => sum + one.origin, 0);
-  const when = hours === 1 ? "the last hour" : `the last ${hours} hours`;
+  const when = `the last ${length(hours)}`;
   drawHits(found, `Hit ratio over ${when}: ${percent(hits, fetches)} of ${fetches} fetches.`, hours);
   drawBytes(found, `Bytes over ${when}: ${size(saved)} saved, ${size(origin)} from the origin.`, hours);
   table(
@@ -68,7 +69,7 @@ function drawHits(found, words, hours) {
 function drawBytes(found, words, hours) {
   const most = nice(Math.max(1, ...found.map((one) => one.saved + one.origin)));
   const svg = frame(words, hours, [[1, size(most, 0)], [0.5, size(most / 2, most < 4 ? 1 : 0)], [0, "0"]]);
-  const width = (WIDTH - LEFT) / STEPS - 1;
+  const width = (wide - LEFT) / STEPS - 1;
   found.forEach((one, index) => {
     const x = across(index) + 0.5;
     const [middle, top] = [up(one.saved / most), up((one.saved + one.origin) / most)];
@@ -79,15 +80,19 @@ function drawBytes(found, words, hours) {
 }
 
 function frame(words, hours, marks) {
-  const svg = element("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": words });
+  const svg = element("svg", { viewBox: `0 0 ${wide} ${HEIGHT}`, role: "img", "aria-label": words });
   for (const [share, text] of marks) {
     const y = up(share);
-    svg.append(element("line", { x1: LEFT, x2: WIDTH, y1: y, y2: y, class: "grid" }));
+    svg.append(element("line", { x1: LEFT, x2: wide, y1: y, y2: y, class: "grid" }));
     svg.append(element("text", { x: LEFT - 8, y: y + 4, class: "axis end" }, text));
   }
-  svg.append(element("text", { x: LEFT, y: HEIGHT - 2, class: "axis" }, hours === 1 ? "an hour ago" : `${hours} hours ago`));
-  svg.append(element("text", { x: WIDTH, y: HEIGHT - 2, class: "axis end" }, "now"));
+  svg.append(element("text", { x: LEFT, y: HEIGHT - 2, class: "axis" }, `${length(hours)} ago`));
+  svg.append(element("text", { x: wide, y: HEIGHT - 2, class: "axis end" }, "now"));
   return svg;
+}
+
+function length(hours) {
+  return hours < 1 ? `${Math.round(hours * 60)} min` : `${hours} h`;
 }
 
 function nice(bytes) {
@@ -98,7 +103,7 @@ function nice(bytes) {
 }
 
 function across(index) {
-  return LEFT + ((WIDTH - LEFT) * index) / STEPS;
+  return LEFT + ((wide - LEFT) * index) / STEPS;
 }
 
 function up(share) {

@@ -12,6 +12,7 @@ const HUES = 12;
 const map = document.getElementById("map");
 const cells = new Map(); // by artifact
 const frames = new Map(); // by group
+const hues = new Map(); // by group
 let boxes = [];
 let shown = null;
 let current = "";
@@ -57,6 +58,7 @@ function lay() {
   });
   forget(cells, seen);
   forget(frames, framed);
+  for (const name of hues.keys()) if (!framed.has(name)) hues.delete(name);
   if (!cells.has(current)) current = boxes[0]?.key ?? "";
   for (const [key, cell] of cells) cell.tabIndex = key === current ? 0 : -1;
 }
@@ -136,9 +138,18 @@ function put(element, box) {
 }
 
 function hue(name) {
-  let found = 0;
-  for (const char of name) found = (found * 31 + char.codePointAt(0)) % 997;
-  return Math.round(((found % HUES) * 360) / HUES);
+  // By the name, so that it has the same one tomorrow; but the next one where that is taken more often.
+  if (!hues.has(name)) {
+    let first = 0;
+    for (const char of name) first = (first * 31 + char.codePointAt(0)) % 997;
+    const taken = new Array(HUES).fill(0);
+    for (const number of hues.values()) taken[number] += 1;
+    const least = Math.min(...taken);
+    let number = first % HUES;
+    while (taken[number] > least) number = (number + 5) % HUES; // 5 and 12 have no factor in common: all are tried
+    hues.set(name, number);
+  }
+  return Math.round((hues.get(name) * 360) / HUES);
 }
 
 function tell(cell) {

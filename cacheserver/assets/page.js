@@ -20,7 +20,7 @@ let startedAt = 0;
 let before = null; // the last overview, for rates
 let failures = 0;
 let timer = 0;
-let hours = 1;
+let hours = 0; // how far back; 0 until somebody has said so
 
 function element(id) {
   return document.getElementById(id);
@@ -111,7 +111,7 @@ function show(overview) {
   showFigures(overview);
   showDownloads(overview);
   showHeld(overview);
-  drawCharts([...history, sample(overview)], overview.now, hours);
+  showHistory(overview);
   showQueue(overview);
   showUsers(overview);
   before = overview;
@@ -200,6 +200,15 @@ function tell(groups) {
   );
 }
 
+function showHistory(overview) {
+  const all = [...element("ranges").children];
+  const isUp = (overview.now - startedAt) / 60;
+  const fits = all.find((one) => Number(one.dataset.minutes) >= isUp) ?? all[all.length - 1];
+  const minutes = hours ? hours * 60 : Number(fits.dataset.minutes);
+  for (const one of all) one.setAttribute("aria-pressed", String(Number(one.dataset.minutes) === minutes));
+  drawCharts([...history, sample(overview)], overview.now, minutes / 60);
+}
+
 function showQueue({ queue, queue_length: length, sees_all: seesAll, high_percent: high, low_percent: low }) {
   const going = queue.filter((one) => !one.kept);
   const staying = queue.filter((one) => one.kept);
@@ -243,10 +252,10 @@ function showUsers({ users, roles }) {
 element("ranges").addEventListener("click", (event) => {
   const chosen = event.target.closest("button");
   if (!chosen) return;
-  hours = Number(chosen.dataset.hours);
-  for (const one of element("ranges").children) one.setAttribute("aria-pressed", String(one === chosen));
-  if (before) drawCharts([...history, sample(before)], before.now, hours);
+  hours = Number(chosen.dataset.minutes) / 60;
+  if (before) showHistory(before);
 });
+new ResizeObserver(() => before && showHistory(before)).observe(element("chart-hits"));
 element("held-details").addEventListener("toggle", () => before && tell(before.groups));
 document.addEventListener("visibilitychange", () => document.hidden || look());
 window.addEventListener("hashchange", enter);
