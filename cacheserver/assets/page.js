@@ -134,7 +134,8 @@ function showFigures(overview) {
   const { stats, saved_bytes: saved, high_percent: high } = overview;
   const room = Math.max(1, Math.min(stats.capacity_bytes, stats.blob_bytes + Math.max(0, stats.free_bytes - stats.min_free_bytes)));
   write("store", size(stats.blob_bytes));
-  write("store-note", `of ${size(room)}; it is swept above ${high} %. Without sharing it were ${size(stats.artifact_bytes)}.`);
+  const shared = stats.artifact_bytes > stats.blob_bytes * 1.01 ? ` Without sharing it would be ${size(stats.artifact_bytes)}.` : "";
+  write("store-note", `of ${size(room)}; it is swept above ${high} %.${shared}`);
   element("store-bar").style.width = `${Math.min(100, (100 * stats.blob_bytes) / room)}%`;
   element("store-mark").style.left = `${Math.min(99.5, high)}%`;
   const all = [...history, sample(overview)];
