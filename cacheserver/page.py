@@ -24,12 +24,12 @@ from cacheserver.visitors import reply
 
 _log = logging.getLogger(__name__)
 
+SCRIPTS = ("page", "map", "treemap", "charts", "words")
 ASSETS = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-    **{f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8") for name in ("map", "treemap", "charts", "words")},
     "/icon.svg": ("icon.svg", "image/svg+xml"),
+    **{f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8") for name in SCRIPTS},
 }
 METHODS = {"/enter": ("POST",), "/overview": ("GET",)} | dict.fromkeys(ASSETS, ("GET", "HEAD"))
 HEADERS = {

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,32 @@ def seen(caller: Caller) -> dict[str, Any]:
     """An overview, as somebody sees it."""
     found: dict[str, Any] = call(caller, "overview")
     return found
+
+
+def operators(caller: Caller) -> str:
+    """The line of the configuration that makes somebody one."""
+    assert caller.user is not None
+    return f'operators = ["{caller.user.name}"]'
+
+
+@contextlib.contextmanager
+def configured(daemon: Daemon, line: str, instead: str) -> Iterator[None]:
+    """Another line in the configuration as long as this lasts; it counts a moment later."""
+    path = daemon.folder / "config.toml"
+    path.write_text(daemon.config.replace(line, instead))
+    try:
+        yield
+    finally:
+        path.write_text(daemon.config)
+
+
+@contextlib.contextmanager
+def as_reader(daemon: Daemon, caller: Caller) -> Iterator[None]:
+    """Somebody is no operator as long as this lasts."""
+    with configured(daemon, operators(caller), ""):
+        until_seen(caller, lambda found: not found["sees_all"])
+        yield
+    until_seen(caller, lambda found: bool(found["sees_all"]))
 
 
 def until_seen(caller: Caller, is_right: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
@@ -131,7 +158,12 @@ def test_an_administrator_sees_accounts(
 
 
 def test_a_download_is_seen_by_who_waits_for_it(
-    alice: Caller, bob: Caller, origin: CountingProxy, mlflow_proxied: MlflowServer, all_users: dict[str, User]
+    daemon: Daemon,
+    alice: Caller,
+    bob: Caller,
+    origin: CountingProxy,
+    mlflow_proxied: MlflowServer,
+    all_users: dict[str, User],
 ) -> None:
     """How far it is, by those who began or joined it and by operators, who are told for whom; not by other readers."""
     uri = f"runs:/{mlflow_proxied.run({'f': os.urandom(2_000_000)})}"
@@ -146,6 +178,8 @@ def test_a_download_is_seen_by_who_waits_for_it(
         assert (one["version"], one["progress"]["bytes_total"], one["waiting_count"]) == (uri, 2_000_000, 1)
         name = all_users["alice"].name
         assert one["users"] == [name] and seen(bob)["downloads"][0]["users"] == [name]
+        with as_reader(daemon, bob):
+            assert seen(bob)["downloads"] == []
     with alice.start(fetch, uri=uri) as job:
         assert job.result() == 2_000_000
     assert seen(alice)["downloads"] == []
@@ -234,13 +268,9 @@ def test_the_page_shows_each_what_they_may_see(
     assert others.removeprefix("runs:/") not in json.dumps(shown(alice))
     assert ask(port, "GET", "/overview")[0] == 401
     assert ask(port, "GET", "/overview", Authorization=f"Bearer {keys[bob]}", Host="evil.example")[0] == 421
-    path = daemon.folder / "config.toml"
-    assert bob.user is not None
-    operators = f'operators = ["{bob.user.name}"]'
-    path.write_text(daemon.config.replace(operators, ""))
-    until(lambda: not shown(bob)[1]["sees_all"], "bob to be a reader")
-    assert others in parts(shown(bob)[1]) and shown(bob)[1]["queue"] == []
-    path.write_text(daemon.config.replace(operators, f'deny = ["{bob.user.name}"]'))
-    until(lambda: shown(bob)[0] == 403, "bob to be refused")
-    path.write_text(daemon.config)
+    with as_reader(daemon, bob):
+        until(lambda: not shown(bob)[1]["sees_all"], "bob to be a reader")
+        assert others in parts(shown(bob)[1]) and shown(bob)[1]["queue"] == []
+    with configured(daemon, operators(bob), f'deny = ["{bob.user and bob.user.name}"]'):
+        until(lambda: shown(bob)[0] == 403, "bob to be refused")
     until(lambda: shown(bob)[0] == 200 and shown(bob)[1]["sees_all"], "bob's page again")

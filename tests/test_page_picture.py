@@ -1,8 +1,7 @@
 """The page with a store as one finds it on a shared host; and its picture in the documentation, from the same.
 
-    ARTIFACTCACHE_PICTURES=docs .venv/bin/python -m pytest tests/test_page_picture.py
-
-saves docs/page.png anew; page-narrow.png and page-dark.png beside it are for looking only.
+`make picture` saves docs/page.png anew. With ARTIFACTCACHE_PICTURES set to another folder there are also page-dark.png
+and page-narrow.png in it, to look at.
 """
 
 from __future__ import annotations
@@ -15,10 +14,12 @@ import pytest
 
 from tests.conftest import CallerOf, StartDaemon
 from tests.rig import browser as browsers
+from tests.rig.caller import Caller
 from tests.rig.counting import CountingProxy
 from tests.rig.mlflow_server import MlflowServer
 from tests.rig.process import free_port
 from tests.rig.trees import Files
+from tests.rig.until import until
 from tests.rig.upkeep import call
 from tests.test_page_browser import enter, held
 
@@ -76,7 +77,7 @@ def test_a_store_as_one_finds_it(
         for caller, some in some_of_them * (3 if PICTURES in os.environ else 1):
             caller.run(_FETCHES, uris=some)
             if PICTURES in os.environ:
-                _wait_for_bars(tab, more_than=tab.script(BARS))
+                _wait_for_sample(root)
         call(root, "pin", uris[3])
         coming = mlflow_proxied.run({f"data/part-{n}.parquet": os.urandom(5_000_000) for n in range(3)})
         with bob.start("import artifactcache\nresult = artifactcache.fetch(uri).hit", uri=f"runs:/{coming}") as job:
@@ -84,16 +85,22 @@ def test_a_store_as_one_finds_it(
                 tab.until(lambda: tab.text("#downloads .note"), "the download")
                 tab.until(lambda: len(held(tab)) == 30, "all of them")
                 tab.until(lambda: tab.texts("#queue li"), "the queue")
-                _wait_for_bars(tab, more_than=0)
+                tab.until(lambda: tab.script(BARS), "the chart")
                 _save(tab, "page.png", *MEDIUM, dark=False)
-                _save(tab, "page-dark.png", *browsers.WIDE, dark=True)
-                _save(tab, "page-narrow.png", *browsers.NARROW, dark=False)
+                if os.environ.get(PICTURES) != "docs":
+                    _save(tab, "page-dark.png", *browsers.WIDE, dark=True)
+                    _save(tab, "page-narrow.png", *browsers.NARROW, dark=False)
             assert job.result() is False
         assert tab.console() == []
 
 
-def _wait_for_bars(tab: browsers.Browser, more_than: int) -> None:
-    tab.until(lambda: tab.script(BARS) > more_than, "the next bar of the chart", 30)
+def _wait_for_sample(caller: Caller) -> None:
+    def last() -> float:
+        history = call(caller, "overview")["history"]
+        return float(history[-1]["at"]) if history else 0.0
+
+    at = last()
+    until(lambda: last() > at, "the next sample of the history", 30)
 
 
 def _save(tab: browsers.Browser, name: str, width: int, height: int, *, dark: bool) -> None:
