@@ -273,6 +273,7 @@ def _origin(here: Place, config: Config, disk: Disk) -> MlflowOrigin:
             forbidden=disk.root,
             world_only=here.serves_all,
             ticks=time.monotonic,
+            clock=time.time,
             local_roots=config.origin.local_roots,
         )
     except Exception as error:  # noqa: BLE001 - whatever MLflow, or a plugin of it for this scheme, has to say

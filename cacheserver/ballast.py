@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 
+from cacheserver.plain import open_plain
+
 NAME = "ballast"
 BYTES_MAX = 8 << 20
 SHARE = 64  # of a disk it is at most the 64th part
@@ -41,7 +43,7 @@ def take(root: str) -> None:
             return
     if _free(root) < 4 * size:
         return
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    fd = open_plain(path, os.O_WRONLY | os.O_CREAT)
     try:
         os.posix_fallocate(fd, 0, size)
     except OSError:  # a filesystem that promises no room, or somebody who was faster

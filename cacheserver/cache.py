@@ -106,9 +106,10 @@ class Cache:
 
     # -- the verbs --------------------------------------------------------------------------------------------------
 
-    def seen_by(self, headers: Mapping[str, str] | None) -> MlflowOrigin:
-        """The origin as a caller sees it who sends these headers; None for the daemon's own account."""
-        return self._origin if headers is None else self._origin.as_caller(headers)
+    def seen_by(self, uid: int, headers: Mapping[str, str] | None) -> MlflowOrigin:
+        """The origin as a user sees it who sends these headers; None for the daemon's own account."""
+        origin = self._origin.asked_by(uid)
+        return origin if headers is None else origin.as_caller(headers)
 
     def version_of(self, asked: Artifact, *, refresh: bool = False, origin: MlflowOrigin | None = None) -> Version:
         """The artifact without alias, stage or `latest`: the origin is asked each time, unless told otherwise.

@@ -73,29 +73,28 @@ class Catalogue:
 
     Args:
         client: MLflow's own.
-        question: asks, and ends in time.
         tracking_uri: without credentials.
     """
 
-    def __init__(self, client: Any, question: Question, tracking_uri: str) -> None:
+    def __init__(self, client: Any, tracking_uri: str) -> None:
         self._client = client
-        self._question = question
         self._tracking_uri = tracking_uri.rstrip("/")
         self._looked = Bounded[str, int](LOOKED_MAX)
         self._count = 0
 
-    def describe(self, versions: Iterable[str], needs: frozenset[str]) -> dict[str, Facts]:
+    def describe(self, versions: Iterable[str], needs: frozenset[str], question: Question) -> dict[str, Facts]:
         """The facts of each canonical version, or bare artifact URI; without needs, what the names say.
 
         Raises OriginUnavailable where the tracking server is away.
 
         Args:
             needs: of `retention.needs`.
+            question: asks, and ends in time.
         """
         artifacts = {version: uris.parse(version) for version in versions}
         facts = {version: Facts.of(artifact, self._tracking_uri) for version, artifact in artifacts.items()}
         self._count += 1
-        found = _Inquiry(self._client, self._question, needs, self._looked, self._count).about(artifacts.values())
+        found = _Inquiry(self._client, question, needs, self._looked, self._count).about(artifacts.values())
         return {version: found.told(facts[version], artifact) for version, artifact in artifacts.items()}
 
 

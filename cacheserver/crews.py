@@ -6,11 +6,12 @@ Law of this file: nobody can end a thread; so there is an end to how many there 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
 from typing import TypeVar
 
 from artifactcache.errors import OriginUnavailable
+from cacheserver.shares import Shares
 from cacheserver.stopping import stopped
 
 # Stores of one scheme that are asked at a time; more than that only where all of them hang at once. Of one scheme, for
@@ -24,7 +25,7 @@ class _Crew:
     """Threads for one store, and how much they have to do."""
 
     def __init__(self, size: int, name: str) -> None:
-        self.pool = ThreadPoolExecutor(max_workers=size, thread_name_prefix=name)
+        self.pool = Shares(size, name)
         self.under_way = 0
 
 
@@ -49,10 +50,11 @@ class Crews:
             self._closed = True
             crews = list(self._crews.values())
         for crew in crews:  # without the lock: what is cancelled ends here
-            crew.pool.shutdown(wait=False, cancel_futures=True)
+            crew.pool.close()
 
-    def submit(self, store: str, work: Callable[..., T], *args: object) -> Future[T]:
-        """Has the work done by the crew of a store. Raises OriginUnavailable where too many stores hang already."""
+    def submit(self, store: str, owner: Hashable, work: Callable[..., T], *args: object) -> Future[T]:
+        """Has work done by the crew of a store, for a user (`Shares.submit`). Raises OriginUnavailable where too many
+        stores hang already."""
         with self._lock:
             if self._closed:
                 raise stopped()
@@ -60,7 +62,7 @@ class Crews:
             self._crews[store] = crew  # the last one: the first has not been needed for the longest time
             crew.under_way += 1
         try:  # without the lock, too: a pool that is being shut down has one of its own, and waits for this one
-            future = crew.pool.submit(work, *args)
+            future = crew.pool.submit(owner, work, *args)
         except BaseException:
             self._ended(crew)
             raise
@@ -76,7 +78,7 @@ class Crews:
                     f"{CREWS_MAX} artifact stores of {scheme}: are being asked and have not answered yet, so no other"
                     " of them is. Try again in a moment."
                 )
-            self._crews.pop(idle).pool.shutdown(wait=False)
+            self._crews.pop(idle).pool.close()
         return _Crew(self._size, self._name)
 
     def _ended(self, crew: _Crew) -> None:

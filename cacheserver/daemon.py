@@ -22,6 +22,7 @@ from cacheserver.health import Health
 from cacheserver.metrics import Accounts, Metrics
 from cacheserver.notify import Notify
 from cacheserver.page import Site
+from cacheserver.peers import Peers
 from cacheserver.place import place
 from cacheserver.pulse import Pulse
 from cacheserver.register import sees_others
@@ -78,8 +79,7 @@ def run(config: Config, path: str, read: Callable[[str], Config]) -> None:
         site = Site(parts.entrance, parts.overview.of, parts.roles.admit)
         visitors.append(Visitors("page", for_page, site.answer, time.monotonic))
     address = listening.fresh_path(here, "cache.sock")
-    # Nothing tells who is at the other end of cache.sock: its connections get a share, for all users together.
-    connections_max = CONNECTIONS_MAX if most == resource.RLIM_INFINITY else most // 4
+    connections_max = CONNECTIONS_MAX if most == resource.RLIM_INFINITY else min(most // 4, CONNECTIONS_MAX)
     # Only now: until then a signal ends the process as it stands, for the start may take long, and leaves nothing half.
     signals = Signals(hangup_ends=os.isatty(0))
     pulse = Pulse(parts.handoff.turns, notify.alive)
@@ -107,6 +107,7 @@ def run(config: Config, path: str, read: Callable[[str], Config]) -> None:
     threads = [
         *parts.threads,
         Upkeep("reload", [(1, reloading.look)]),
+        Upkeep("peers", [(1, Peers(address, connections_max // 2, time.sleep).look)]),
         Upkeep("pulse", [(1, pulse.look), (1, health.look)]),
     ]
     if accounts:

@@ -24,6 +24,7 @@ from sqlite_utils import Database
 
 from artifactcache.errors import CacheError, NoSpace
 from cacheserver import mirror
+from cacheserver.plain import open_plain
 from cacheserver.schema import MIGRATIONS, schema_after, schema_in, statements
 
 BUSY_TIMEOUT_SECONDS = 30
@@ -315,7 +316,7 @@ def _counts_rightly(db: Any, seen: int) -> bool:
 def _is_writable(path: str) -> bool:
     """Whether a file does not say of itself that it is of a newer SQLite, which this one may only read."""
     try:
-        with open(path, "rb") as file:
+        with open(open_plain(path), "rb") as file:
             header = file.read(_WRITE_VERSION_AT + 1)
     except OSError:
         return True  # then this is not why it cannot be written

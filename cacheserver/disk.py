@@ -27,6 +27,7 @@ from cacheserver.doors import FOLDERS, Doors, make_way, settle
 from cacheserver.faults import FULL_ERRNOS, GONE_ERRNOS, LOST_ERRNOS, full, trouble
 from cacheserver.libc import syncfs
 from cacheserver.partials import NOTE, Partials
+from cacheserver.plain import open_plain
 from cacheserver.quarantine import Quarantine
 from cacheserver.removal import remove
 from cacheserver.staging import Staged, fsync
@@ -34,6 +35,7 @@ from cacheserver.words import BlobRow, Manifest
 
 SYNC_ONE_BY_ONE_MAX = 8  # 2,000 files of 4 KiB: fsync each 0.2 to 3.6 s, syncfs 0.01 to 0.08 s (ext4, XFS, btrfs)
 LARGE_BYTES_MIN = 64 << 20  # a file whose removal takes ext4 more than some milliseconds
+MANIFEST_BYTES_MAX = 64 << 20  # a larger one is hashed before it is read: of half a million files
 _FAN, _REST = re.compile(r"[0-9a-f]{2}"), re.compile(r"[0-9a-f]{62}")
 _NUMBER = re.compile(r"[0-9]{1,20}")  # one that is longer was never given, and never will be
 
@@ -66,7 +68,7 @@ class Disk:
         self._lost_before = 0  # what was staged before this number may be among the bytes that the disk has lost
         try:
             make_way(self.root, shared=bool(shared))
-            self._lock_fd = lock.take(self.root)
+            self._locks = lock.take(self.root)
             if ballast.throw(self.root):
                 _log.warning(
                     "the disk of %s is full: its ballast is thrown overboard, so that it can be served", self.root
@@ -87,8 +89,8 @@ class Disk:
 
     def close(self) -> None:
         """Lets another daemon have the store."""
-        os.close(self.blobs_fd)
-        os.close(self._lock_fd)
+        for fd in (self.blobs_fd, *self._locks):
+            os.close(fd)
 
     @property
     def index_path(self) -> str:
@@ -114,9 +116,9 @@ class Disk:
 
         Raises CacheError where it is not a plain file of one name: a file that has another name could be changed there.
         """
-        with io.FileIO(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as file:
+        with io.FileIO(open_plain(path)) as file:
             found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_uid != os.geteuid():
+            if found.st_nlink != 1 or found.st_uid != os.geteuid():
                 raise CacheError(f"{path} is not a file of the daemon's own.")
             os.fchmod(file.fileno(), 0o444)
             blake, xxh3, size = hashing.both_of(hashing.chunks(file, found.st_size))
@@ -247,8 +249,8 @@ class Disk:
         return found.st_size if stat.S_ISREG(found.st_mode) else None
 
     def open_blob(self, digest: str) -> int:
-        """A read-only descriptor of a blob. Raises FileNotFoundError."""
-        return os.open(_fan(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.blobs_fd)
+        """A read-only descriptor of a blob. Raises OSError, of GONE_ERRNOS where there is none."""
+        return open_plain(_fan(digest), dir_fd=self.blobs_fd)
 
     def suspects(self, rows: Iterable[BlobRow]) -> list[BlobRow]:
         """Those blobs whose inode does not look as the index says, or is gone."""
@@ -273,21 +275,17 @@ class Disk:
 
         Raises CacheError where nobody can say: a daemon that has too many files open condemns no blob.
         """
-        with self._telling("blob", row.digest):
-            # Looked at before it is opened: what stands there may be a pipe, whose opening waits, or a socket.
-            before = os.stat(_fan(row.digest), dir_fd=self.blobs_fd, follow_symlinks=False)
-            if not stat.S_ISREG(before.st_mode) or before.st_size != row.size:
+        with self._telling("blob", row.digest), io.FileIO(self.open_blob(row.digest)) as file:
+            # Taken before the bytes are read: a write in between shows as another mtime next time.
+            before, chunks = os.fstat(file.fileno()), hashing.read(file, spend)
+            if before.st_size != row.size:
                 return None
-            with io.FileIO(self.open_blob(row.digest)) as file:
-                chunks = hashing.read(file, spend)
-                # Taken before the bytes are read: a write in between shows as another mtime next time.
-                before = os.fstat(file.fileno())
-                blake, xxh3, _ = hashing.both_of(chunks) if not row.xxh3 else ("", hashing.xxh3_of(chunks), 0)
-                if (blake or row.digest) != row.digest or (row.xxh3 or xxh3) != xxh3:
-                    return None
-                if stat.S_IMODE(before.st_mode) != 0o444 and before.st_uid == os.geteuid():
-                    os.fchmod(file.fileno(), 0o444)
-                return row._replace(xxh3=xxh3, inode=before.st_ino, mtime_ns=before.st_mtime_ns)
+            blake, xxh3, _ = hashing.both_of(chunks) if not row.xxh3 else ("", hashing.xxh3_of(chunks), 0)
+            if (blake or row.digest) != row.digest or (row.xxh3 or xxh3) != xxh3:
+                return None
+            if stat.S_IMODE(before.st_mode) != 0o444 and before.st_uid == os.geteuid():
+                os.fchmod(file.fileno(), 0o444)
+            return row._replace(xxh3=xxh3, inode=before.st_ino, mtime_ns=before.st_mtime_ns)
         return None
 
     def copy(self, digest: str) -> Staged:
@@ -343,14 +341,15 @@ class Disk:
     def read_manifest(self, tree: str) -> Manifest | None:
         """A manifest, or None where it is gone or is not what its name says. Raises CacheError as `recheck` does."""
         with self._telling("manifest", tree), self._manifest(tree) as file:
+            if os.fstat(file.fileno()).st_size > MANIFEST_BYTES_MAX and hashing.blake3_of(hashing.read(file)) != tree:
+                return None  # one that somebody has made huge is not read into memory
+            file.seek(0)
             text = file.readall()
             return Manifest.decode(text) if blake3(text).hexdigest() == tree else None
         return None
 
     def _manifest(self, tree: str) -> io.FileIO:
-        # O_NONBLOCK for a pipe that stands there: its opening would wait for somebody to write into it.
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        return io.FileIO(os.open(self.at("manifests", _fan(tree)), flags))
+        return io.FileIO(open_plain(self.at("manifests", _fan(tree))))
 
     @contextlib.contextmanager
     def _telling(self, kind: str, digest: str) -> Iterator[None]:

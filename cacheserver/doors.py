@@ -17,6 +17,7 @@ from enum import Enum
 
 from artifactcache.errors import CacheError
 from cacheserver.libc import syncfs
+from cacheserver.plain import open_plain
 
 FOLDERS = ("blobs", "manifests", "views", "staging", "quarantine")
 MARKER = "doors"  # says which doors all views have
@@ -92,7 +93,9 @@ def _settle_views(root: str, doors: Doors) -> None:
     finally:
         os.close(fd)
     with contextlib.suppress(OSError):  # on a full disk: then the next start looks at every view again
-        with open(marker + ".new", "w", encoding="ascii", opener=_private) as file:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(marker + ".new")
+        with open(marker + ".new", "x", encoding="ascii", opener=open_plain) as file:
             file.write(doors.value)
         os.rename(marker + ".new", marker)
 
@@ -109,14 +112,10 @@ def _settle_view(path: str, doors: Doors) -> None:
 
 def _read(marker: str) -> str:
     try:
-        with open(marker, encoding="ascii", errors="replace") as file:
+        with open(open_plain(marker), encoding="ascii", errors="replace") as file:
             return file.read(100)
-    except FileNotFoundError:
+    except OSError:
         return ""
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 # -- one view ---------------------------------------------------------------------------------------------------------

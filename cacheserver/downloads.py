@@ -22,12 +22,13 @@ from cacheserver.local import LOCAL_SCHEMES
 from cacheserver.origin import MlflowOrigin
 from cacheserver.partials import Noted
 from cacheserver.roots import scheme, server
+from cacheserver.shares import Shares
 from cacheserver.staging import Sink, Staged
 from cacheserver.stopping import stopped
 from cacheserver.store import Store
 from cacheserver.words import Arrived, File, Location, Progress, Standing, join
 
-DOWNLOADS_MAX = 16  # files at a time, of all artifacts together; as many more of artifact stores
+DOWNLOADS_MAX = 32  # files at a time, of one user half of them; as many more of each artifact store
 AT_HAND = frozenset({"", "file", "http", "https", "mlflow-artifacts"})  # the tracking server or this host has them
 WINDOW = 8  # files at a time of one artifact: no artifact keeps the others waiting for all of its files
 WINDOW_PACED = 2  # of somebody whose rate is limited
@@ -165,7 +166,7 @@ class Downloads:
         self._store = store
         self._clock = clock
         # Apart from each other: a store that hangs keeps no download from the tracking server or this host waiting.
-        self._pool = ThreadPoolExecutor(max_workers=DOWNLOADS_MAX, thread_name_prefix="download")
+        self._pool = Shares(DOWNLOADS_MAX, "download")
         self._crews = Crews(DOWNLOADS_MAX, "store-download")
         self._lock = threading.Lock()
         self._claims: dict[str, _Claim] = {}
@@ -185,7 +186,7 @@ class Downloads:
             under_way = list(self._under_way)
         for work in under_way:
             work.fail(stopped())
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.close()
         self._crews.close()
 
     def bring(
@@ -295,12 +296,13 @@ class Downloads:
                 raise stopped()
             self._under_way.add(work)
         store, own = _store(location.root, way.origin.name), None
-        submit: Submit = self._pool.submit
+        owner = way.origin.owner
+        submit: Submit = partial(self._pool.submit, owner)
         if way.spend:  # it sleeps more than it works: not in threads that others wait for
             own = ThreadPoolExecutor(max_workers=WINDOW_PACED, thread_name_prefix="paced-download")
             submit = own.submit
         elif store:
-            submit = partial(self._crews.submit, store)
+            submit = partial(self._crews.submit, store, owner)
         try:
             for _ in range(min(WINDOW_PACED if way.spend else WINDOW, len(mine))):
                 submit(self._run, work, submit)

@@ -11,8 +11,9 @@ import errno
 from artifactcache.errors import CacheError, Corrupted, NoSpace
 
 FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
-# What opening a file of the store says where it is gone, or is a symlink, a folder or below a file by now.
-GONE_ERRNOS = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EISDIR})
+# What opening a file of the store says where it is gone, or is a symlink, a folder, a pipe, a socket or below a file by
+# now.
+GONE_ERRNOS = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO})
 # What reading says where the disk has the bytes no more: a bad sector, or a checksum of the filesystem's own that does
 # not match. Reading again does not help.
 LOST_ERRNOS = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.ENODATA})

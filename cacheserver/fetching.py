@@ -286,7 +286,8 @@ class Fetching:
 
     def _origin_of(self, call: Call) -> MlflowOrigin:
         """As the caller sees it, where it is asked as the caller."""
-        return self._cache.seen_by(call.session.credentials.headers if self._gate.asks_as_caller else None)
+        headers = call.session.credentials.headers if self._gate.asks_as_caller else None
+        return self._cache.seen_by(call.session.peer.uid, headers)
 
 
 def _way(call: Call, result: pb.FetchResult) -> str:

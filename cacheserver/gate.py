@@ -39,6 +39,9 @@ class Tracking(Protocol):
     def describe(self, versions: Iterable[str], needs: frozenset[str]) -> dict[str, Facts]:
         """What is known of versions."""
 
+    def asked_by(self, owner: int) -> Tracking:
+        """The same, asked for a user, whose questions keep nobody else's waiting."""
+
 
 class Admission(NamedTuple):
     """Why a caller may read an artifact, and what of it: what is held by its name and lies elsewhere is another one.
@@ -190,7 +193,7 @@ class Gate:
     def _asked(self, policy: _Policy, key: tuple[int, str, str], credentials: Credentials, artifact: Artifact) -> _Kept:
         asked_at = self._ticks()  # an answer is as old as its question
         try:
-            proof = self._tracking.prove(replace(artifact, path=""), credentials)
+            proof = self._tracking.asked_by(key[0]).prove(replace(artifact, path=""), credentials)
             kept = _Kept(policy, asked_at + policy.kept_seconds, proof)
         except (PermissionDenied, Unauthenticated, NotFound) as error:
             until = asked_at + min(policy.kept_seconds, REFUSED_SECONDS_MAX)
@@ -203,23 +206,23 @@ class Gate:
     def _granted(self, policy: _Policy, peer: Peer, artifact: Artifact) -> tuple[Decision, str]:
         if self._is_administrator(peer):
             return Decision(True, "an administrator"), ""
-        found = self._looked_at(policy, artifact)
+        found = self._looked_at(policy, peer, artifact)
         decision = judge(policy.grants, self._who(peer), found.target)
         if not decision.granted and self._ticks() - found.asked_at >= REFUSED_SECONDS_MAX:
             self._targets.forget(artifact.base)  # a tag may have been set since
-            found = self._looked_at(policy, artifact)
+            found = self._looked_at(policy, peer, artifact)
             decision = judge(policy.grants, self._who(peer), found.target)
         return decision, found.root
 
-    def _looked_at(self, policy: _Policy, artifact: Artifact) -> _Looked:
+    def _looked_at(self, policy: _Policy, peer: Peer, artifact: Artifact) -> _Looked:
         """What grants look at. What is known of a source counts for all of its paths and callers."""
         found = self._fresh_target(policy, artifact)
         if found is None:
             with self._turns.of(artifact.base):
                 found = self._fresh_target(policy, artifact)
                 if found is None:
-                    asked_at = self._ticks()
-                    found = _Looked(policy, asked_at, *self._looked_up(policy, replace(artifact, path="")))
+                    asked_at, tracking = self._ticks(), self._tracking.asked_by(peer.uid)
+                    found = _Looked(policy, asked_at, *_looked_up(policy, tracking, replace(artifact, path="")))
                     self._targets.put(artifact.base, found, _weight(artifact))
         if artifact.kind is Kind.BARE:
             return found
@@ -230,23 +233,25 @@ class Gate:
         is_fresh = kept is not None and kept.policy is policy and self._ticks() < kept.asked_at + policy.kept_seconds
         return kept if is_fresh else None
 
-    def _looked_up(self, policy: _Policy, artifact: Artifact) -> tuple[Target, str]:
-        own = Facts.of(artifact, "")
-        if artifact.kind is Kind.BARE:
-            home = self._tracking.place(artifact).home
-            if home is None:
-                return Target(own, "", artifact.name), ""
-            return Target(self._facts(policy, replace(home, path="")), home.path, artifact.name), ""
-        if artifact.kind is Kind.MODEL_VERSION and policy.looks_into_versions:
-            # Not the run that the version names: whoever registers one may name any. That in which its bytes lie.
-            home, root = self._tracking.place(artifact)
-            made_by = self._facts(policy, replace(home, path="")) if home else Facts()
-            facts = replace(made_by, version=own.version, model=own.model, number=own.number)
-            return Target(facts, "", home_path=home.path if home else None), root
-        return Target(self._facts(policy, artifact), ""), ""
 
-    def _facts(self, policy: _Policy, artifact: Artifact) -> Facts:
-        return self._tracking.describe([artifact.base], policy.needs)[artifact.base]
+def _looked_up(policy: _Policy, tracking: Tracking, artifact: Artifact) -> tuple[Target, str]:
+    own = Facts.of(artifact, "")
+    if artifact.kind is Kind.BARE:
+        home = tracking.place(artifact).home
+        if home is None:
+            return Target(own, "", artifact.name), ""
+        return Target(_facts(policy, tracking, replace(home, path="")), home.path, artifact.name), ""
+    if artifact.kind is Kind.MODEL_VERSION and policy.looks_into_versions:
+        # Not the run that the version names: whoever registers one may name any. That in which its bytes lie.
+        home, root = tracking.place(artifact)
+        made_by = _facts(policy, tracking, replace(home, path="")) if home else Facts()
+        facts = replace(made_by, version=own.version, model=own.model, number=own.number)
+        return Target(facts, "", home_path=home.path if home else None), root
+    return Target(_facts(policy, tracking, artifact), ""), ""
+
+
+def _facts(policy: _Policy, tracking: Tracking, artifact: Artifact) -> Facts:
+    return tracking.describe([artifact.base], policy.needs)[artifact.base]
 
 
 def _weight(artifact: Artifact) -> int:

@@ -22,7 +22,8 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from cacheserver.throttle import Throttle
 
-CONNECTIONS_MAX = 16  # kept to one host, and questions to it at a time
+CONNECTIONS_MAX = 32  # kept to one host: as many as there are downloads from it at a time
+QUESTIONS_MAX = 16  # to one host at a time, however quickly it answers
 REDIRECTS_MAX = 5
 QUICK_BYTES_MAX = 1 << 18  # of a body for which 40 ms are long
 MESSAGE_BYTES_MAX = 65536
@@ -118,7 +119,7 @@ class Http:
     def __init__(self, ticks: Callable[[], float]) -> None:
         self._session = requests.Session()
         self._adapter = _Adapter(pool_connections=CONNECTIONS_MAX, pool_maxsize=CONNECTIONS_MAX)
-        self._throttles: defaultdict[str, Throttle] = defaultdict(lambda: Throttle(CONNECTIONS_MAX, ticks))
+        self._throttles: defaultdict[str, Throttle] = defaultdict(lambda: Throttle(QUESTIONS_MAX, ticks))
         self._pools: dict[tuple[str, str, bool | str, str | None], HTTPConnectionPool] = {}
 
     @contextlib.contextmanager

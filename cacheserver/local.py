@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from artifactcache.errors import CacheError, Corrupted, NotFound, PermissionDenied
 from cacheserver import names
@@ -24,6 +24,11 @@ ENTRIES_MAX = 2_000_000  # of one artifact; a listing without end stops here
 CLONE_BYTES_MIN = 1 << 16  # below it, to read and write costs less than to ask
 # Of everybody: where the group has no right, its members have none, whatever all others have.
 _READ, _ENTER = stat.S_IRGRP | stat.S_IROTH, stat.S_IXGRP | stat.S_IXOTH
+# Two writes in one tick of the clock that a filesystem's times are of leave no trace of the second one: who looks too
+# soon after the first has no evidence. A tick of Linux before 6.13 is up to 10 ms; filesystems without fractions have
+# seconds, or two of them.
+TICK_SECONDS_MAX = 0.02
+WHOLE_TICK_SECONDS_MAX = 2.0
 UPLOADING = b".artifact.uploading."  # MLflow writes a file under such a name until it is whole
 
 
@@ -34,6 +39,7 @@ class LocalFiles:
         root: its folder.
         forbidden: a folder of which nothing is read, by whatever way or name it is reached: the store.
         world_only: whether everything must be readable by every user of the host,
+        clock: seconds since the epoch.
         exempt: unless the root lies in one of these folders, each as it may be named and where it really is.
 
     Raises NotFound, PermissionDenied, and Corrupted for what is no plain file.
@@ -42,8 +48,15 @@ class LocalFiles:
     transport = "file"
 
     def __init__(
-        self, root: str, *, forbidden: str, world_only: bool, exempt: tuple[tuple[str, str], ...] = ()
+        self,
+        root: str,
+        *,
+        forbidden: str,
+        world_only: bool,
+        clock: Callable[[], float],
+        exempt: tuple[tuple[str, str], ...] = (),
     ) -> None:
+        self._clock = clock
         self._root = root
         self._forbidden = _identity(os.stat(forbidden))
         self._world_only = world_only
@@ -51,17 +64,17 @@ class LocalFiles:
 
     def listing(self, location: Location) -> Listing:
         """All files at a location of this root, or the one file it is."""
-        path = location.path
+        path, now = location.path, self._clock()
         root_fd = self._open_root()
         try:
             fd = self._open(root_fd, path or ".")
             try:
                 if stat.S_ISDIR(os.fstat(fd).st_mode):
-                    return Listing(list(self._walk(root_fd, path)), "")
+                    return Listing(list(self._walk(root_fd, path, now)), "")
                 self._check(fd, path)
                 name = path.rpartition("/")[2]
                 found = os.fstat(fd)
-                return Listing([File(os.fsencode(name), found.st_size, path, etag=_etag(found))], name)
+                return Listing([File(os.fsencode(name), found.st_size, path, etag=_evidence(found, now))], name)
             finally:
                 os.close(fd)
         finally:
@@ -69,6 +82,7 @@ class LocalFiles:
 
     def fill(self, file: File, sink: Sink) -> None:
         """Clones one file, or copies it."""
+        now = self._clock()
         root_fd = self._open_root()
         try:
             source = self._open(root_fd, file.remote)
@@ -79,14 +93,16 @@ class LocalFiles:
                 if (file.size or 0) < CLONE_BYTES_MIN or not sink.clone(source):
                     while chunk := os.read(source, READ_BYTES):
                         sink.write(chunk)  # which ends it where the file grows while it is read
-                if sink.etag != _etag(os.fstat(source)):
+                found = os.fstat(source)
+                if sink.etag != _etag(found):
                     raise Corrupted(f"{names.show(f'{self._root}/{file.remote}')} was written to while it was read.")
+                sink.begin(_evidence(found, now))
             finally:
                 os.close(source)
         finally:
             os.close(root_fd)
 
-    def _walk(self, root_fd: int, top: str) -> Iterator[File]:
+    def _walk(self, root_fd: int, top: str, now: float) -> Iterator[File]:
         folders, seen = [top], 0
         skip = len(os.fsencode(top)) + 1 if top else 0
         while folders:
@@ -112,7 +128,7 @@ class LocalFiles:
                         folders.append(remote)
                     else:  # the way to it was looked at with its folder, or behind the symlink: no file is opened here
                         self._check_mode(seen_as, remote)
-                        yield File(path, seen_as.st_size, remote, etag=_etag(seen_as))
+                        yield File(path, seen_as.st_size, remote, etag=_evidence(seen_as, now))
             finally:
                 os.close(fd)
 
@@ -198,6 +214,13 @@ class LocalFiles:
 def _etag(found: os.stat_result) -> str:
     """Changes with the bytes: nothing but the clock of the host can set a file's ctime back."""
     return f"{found.st_dev:x}-{found.st_ino:x}-{found.st_size:x}-{found.st_mtime_ns:x}-{found.st_ctime_ns:x}"
+
+
+def _evidence(found: os.stat_result, now: float) -> str:
+    """The entity tag, as far as it proves anything of bytes that are read from `now` on."""
+    is_whole = found.st_ctime_ns % 1_000_000_000 == 0
+    tick = WHOLE_TICK_SECONDS_MAX if is_whole else TICK_SECONDS_MAX
+    return _etag(found) if now - found.st_ctime >= tick else ""
 
 
 def _identity(found: os.stat_result) -> tuple[int, int]:

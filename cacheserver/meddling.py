@@ -1,7 +1,8 @@
 """Notices within a moment when somebody else writes into blobs/ or manifests/, or removes something there.
 
 Law of this file: an event says only where to look. What the daemon itself does looks right when it is looked at: its
-rows come after its files and go before them.
+rows come after its files and go before them. It never writes into a blob that has its name: who does is somebody else,
+and what he wrote is hashed, whatever time and size he has given the file.
 """
 
 from __future__ import annotations
@@ -55,13 +56,14 @@ class Meddling:
         self._lost = lost
         self._lock = threading.Lock()
         self._noted: set[str] = set()
+        self._written: set[str] = set()
         self._is_much = False
         self._observer = Observer()
         self._overflow = _Overflow(self._note_much)
 
     def start(self) -> None:
         """Watches from now on; where that cannot be had, says so once."""
-        handler = _Handler(self._note)
+        handler = _Handler(self._note, self._note_written)
         try:
             for kind in ("blobs", "manifests"):
                 self._observer.schedule(handler, self._disk.at(kind), recursive=True, event_filter=EVENTS)
@@ -83,26 +85,32 @@ class Meddling:
     def look(self) -> None:
         """Looks at everything of which was told since the last time. Raises CacheError where some of it could not be
         looked at: the next look does."""
-        noted, failed = self._take(), dict[str, CacheError]()
+        (noted, written), failed = self._take(), dict[str, CacheError]()
         try:
-            for row in self._suspects(self._below("blobs", noted)):
+            suspects = self._suspects(self._below("blobs", noted))
+            for row in (*self._rows(self._below("blobs", written)), *suspects):
                 try:
                     self._recheck(row)
                 except CacheError as error:  # no descriptor left, say: the others have their turn all the same
                     failed[self._disk.at("blobs", row.digest)] = error
-            self._look_at_manifests(self._below("manifests", noted), failed)
+            self._look_at_manifests(self._below("manifests", noted | written), failed)
         except BaseException:
             self._note_all(noted)
+            for path in written:
+                self._note_written(path)
             raise
-        self._note_all(failed)
+        for path in failed:
+            (self._note_written if path in written else self._note)(path)
         if failed:
             raise next(iter(failed.values()))
 
-    def _take(self) -> set[str]:
+    def _take(self) -> tuple[set[str], set[str]]:
+        """Where to look, and what was written into."""
         with self._lock:
             noted, self._noted = self._noted, set()
+            written, self._written = self._written, set()
             is_much, self._is_much = self._is_much, False
-        return {self._disk.at(kind, "") for kind in ("blobs", "manifests")} if is_much else noted
+        return {self._disk.at(kind, "") for kind in ("blobs", "manifests")} if is_much else noted, written
 
     def _below(self, kind: str, noted: Iterable[str]) -> set[str]:
         """The digests of files, the first letters of all in a folder, and nothing for all."""
@@ -120,20 +128,31 @@ class Meddling:
             else:
                 self._is_much = True
 
+    def _note_written(self, path: str) -> None:
+        with self._lock:
+            if len(self._written) < NOTED_MAX:
+                self._written.add(path)
+            else:  # the scrub finds what a look does not
+                self._is_much = True
+
     def _note_much(self) -> None:
         with self._lock:
             self._is_much = True
 
     def _suspects(self, names: set[str]) -> Iterator[BlobRow]:
         """Blobs with these digests, or whose digests begin like this, that do not look as they did."""
-        whole = [name for name in names if len(name) > FAN_LENGTH]
-        for start in range(0, len(whole), ROWS):
-            yield from self._disk.suspects(self._index.blobs(whole[start : start + ROWS]).values())
-        for first in names.difference(whole):
+        yield from self._disk.suspects(self._rows(names))
+        for first in (name for name in names if len(name) <= FAN_LENGTH):
             after = first
             while after.startswith(first) and (rows := self._index.some_blobs(after, ROWS)):
                 yield from self._disk.suspects([row for row in rows if row.digest.startswith(first)])
                 after = rows[-1].digest
+
+    def _rows(self, names: set[str]) -> Iterator[BlobRow]:
+        """Blobs with these digests."""
+        whole = [name for name in names if len(name) > FAN_LENGTH]
+        for start in range(0, len(whole), ROWS):
+            yield from self._index.blobs(whole[start : start + ROWS]).values()
 
     def _recheck(self, row: BlobRow) -> None:
         if not self._verifier.recheck(row):
@@ -168,10 +187,12 @@ class _Overflow(logging.Filter):
 
 
 class _Handler(FileSystemEventHandler):
-    def __init__(self, note: Callable[[str], None]) -> None:
+    def __init__(self, note: Callable[[str], None], note_written: Callable[[str], None]) -> None:
         self._note = note
+        self._note_written = note_written
 
     def dispatch(self, event: FileSystemEvent) -> None:
+        note = self._note_written if isinstance(event, FileClosedEvent) else self._note
         for path in (event.src_path, event.dest_path):
             if path:
-                self._note(os.fsdecode(path))
+                note(os.fsdecode(path))

@@ -11,7 +11,6 @@ import copy
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -57,6 +56,7 @@ from cacheserver.repository import RepositoryFiles, Transfers
 from cacheserver.resolving import Resolving
 from cacheserver.retention import Facts
 from cacheserver.s3 import S3Buckets
+from cacheserver.shares import Shares
 from cacheserver.sources import Place, Proof, Sources
 from cacheserver.staging import Sink
 from cacheserver.uris import Artifact, Kind
@@ -65,7 +65,7 @@ from cacheserver.words import File, Listing, Location, Resolved, join
 # Stages are deprecated; as long as MLflow has them, users have URIs with them.
 warnings.filterwarnings("ignore", category=FutureWarning, message=".*get_latest_versions.*")
 
-IDENTIFIERS_MAX = 8  # entity tags, or logged models of a run, asked for at a time
+IDENTIFIERS_MAX = 16  # entity tags, or logged models of a run, asked for at a time; for one user half of them
 LOOK_SECONDS_MAX = 2.0  # how long a look at a server that has not answered may take
 RETRIES = 2
 REPOSITORIES_MAX = 256  # of MLflow's, kept: some hold connections
@@ -92,6 +92,7 @@ class MlflowOrigin:
         world_only: whether `file:` artifacts must be readable by every user of the host: a daemon that serves others
             must not read for them what they could not read themselves.
         ticks: seconds of a clock that never jumps.
+        clock: seconds since the epoch, as the times of local files are told.
         local_roots: folders in which that does not matter for what the tracking server names.
     """
 
@@ -103,6 +104,7 @@ class MlflowOrigin:
         forbidden: str,
         world_only: bool,
         ticks: Callable[[], float],
+        clock: Callable[[], float],
         local_roots: Iterable[str] = (),
     ) -> None:
         os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, round(unreachable_after_seconds)))
@@ -113,8 +115,9 @@ class MlflowOrigin:
         self._client = MlflowClient(self._tracking_uri)
         self._patience = unreachable_after_seconds
         self.is_own = True  # asked with the daemon's own credentials
+        self.owner: int | None = None  # for whom: a user's ID, or None for the daemon itself
         self._forbidden = os.path.realpath(forbidden)
-        self._world_only = world_only
+        self._world_only, self._clock = world_only, clock
         self._local_roots = tuple((os.path.normpath(folder), os.path.realpath(folder)) for folder in local_roots)
         self._repositories = Bounded[str, Any](REPOSITORIES_MAX)
         self._questions = Questions(unreachable_after_seconds)
@@ -122,8 +125,8 @@ class MlflowOrigin:
         here = self._tracking_uri
         self._accesses = Accesses(partial(_access, here=here), partial(is_of_api, tracking_uri=here), ticks)
         self._breaker = Breaker(self.name, self._answers, ticks)
-        self._catalogue = Catalogue(self._client, self._question, self.name)
-        self._identifiers = ThreadPoolExecutor(max_workers=IDENTIFIERS_MAX, thread_name_prefix="identify")
+        self._catalogue = Catalogue(self._client, self.name)
+        self._identifiers = Shares(IDENTIFIERS_MAX, "identify")
         self._parts, self._transfers = Parts(), Transfers(unreachable_after_seconds)
         forget, forget_s3 = self._repositories.clear, s3_artifact_repo._cached_get_s3_client.cache_clear
         self._buckets = {  # for MLflow's own classes only: of a plugin's nothing is known
@@ -144,8 +147,7 @@ class MlflowOrigin:
     def close(self) -> None:
         """Asks nothing any more."""
         self._breaker.close()
-        self._identifiers.shutdown(wait=False, cancel_futures=True)
-        for each in (self._questions, self._parts, self._transfers):
+        for each in (self._identifiers, self._questions, self._parts, self._transfers):
             each.close()
 
     def guards(self, artifact: Artifact) -> bool:
@@ -153,6 +155,12 @@ class MlflowOrigin:
         return self._world_only and artifact.kind is Kind.BARE and roots.scheme(artifact.name) in LOCAL_SCHEMES
 
     # -- callers ----------------------------------------------------------------------------------------------------
+
+    def asked_by(self, owner: int | None) -> MlflowOrigin:
+        """This origin, asked for a user: nobody's questions and downloads take the threads that others need."""
+        other = copy.copy(self)
+        other.owner = owner
+        return other
 
     def as_caller(self, headers: Mapping[str, str]) -> MlflowOrigin:
         """This origin as somebody sees it who sends these headers to the tracking server: none of what the daemon's
@@ -191,11 +199,11 @@ class MlflowOrigin:
         return self._resolving().resolve(artifact, patience)
 
     def _resolving(self) -> Resolving:
-        return Resolving(self._client, self._question, self._identifiers)
+        return Resolving(self._client, self._question, partial(self._identifiers.each, self.owner))
 
     def describe(self, versions: Iterable[str], needs: frozenset[str]) -> dict[str, Facts]:
         """What retention rules need to know of versions (`Catalogue.describe`)."""
-        return self._catalogue.describe(versions, needs)
+        return self._catalogue.describe(versions, needs, self._question)
 
     # -- bytes ------------------------------------------------------------------------------------------------------
 
@@ -209,7 +217,9 @@ class MlflowOrigin:
         files = self._files(location.root, named_by_client, patience)
         try:
             if isinstance(files, LocalFiles):
-                found = self._questions.ask(location.uri, lambda: files.listing(location), is_local=True)
+                found = self._questions.ask(
+                    location.uri, lambda: files.listing(location), is_local=True, owner=self.owner
+                )
             else:
                 found = files.listing(location)
             return found._replace(transport=files.transport)
@@ -241,7 +251,7 @@ class MlflowOrigin:
         if not isinstance(store, ProxiedFiles) or not files:
             return {}
         try:
-            found = self._identifiers.map(store.identify, files)
+            found = self._identifiers.each(self.owner, store.identify, files)
             return {file.path: file._replace(etag=etag) for file, etag in zip(files, found, strict=True)}
         except Exception as error:  # noqa: BLE001 - whatever it is, it leaves here as one of ours
             raise self._noted(translated(error, location.uri)) from None
@@ -257,8 +267,8 @@ class MlflowOrigin:
             self._breaker.check()
             return ProxiedFiles(repository.artifact_uri, self._http, self._accesses, patience or self._patience)
         store = _store(root)
-        ask = partial(self._questions.ask, of_answer=True, store=store, patience=patience)
-        others = RepositoryFiles(repository, roots.scheme(root) in _SIZED, ask, self._transfers, store)
+        ask = partial(self._questions.ask, of_answer=True, store=store, owner=self.owner, patience=patience)
+        others = RepositoryFiles(repository, roots.scheme(root) in _SIZED, ask, self._transfers, store, self.owner)
         if buckets := self._buckets.get(type(repository)):
             return ObjectFiles(root, partial(self._made, root), buckets, self._parts, ask, others)
         return others
@@ -278,7 +288,7 @@ class MlflowOrigin:
         if roots.scheme(root) in _OF_TRACKING_SERVER or self._repositories.get(root):
             return self._made(root)
         # Some ask for credentials, or connect, when they are made.
-        return self._questions.ask(shown, lambda: self._made(root), store=_store(root))
+        return self._questions.ask(shown, lambda: self._made(root), store=_store(root), owner=self.owner)
 
     def _made(self, root: str) -> Any:
         """MLflow's own repository of a root, kept."""
@@ -302,6 +312,7 @@ class MlflowOrigin:
             roots.local_path(root),
             forbidden=self._forbidden,
             world_only=self._world_only,
+            clock=self._clock,
             exempt=() if named_by_client else self._local_roots,
         )
 
@@ -309,7 +320,7 @@ class MlflowOrigin:
         """One answer of the tracking server. Raises errors of ours only."""
         self._breaker.check()
         try:
-            return self._questions.ask(what, question, of_answer=True, patience=patience)
+            return self._questions.ask(what, question, of_answer=True, owner=self.owner, patience=patience)
         except CacheError as error:
             raise self._noted(error) from None
 

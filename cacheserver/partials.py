@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from cacheserver.plain import open_plain
 from cacheserver.removal import remove
 
 NOTE = ".from"  # what a file in staging/ is the beginning of is written beside it
@@ -83,8 +84,7 @@ class Partials:
         told = {"boot": self._boot, "key": key, "etag": etag, "size": size_bytes, "xxh3": xxh3}
         # In place: a second file, to be renamed, would stay where the daemon is killed. A note that is torn is no JSON,
         # or its hash is not that of the bytes: the file is downloaded anew.
-        fd = os.open(path + NOTE, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with open(fd, "wb", buffering=0) as file:
+        with open(open_plain(path + NOTE, os.O_WRONLY | os.O_CREAT), "wb", buffering=0) as file:
             file.write(text := json.dumps(told).encode())
             file.truncate(len(text))
 
@@ -93,7 +93,7 @@ class Partials:
         try:
             if os.stat(path + NOTE).st_size > NOTE_BYTES_MAX:
                 return False
-            with open(path + NOTE, encoding="utf-8", errors="surrogatepass") as file:
+            with open(open_plain(path + NOTE), encoding="utf-8", errors="surrogatepass") as file:
                 told = json.load(file)
             found = os.lstat(path)
             key, etag, boot, size, xxh3 = (told[name] for name in ("key", "etag", "boot", "size", "xxh3"))
@@ -123,7 +123,7 @@ class Partials:
         if found is None:
             return None
         try:
-            fd = os.open(found.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = open_plain(found.path)
             try:
                 os.fchmod(fd, 0o600)  # it may have been finished, and waited for others to be kept with
                 os.fsync(fd)  # tells of bytes that the disk has lost meanwhile

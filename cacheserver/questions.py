@@ -6,17 +6,18 @@ answer keeps no thread waiting but those that are for its own answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Hashable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, TypeVar
 
 from artifactcache.errors import CacheError, OriginUnavailable
 from cacheserver.crews import Crews
 from cacheserver.refusals import translated, without_credentials
+from cacheserver.shares import Shares
 from cacheserver.stopping import stopped
 
-QUESTIONS_MAX = 16  # at a time, to the tracking server; as many to each artifact store
-LOCAL_QUESTIONS_MAX = 4  # listings of folders of this host, which may take long and keep no other question waiting
+QUESTIONS_MAX = 32  # at a time, to the tracking server, of one user half of them; as many to each artifact store
+LOCAL_QUESTIONS_MAX = 8  # listings of folders of this host, which may take long and keep no other question waiting
 LOCAL_PATIENCE_SECONDS = 600.0  # a large folder on a busy disk is not an origin that does not answer
 
 T = TypeVar("T")
@@ -31,8 +32,8 @@ class Questions:
 
     def __init__(self, patience: float) -> None:
         self._patience = patience
-        self._pool = ThreadPoolExecutor(max_workers=QUESTIONS_MAX, thread_name_prefix="origin")
-        self._local_pool = ThreadPoolExecutor(max_workers=LOCAL_QUESTIONS_MAX, thread_name_prefix="local")
+        self._pool = Shares(QUESTIONS_MAX, "origin")
+        self._local_pool = Shares(LOCAL_QUESTIONS_MAX, "local")
         self._stores = Crews(QUESTIONS_MAX, "store")
         self._end: Future[None] = Future()
 
@@ -41,7 +42,7 @@ class Questions:
         if not self._end.done():
             self._end.set_result(None)
         for pool in (self._pool, self._local_pool):
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.close()
         self._stores.close()
 
     def ask(
@@ -52,6 +53,7 @@ class Questions:
         of_answer: bool = False,
         is_local: bool = False,
         store: str = "",
+        owner: Hashable = None,
         patience: float | None = None,
     ) -> T:
         """One answer, within its time, which begins when it is asked. Raises errors of ours only.
@@ -61,6 +63,7 @@ class Questions:
             of_answer: whether an error that nobody knows was one of the origin's answer.
             is_local: whether it is about a folder of this host.
             store: which artifact store is asked; empty for the tracking server.
+            owner: for whom (`Shares.submit`).
             patience: seconds that the answer may take, where that is not the usual.
         """
         pool, patience = self._pool, min(patience or self._patience, self._patience)
@@ -73,7 +76,7 @@ class Questions:
             return question()
 
         try:
-            future = self._stores.submit(store, ask) if store else pool.submit(ask)
+            future = self._stores.submit(store, owner, ask) if store else pool.submit(owner, ask)
             if self._comes(asked, patience):
                 if self._comes(future, patience):
                     return future.result()

@@ -7,6 +7,7 @@ it cannot be written, a lease is worth as much as its connection, and views are 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -14,6 +15,8 @@ import re
 import threading
 from collections import Counter
 from typing import NamedTuple
+
+from cacheserver.plain import open_plain
 
 COMPACT_BYTES_MIN = 1 << 20  # a register that has grown to this, and to four times what counts, is written anew
 # In /proc/PID/stat, counted behind the name: fields 3, 20 and 22 of proc_pid_stat(5).
@@ -135,7 +138,7 @@ class Register:
 
     def _read(self) -> dict[Process, Counter[str]]:
         try:
-            with open(self._path, encoding="ascii", errors="replace") as file:
+            with open(open_plain(self._path), encoding="ascii", errors="replace") as file:
                 lines = file.read().split("\n")
         except OSError:
             return {}
@@ -150,7 +153,9 @@ class Register:
 
     def _write_anew(self) -> int:
         fresh = self._path + ".new"
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(fresh)  # of a daemon that was killed, or whatever somebody has put there
+        fd = open_plain(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND)
         try:
             text = b"".join(_line("+", one, tree) for one, trees in self._trees.items() for tree in trees)
             _write(fd, self._boot.encode() + text)

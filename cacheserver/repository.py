@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
@@ -22,7 +22,7 @@ from cacheserver.removal import remove
 from cacheserver.staging import Sink
 from cacheserver.words import File, Listing, Location
 
-TRANSFERS_MAX = 16  # of one store, those that hang included: nobody can end a thread
+TRANSFERS_MAX = 32  # of one store, of one user half of them, those that hang included: nobody can end a thread
 
 
 class Transfers:
@@ -41,14 +41,14 @@ class Transfers:
         """Starts no download any more."""
         self._crews.close()
 
-    def run(self, store: str, what: str, beside: str, download: Callable[[str], None]) -> str:
+    def run(self, store: str, owner: Hashable, what: str, beside: str, download: Callable[[str], None]) -> str:
         """Has a file of a store downloaded to a name beside another one. Returns that name, which the caller has to
         remove.
 
         Raises what the download raises, and OriginUnavailable where nothing comes any more.
         """
         path = f"{beside}.{next(self._numbers)}.part"
-        future = self._crews.submit(store, download, path)
+        future = self._crews.submit(store, owner, download, path)
         try:
             seen = _written(path)
             while not _ended(future, self._patience):
@@ -73,7 +73,7 @@ class RepositoryFiles:
         repository: an ArtifactRepository of MLflow's.
         sized: whether a file without a listed size is empty; else nobody knows.
         ask: gets one answer within its time, by what it is about.
-        store: which store it is of, for `transfers`.
+        store: which store it is of, and for whom, for `transfers`.
     """
 
     transport = "mlflow"
@@ -85,7 +85,9 @@ class RepositoryFiles:
         ask: Callable[[str, Callable[[], Any]], Any],
         transfers: Transfers,
         store: str = "",
+        owner: Hashable = None,
     ) -> None:
+        self._owner = owner
         self._store = store
         self._repository = repository
         self._sized = sized
@@ -100,7 +102,7 @@ class RepositoryFiles:
         """Downloads one file."""
         what = names.show(file.remote)
         path = self._transfers.run(
-            self._store, what, sink.path, lambda path: self._repository._download_file(file.remote, path)
+            self._store, self._owner, what, sink.path, lambda to: self._repository._download_file(file.remote, to)
         )
         try:
             sink.take_over(path)

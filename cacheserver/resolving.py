@@ -5,8 +5,7 @@ Law of this file: an answer is taken apart here and nowhere else; what makes no 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar
 
 from artifactcache.errors import NotFound
@@ -21,6 +20,9 @@ _SETTLED_VERSION = frozenset({"READY", "FAILED_REGISTRATION"})
 _NO_ALIAS = "INVALID_PARAMETER_VALUE"  # MLflow's answer to an alias that does not exist; a proxy's 400 has another
 
 T = TypeVar("T")
+
+
+Several = Callable[[Callable[[Any], Any], Iterable[Any]], list[Any]]
 
 
 class Question(Protocol):
@@ -38,7 +40,7 @@ class Resolving:
         several: asks several things at a time.
     """
 
-    def __init__(self, client: Any, ask: Question, several: Executor) -> None:
+    def __init__(self, client: Any, ask: Question, several: Several) -> None:
         self._client = client
         self._ask = ask
         self._several = several
@@ -102,7 +104,7 @@ class Resolving:
         """The logged models that show as folders of a run: their names and locations."""
         outputs = getattr(run, "outputs", None)
         ids = [output.model_id for output in (outputs.model_outputs if outputs else ())]
-        found = self._several.map(self._logged_model, ids)
+        found = self._several(self._logged_model, ids)
         return roots.folders(run.info.run_id, [model for model in found if model is not None])
 
     def _logged_model(self, model_id: str) -> Any:

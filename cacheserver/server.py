@@ -39,7 +39,7 @@ def serve(
 
     Args:
         beside: what it answers beside the contract.
-        connections_max: from this one on, or from CONNECTIONS_MAX where that is less, connections are closed at once.
+        connections_max: more are closed at once. `peers` sees to it that no user has all of them.
     """
     logging.getLogger("grpc._cython.cygrpc").addFilter(_is_worth_a_line)
     server = grpc.server(
@@ -48,7 +48,7 @@ def serve(
             ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
             ("grpc.max_metadata_size", 16384),
             ("grpc.so_reuseport", 0),
-            ("grpc.max_allowed_incoming_connections", min(connections_max, CONNECTIONS_MAX)),
+            ("grpc.max_allowed_incoming_connections", connections_max),
             ("grpc.max_connection_idle_ms", round(CONNECTION_IDLE_SECONDS * 1000)),
             ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
             ("grpc.http2.min_ping_interval_without_data_ms", PING_SECONDS_MIN * 1000),

@@ -22,6 +22,7 @@ from cacheserver.doors import Doors
 from cacheserver.faults import GONE_ERRNOS, SHORT_ERRNOS, changed, trouble
 from cacheserver.hashing import chunks, xxh3_of
 from cacheserver.libc import exchange
+from cacheserver.plain import open_plain
 from cacheserver.turns import Turns
 from cacheserver.words import BlobRow, Manifest
 
@@ -93,7 +94,7 @@ class Views:
         return True
 
     def _prove(self, fd: int, path: bytes, row: BlobRow) -> bool:
-        with io.FileIO(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)) as file:
+        with io.FileIO(open_plain(path, dir_fd=fd)) as file:
             inode = _inode(os.fstat(file.fileno()))  # before the bytes: a write in between shows as another mtime
             if xxh3_of(chunks(file, row.size)) != row.xxh3:
                 return False

@@ -40,7 +40,15 @@ def origin_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeO
 
     def make(uri: str) -> MlflowOrigin:
         made.append(
-            MlflowOrigin(uri, 10.0, forbidden=str(tmp_path), world_only=False, ticks=time.monotonic, local_roots=())
+            MlflowOrigin(
+                uri,
+                10.0,
+                forbidden=str(tmp_path),
+                world_only=False,
+                ticks=time.monotonic,
+                clock=time.time,
+                local_roots=(),
+            )
         )
         return made[-1]
 

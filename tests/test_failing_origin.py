@@ -44,8 +44,9 @@ FILE_SECONDS_MAX = 2 * 3 * UNREACHABLE_AFTER
 ANSWER_SECONDS_MAX = QUESTIONS_SECONDS_MAX + math.ceil((ARTIFACTS * FILES + 1) / DOWNLOADS_MAX) * FILE_SECONDS_MAX
 RETURN_SECONDS_MAX = 60.0  # for all of them to have everything of an origin that works
 # Nothing of a failure may stay, and there are dozens of each kind. A pool now and then takes one thread more, up to its
-# limit, because another is not quite ready; connections are kept to the origin, and are few after it has hung up.
-POOLS_GROWTH_MAX = 8
+# limit, because another is not quite ready, or its users share it otherwise; connections are kept to the origin, and
+# are few after it has hung up.
+POOLS_GROWTH_MAX = 20
 DOWNLOADS_PER_FILE_MAX = 1.5  # of all files together, where more attempts than one are needed for some
 LOOKUPS_MAX = 4  # of a client, between the return and its success: where it is, what is in it, and both once more
 

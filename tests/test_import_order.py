@@ -27,6 +27,7 @@ ORDER = (
     "snapshots",
     "stopping",
     "ending",
+    "plain",
     "schema",
     "selection",
     "uris",
@@ -108,6 +109,7 @@ ORDER = (
     "http",
     "headers",
     "proxied",
+    "shares",
     "crews",
     "repository",
     "refusals",
@@ -158,6 +160,7 @@ ORDER = (
     "guests",
     "health",
     "server",
+    "peers",
     "pulse",
     "notify",
     "signals",
@@ -212,7 +215,7 @@ RESERVED = {
     "ctypes": {"libc"},
     "signal": {"signals"},
     "subprocess": set[str](),
-    "socket": {"http", "connections", "handoff", "journald", "listening", "notify", "visitors"},
+    "socket": {"http", "connections", "handoff", "journald", "listening", "notify", "peers", "visitors"},
 }
 
 # Only the edge reads a clock; `connections` waits with it.

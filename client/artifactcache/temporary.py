@@ -56,9 +56,9 @@ def _folder_of_this_process() -> str:
     remove_abandoned(key[1])
     while True:
         folder = tempfile.mkdtemp(prefix=PREFIX, dir=key[1])
-        descriptor = _locked(folder)
-        if descriptor is not None:
-            _own[key] = folder, descriptor
+        locked = _locked(folder)
+        if locked is not None:
+            _own[key] = folder, locked
             return folder
 
 

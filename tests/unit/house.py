@@ -72,6 +72,7 @@ class FakeOrigin:
 
     name = TRACKING_URI
     is_own = True
+    owner = None
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}

@@ -103,7 +103,9 @@ def plain(host: Host, tmp_path: Path) -> Iterator[MlflowOrigin]:
 
 
 def _origin(tracking_uri: str, folder: Path) -> Iterator[MlflowOrigin]:
-    origin = MlflowOrigin(tracking_uri, 30.0, forbidden=str(folder), world_only=True, ticks=time.monotonic)
+    origin = MlflowOrigin(
+        tracking_uri, 30.0, forbidden=str(folder), world_only=True, ticks=time.monotonic, clock=time.time
+    )
     yield origin
     origin.close()
 

@@ -164,20 +164,20 @@ def server() -> Server:
 @pytest.fixture
 def asking(server: Server) -> Catalogue:
     """The catalogue over it."""
-    return Catalogue(server, server.question, SERVER + "/")
+    return Catalogue(server, SERVER + "/")
 
 
 def test_nothing_is_asked_that_no_rule_needs(server: Server, asking: Catalogue) -> None:
     """Without needs nothing; for aliases no versions; of runs only what asks about runs."""
     server.add_version("m", 1, "r")
     versions = ["models:/m/1", server.add_run("r"), "s3://b/x", "models:/m-1"]
-    assert asking.describe(versions, frozenset())["models:/m/1"].tracking_uri == SERVER
+    assert asking.describe(versions, frozenset(), server.question)["models:/m/1"].tracking_uri == SERVER
     assert not server.asked
-    asking.describe(versions, frozenset({ALIASES}))
+    asking.describe(versions, frozenset({ALIASES}), server.question)
     assert server.asked == {"model": 1}
-    asking.describe(versions, frozenset({VERSIONS}))
+    asking.describe(versions, frozenset({VERSIONS}), server.question)
     assert server.asked == {"model": 1, "search_versions": 1}
-    asking.describe(["s3://b/x"], frozenset({RUN, EXPERIMENT, DELETED, ALIASES, VERSIONS}))
+    asking.describe(["s3://b/x"], frozenset({RUN, EXPERIMENT, DELETED, ALIASES, VERSIONS}), server.question)
     assert server.asked.total() == 2
 
 
@@ -185,7 +185,7 @@ def test_many_runs_are_asked_for_in_batches(server: Server, asking: Catalogue) -
     """Page after page; each run is where it was put."""
     versions = [server.add_run(f"r{n}", "12"[n % 2], team=f"t{n}") for n in range(2 * IDS_MAX + 50)]
     server.page_size = 40
-    told = asking.describe(versions, frozenset({RUN, EXPERIMENT, TAG + "team", TAG + "none"}))
+    told = asking.describe(versions, frozenset({RUN, EXPERIMENT, TAG + "team", TAG + "none"}), server.question)
     assert server.asked == {"search_experiments": 1, "search_runs": 3 + 3 + 2}
     for number, version in enumerate(versions):
         facts = told[version]
@@ -201,24 +201,28 @@ def test_what_a_search_does_not_find_is_not_deleted(server: Server, asking: Cata
     versions = [server.add_run(f"r{number}") for number in range(6)] + ["runs:/gone"]
     server.refused |= {"r1": "PERMISSION_DENIED", "r2": "ENDPOINT_NOT_FOUND"}
     server.runs["r3"].info.lifecycle_stage = "deleted"
-    told = asking.describe(versions, frozenset({DELETED}))
+    told = asking.describe(versions, frozenset({DELETED}), server.question)
     assert [told[version].is_deleted for version in versions] == [False, None, None, True, False, False, True]
-    assert asking.describe(["runs:/gone"], frozenset({RUN, TAG + "x"}))["runs:/gone"].tags == {"x": None}
+    assert asking.describe(["runs:/gone"], frozenset({RUN, TAG + "x"}), server.question)["runs:/gone"].tags == {
+        "x": None
+    }
 
 
 def test_a_model_that_may_not_be_seen_is_not_deleted(server: Server, asking: Catalogue) -> None:
     """Nor are its versions; one that is gone takes its aliases along."""
     server.add_version("secret", 1, "r")
     server.refused |= {"secret": "PERMISSION_DENIED", "1": "PERMISSION_DENIED"}
-    told = asking.describe(["models:/secret/1", "models:/gone/2"], frozenset({ALIASES, VERSIONS, DELETED, RUN}))
+    told = asking.describe(
+        ["models:/secret/1", "models:/gone/2"], frozenset({ALIASES, VERSIONS, DELETED, RUN}), server.question
+    )
     secret, gone = told.values()
     assert (secret.is_deleted, secret.aliases, secret.newer_count, secret.run_id) == (None, None, None, None)
     assert (gone.is_deleted, gone.aliases, gone.owner) == (True, frozenset(), "")
-    aliases = asking.describe(["models:/secret/1", "models:/gone/2"], frozenset({ALIASES}))
+    aliases = asking.describe(["models:/secret/1", "models:/gone/2"], frozenset({ALIASES}), server.question)
     assert [facts.aliases for facts in aliases.values()] == [None, frozenset()]
     # Also where no rule asks whether it was deleted: a server that has lost its memory is known by it.
     assert [facts.is_deleted for facts in aliases.values()] == [None, True]
-    gone = asking.describe(["models:/gone/2"], frozenset({DELETED}))["models:/gone/2"]
+    gone = asking.describe(["models:/gone/2"], frozenset({DELETED}), server.question)["models:/gone/2"]
     assert (gone.aliases, gone.newer_count) == (frozenset(), 0)
 
 
@@ -227,7 +231,7 @@ def test_newer_versions_are_counted(server: Server, asking: Catalogue) -> None:
     for number in range(1, 21):
         server.add_version("m", number, status="FAILED_REGISTRATION" if number == 20 else "READY")
     server.page_size = 3
-    told = asking.describe(["models:/m/20", "models:/m/19", "models:/m/1"], frozenset({VERSIONS}))
+    told = asking.describe(["models:/m/20", "models:/m/19", "models:/m/1"], frozenset({VERSIONS}), server.question)
     assert [facts.newer_count for facts in told.values()] == [0, 0, 18]
     assert server.asked["search_versions"] == 7
 
@@ -237,7 +241,7 @@ def test_pages_without_an_end(server: Server, asking: Catalogue) -> None:
     for number in range(PAGES_MAX + 1):
         server.add_version("m", number)
     server.page_size = 1
-    facts = asking.describe(["models:/m/5"], frozenset({VERSIONS}))["models:/m/5"]
+    facts = asking.describe(["models:/m/5"], frozenset({VERSIONS}), server.question)["models:/m/5"]
     assert (facts.newer_count, facts.is_deleted) == (None, False)
     assert server.asked == {"search_versions": PAGES_MAX, "version": 1}
 
@@ -248,7 +252,7 @@ def test_names_with_quotes(server: Server, asking: Catalogue, name: str) -> None
     server.add_run("r")
     version = server.add_version(name, 1, "r")
     server.add_version(name, 2, "r")
-    facts = asking.describe([version], frozenset({VERSIONS, RUN}))[version]
+    facts = asking.describe([version], frozenset({VERSIONS, RUN}), server.question)[version]
     assert facts.newer_count == (None if name.startswith("both") else 1)
     assert (facts.run_id, facts.owner, facts.is_deleted) == ("r", "carol", False)
 
@@ -266,7 +270,7 @@ def test_what_made_a_version(server: Server, asking: Catalogue) -> None:
     server.add_version("m", 6, "') OR 1=1 --")
     server.add_version("m", 7)
     asked = [f"models:/m/{number}" for number in range(1, 8)]
-    told = asking.describe(asked, frozenset({RUN, EXPERIMENT, DELETED}))
+    told = asking.describe(asked, frozenset({RUN, EXPERIMENT, DELETED}), server.question)
     assert [(f.run_id, f.experiment, f.status, f.owner, f.is_deleted) for f in told.values()] == [
         ("r", "scratch", "FINISHED", "carol", False),
         ("r", "scratch", "FINISHED", "carol", False),
@@ -277,7 +281,12 @@ def test_what_made_a_version(server: Server, asking: Catalogue) -> None:
         ("", "", "", "dave", False),
     ]
     assert server.asked["logged"] == 3
-    assert asking.describe(["models:/m-1", "models:/m-gone"], frozenset({DELETED}))["models:/m-gone"].is_deleted is True
+    assert (
+        asking.describe(["models:/m-1", "models:/m-gone"], frozenset({DELETED}), server.question)[
+            "models:/m-gone"
+        ].is_deleted
+        is True
+    )
 
 
 def test_questions_about_one_thing_are_bounded_and_everything_has_its_turn(server: Server, asking: Catalogue) -> None:
@@ -285,7 +294,7 @@ def test_questions_about_one_thing_are_bounded_and_everything_has_its_turn(serve
     versions = [f"runs:/gone{number:03}" for number in range(2 * LOOKS_MAX + 50)]
     seen = Counter[str]()
     for count in (1, 2, 3):
-        told = asking.describe(versions, frozenset({DELETED}))
+        told = asking.describe(versions, frozenset({DELETED}), server.question)
         assert server.asked["run"] == count * LOOKS_MAX
         seen.update(version for version, facts in told.items() if facts.is_deleted)
     assert set(seen) == set(versions) and set(seen.values()) == {1, 2}
@@ -296,7 +305,7 @@ def test_a_search_that_is_refused(server: Server, asking: Catalogue, refused: st
     """As by a server that is too old for it: each is asked for by itself."""
     server.refused[refused] = "INVALID_PARAMETER_VALUE"
     versions = [server.add_run(f"r{number}") for number in range(5)]
-    told = asking.describe(versions, frozenset({RUN, EXPERIMENT}))
+    told = asking.describe(versions, frozenset({RUN, EXPERIMENT}), server.question)
     assert {(facts.status, facts.experiment) for facts in told.values()} == {("FINISHED", "prod")}
     assert server.asked["run"] == 5
 
@@ -304,7 +313,7 @@ def test_a_search_that_is_refused(server: Server, asking: Catalogue, refused: st
 def test_an_experiment_that_may_not_be_seen(server: Server, asking: Catalogue) -> None:
     """Its name is not known; all else is."""
     server.refused["experiment"] = "PERMISSION_DENIED"
-    facts = asking.describe([server.add_run("r")], frozenset({RUN, EXPERIMENT}))["runs:/r"]
+    facts = asking.describe([server.add_run("r")], frozenset({RUN, EXPERIMENT}), server.question)["runs:/r"]
     assert (facts.experiment, facts.status) == (None, "FINISHED")
 
 
@@ -315,7 +324,7 @@ def test_a_server_that_goes_away_in_the_middle(server: Server, asking: Catalogue
     server.add_version("m", 1, "r")
     versions = ["models:/m/1", "models:/m/2", "models:/m-x", *(server.add_run(f"r{number}") for number in range(5))]
     with pytest.raises(OriginUnavailable):
-        asking.describe(versions, frozenset({RUN, EXPERIMENT, ALIASES, VERSIONS, DELETED}))
+        asking.describe(versions, frozenset({RUN, EXPERIMENT, ALIASES, VERSIONS, DELETED}), server.question)
     assert len(server.questions) == away_after + (FAILURES_MAX if away_after else 1)
 
 
@@ -323,7 +332,7 @@ def test_a_server_that_stumbles_over_some_run(server: Server, asking: Catalogue)
     """A search with it fails, and so does each question about it; all others are answered."""
     versions = [server.add_run(f"r{number}") for number in range(5)]
     server.refused |= {"search_runs": "INTERNAL_ERROR", "r2": "INTERNAL_ERROR"}
-    told = asking.describe(versions, frozenset({RUN}))
+    told = asking.describe(versions, frozenset({RUN}), server.question)
     assert [facts.status for facts in told.values()] == ["FINISHED", "FINISHED", None, "FINISHED", "FINISHED"]
 
 
@@ -334,10 +343,10 @@ def test_answers_that_are_none(asking: Catalogue, server: Server, error: Excepti
     def question(what: str, question: Callable[[], T]) -> T:
         raise error
 
-    asking = Catalogue(server, question, SERVER)
+    asking = Catalogue(server, SERVER)
     asked = ["runs:/r", "models:/m/1", "models:/m-1", *(f"runs:/r{number}" for number in range(5))]
-    told = asking.describe(asked, frozenset({RUN, EXPERIMENT, ALIASES, VERSIONS, DELETED}))
-    assert told == asking.describe(asked, frozenset())
+    told = asking.describe(asked, frozenset({RUN, EXPERIMENT, ALIASES, VERSIONS, DELETED}), question)
+    assert told == asking.describe(asked, frozenset(), question)
 
 
 def test_an_answer_about_something_else(server: Server, asking: Catalogue) -> None:
@@ -345,7 +354,7 @@ def test_an_answer_about_something_else(server: Server, asking: Catalogue) -> No
     server.add_run("other")
     server.runs["r"] = server.runs["other"]
     server.models["m"] = {1: SimpleNamespace(name="other", version="1", run_id="other", user_id="", status="READY")}
-    told = asking.describe(["runs:/r", "models:/m/1"], frozenset({RUN, DELETED, VERSIONS, ALIASES}))
+    told = asking.describe(["runs:/r", "models:/m/1"], frozenset({RUN, DELETED, VERSIONS, ALIASES}), server.question)
     assert [(facts.is_deleted, facts.owner) for facts in told.values()] == [(None, None), (None, None)]
     assert (told["models:/m/1"].newer_count, told["models:/m/1"].aliases) == (None, None)
 
@@ -353,5 +362,5 @@ def test_an_answer_about_something_else(server: Server, asking: Catalogue) -> No
 def test_paths_do_not_matter(server: Server, asking: Catalogue) -> None:
     """What is held at a path of a run is asked about as the run, once."""
     server.add_run("r")
-    told = asking.describe(["runs:/r/model", "runs:/r/data/x"], frozenset({RUN}))
+    told = asking.describe(["runs:/r/model", "runs:/r/data/x"], frozenset({RUN}), server.question)
     assert [facts.status for facts in told.values()] == ["FINISHED", "FINISHED"] and server.asked == {"run": 1}

@@ -6,10 +6,12 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from artifactcache.errors import NotFound, OriginUnavailable
+from cacheserver import local as local_room
 from cacheserver import uris
 from cacheserver.bringing import Ask
 from cacheserver.local import LocalFiles
@@ -278,7 +280,8 @@ def test_a_local_entity_tag_changes_with_the_bytes(tmp_path: Path) -> None:
     root, file = tmp_path / "root", tmp_path / "root" / "file"
     root.mkdir()
     file.write_bytes(b"early")
-    before, local = file.stat(), LocalFiles(str(root), forbidden="/proc", world_only=False)
+    before = file.stat()
+    local = LocalFiles(str(root), forbidden="/proc", world_only=False, clock=lambda: before.st_ctime + 1)
 
     def listed() -> File:
         return local.listing(Location(str(root), "file")).files[0]
@@ -290,3 +293,25 @@ def test_a_local_entity_tag_changes_with_the_bytes(tmp_path: Path) -> None:
     file.write_bytes(b"final")
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert listed().etag != first.etag
+
+
+@pytest.mark.parametrize(("later", "is_evidence"), [(0.005, False), (0.05, True), (-5.0, False)])
+def test_a_local_file_that_was_just_written(tmp_path: Path, later: float, is_evidence: bool) -> None:
+    """Has no entity tag: a second write within the same tick of the clock would leave the same one."""
+    file = tmp_path / "root" / "file"
+    file.parent.mkdir()
+    file.write_bytes(b"early")
+    local = LocalFiles(
+        str(file.parent), forbidden="/proc", world_only=False, clock=lambda: file.stat().st_ctime + later
+    )
+    listed = local.listing(Location(str(file.parent), "file")).files[0]
+    walked = local.listing(Location(str(file.parent), "")).files[0]
+    with Sink(str(tmp_path / "copy"), listed.size, "file") as sink:
+        local.fill(listed, sink)
+        assert [bool(tag) for tag in (listed.etag, walked.etag, sink.finish().etag)] == [is_evidence] * 3
+
+
+def test_a_filesystem_whose_times_are_whole_seconds() -> None:
+    """A tick of its clock is that much longer."""
+    seen = SimpleNamespace(st_dev=1, st_ino=2, st_size=3, st_mtime_ns=5 * 10**9, st_ctime_ns=5 * 10**9, st_ctime=5.0)
+    assert not local_room._evidence(seen, 6.0) and local_room._evidence(seen, 7.5)  # type: ignore[arg-type]

@@ -37,6 +37,11 @@ class House:
         self.homes: dict[str, Artifact] = {}
         self.root = ""
         self.administrators: set[int] = set()
+        self.owners: set[int] = set()
+
+    def asked_by(self, owner: int) -> House:
+        self.owners.add(owner)
+        return self
 
     def prove(self, artifact: Artifact, credentials: Credentials) -> Proof:
         self.asked[credentials.key] += 1

@@ -38,7 +38,7 @@ def files(
 ) -> LocalFiles:
     """The artifact store over it."""
     pairs = tuple((folder, os.path.realpath(folder)) for folder in exempt)
-    return LocalFiles(str(root), forbidden=str(forbidden), world_only=world_only, exempt=pairs)
+    return LocalFiles(str(root), forbidden=str(forbidden), world_only=world_only, clock=lambda: 1e10, exempt=pairs)
 
 
 def at(path: str) -> Location:

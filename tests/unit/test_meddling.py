@@ -56,20 +56,36 @@ def _folder(path: Path) -> None:
     path.mkdir()
 
 
+def _pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def _truncate(path: Path) -> None:
     path.chmod(0o644)
     with path.open("r+b") as file:
         file.truncate(1)
 
 
+def _write_and_hide(path: Path) -> None:
+    """As `cp -p` into the same file does: neither size nor time tells of it."""
+    before = path.stat()
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.write(b"!" * before.st_size)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 MEDDLING: dict[str, Callable[[Path], object]] = {
     "written": overwrite,
+    "written, its time put back": _write_and_hide,
     "removed": Path.unlink,
     "replaced": _replace,
     "shortened": _truncate,
     "moved away": lambda path: path.rename(path.with_name("away")),
     "its folder removed": lambda path: shutil.rmtree(path.parent),
     "a folder": _folder,
+    "a pipe": _pipe,
 }
 
 
@@ -85,7 +101,7 @@ def test_a_blob_is_put_right_before_anybody_asks(house: Guarded, how: str) -> No
     assert house.origin.downloads[f"{ROOT}/b/three"] == 2
 
 
-@pytest.mark.parametrize("how", ["written", "removed", "replaced"])
+@pytest.mark.parametrize("how", ["written", "written, its time put back", "removed", "replaced"])
 def test_a_manifest_is_put_right(house: Guarded, how: str) -> None:
     """It is what says which bytes are which file."""
     held = house.bring(ROOT).held

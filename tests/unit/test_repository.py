@@ -106,12 +106,12 @@ def test_clients_that_hang_keep_nobody_waiting_for_ever(tmp_path: Path, transfer
         except OriginUnavailable as error:
             failed.append(error)
 
-    threads = [threading.Thread(target=one, args=(number,)) for number in range(TRANSFERS_MAX)]
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(TRANSFERS_MAX // 2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(failed) == TRANSFERS_MAX
+    assert len(failed) == TRANSFERS_MAX // 2
     try:
         with pytest.raises(OriginUnavailable):
             _fill(tmp_path, transfers, _write, "another")
@@ -143,18 +143,18 @@ def test_a_store_that_hangs_keeps_no_other_waiting(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(crews_room, "CREWS_MAX", 3)
     crews, go = Crews(2, "test"), threading.Event()
     try:
-        stuck = [crews.submit("ftp://silent", go.wait, 30) for _ in range(5)]
+        stuck = [crews.submit("ftp://silent", None, go.wait, 30) for _ in range(5)]
         for number in range(10):
-            assert crews.submit(f"ftp://{number}", lambda: "answered").result(30) == "answered"
-        stuck += [crews.submit(f"ftp://silent{number}", go.wait, 30) for number in range(2)]
+            assert crews.submit(f"ftp://{number}", None, lambda: "answered").result(30) == "answered"
+        stuck += [crews.submit(f"ftp://silent{number}", None, go.wait, 30) for number in range(2)]
         with pytest.raises(OriginUnavailable, match="3 artifact stores of ftp"):
-            crews.submit("ftp://11", lambda: "answered")
+            crews.submit("ftp://11", None, lambda: "answered")
         for number in range(10):
-            assert crews.submit(f"s3://{number}", lambda: "answered").result(30) == "answered"
+            assert crews.submit(f"s3://{number}", None, lambda: "answered").result(30) == "answered"
         go.set()
         assert all(one.result(30) for one in stuck)
         until(lambda: all(not crew.under_way for crew in crews._crews.values()), "all to have ended")
-        assert crews.submit("ftp://11", lambda: "answered").result(30) == "answered"
+        assert crews.submit("ftp://11", None, lambda: "answered").result(30) == "answered"
     finally:
         go.set()
         crews.close()
@@ -163,25 +163,25 @@ def test_a_store_that_hangs_keeps_no_other_waiting(monkeypatch: pytest.MonkeyPat
 def test_crews_that_are_dismissed_begin_nothing() -> None:
     """And what waits for its turn then ends, whoever else asks at that moment."""
     crews, go = Crews(1, "test"), threading.Event()
-    first, second = crews.submit("store", go.wait), crews.submit("store", go.wait)
+    first, second = crews.submit("store", None, go.wait), crews.submit("store", None, go.wait)
     closing = threading.Thread(target=crews.close)
     closing.start()
     closing.join(10)
     assert not closing.is_alive() and second.cancelled()
     with pytest.raises(DaemonUnavailable, match="being stopped"):
-        crews.submit("another", go.wait)
+        crews.submit("another", None, go.wait)
     go.set()
     assert first.result(10)
 
 
 def test_a_crew_that_takes_nothing_on_is_not_counted_as_at_work() -> None:
-    """No room for another thread: who asked hears of it, and the crew still makes room for that of another store."""
+    """Who asked hears of it, and the crew still makes room for that of another store."""
     crews = Crews(1, "test")
     try:
         crew = crews._crews["store"] = crews_room._Crew(1, "test")
-        crew.pool.shutdown()
-        with pytest.raises(RuntimeError):
-            crews.submit("store", lambda: None)
+        crew.pool.close()
+        with pytest.raises(DaemonUnavailable):
+            crews.submit("store", None, lambda: None)
         assert crew.under_way == 0
     finally:
         crews.close()

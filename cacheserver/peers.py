@@ -1,0 +1,98 @@
+"""Whose connections cache.sock has: gRPC takes them and tells nobody whose they are, but the kernel does.
+
+Law of this file: no user keeps more of them than a share, so that another one gets in. Who has more loses the newest.
+gRPC has accepted them by then, so somebody who connects again and again all the time can make others wait for the next
+look, and no longer.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+from collections import defaultdict
+from collections.abc import Callable
+
+ROUNDS_MAX = 20  # looks one after the other, as long as somebody comes back with more
+PAUSE_SECONDS = 0.05
+_CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
+
+_log = logging.getLogger(__name__)
+
+
+class Peers:
+    """The connections to one socket that this process has.
+
+    Args:
+        address: the socket's path.
+        share: connections that one user may have.
+        pause: waits so many seconds.
+    """
+
+    def __init__(self, address: str, share: int, pause: Callable[[float], object]) -> None:
+        self._address = address
+        self._share = share
+        self._pause = pause
+        self._seen: dict[str, int | None] = {}  # by the kernel's name of a socket, the oldest first: whose it is
+        self._over: set[int] = set()
+
+    def look(self) -> None:
+        """Closes what is too much."""
+        for _ in range(ROUNDS_MAX):
+            over = self._trim()
+            for uid in over - self._over:
+                _log.warning(
+                    "uid %d has more than %d connections to %s: the newest are closed", uid, self._share, self._address
+                )
+            self._over = over
+            if not over:
+                return
+            self._pause(PAUSE_SECONDS)
+
+    def _trim(self) -> set[int]:
+        """Closes what is too much now. Returns who had it."""
+        here = dict(_sockets())
+        self._seen = {name: uid for name, uid in self._seen.items() if name in here}
+        kept: defaultdict[int, int] = defaultdict(int)
+        over = set()
+        for name in [*self._seen, *(here.keys() - self._seen.keys())]:
+            uid = self._seen[name] if name in self._seen else self._whose(here[name], close=False)
+            self._seen[name] = uid
+            if uid is None:
+                continue
+            kept[uid] += 1
+            if kept[uid] > self._share:
+                over.add(uid)
+                self._whose(here[name], close=True)
+        return over
+
+    def _whose(self, descriptor: int, *, close: bool) -> int | None:
+        """Whose connection to our socket it is; None where it is none. What was closed meanwhile, and is something else
+        by now, is looked at as what it is: by a descriptor of our own."""
+        try:
+            with socket.socket(fileno=os.dup(descriptor)) as found:
+                if found.family != socket.AF_UNIX or found.getsockname() != self._address:
+                    return None
+                if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    return None
+                said = found.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+                uid = int(_CREDENTIALS.unpack(said)[1])
+                if close:
+                    found.shutdown(socket.SHUT_RDWR)  # gRPC sees its end, and closes it
+                return uid
+        except OSError:
+            return None
+
+
+def _sockets() -> list[tuple[str, int]]:
+    """The sockets of this process: the kernel's name of each, and a descriptor."""
+    found = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        try:
+            name = os.readlink(f"/proc/self/fd/{descriptor}")
+        except OSError:  # closed meanwhile
+            continue
+        if name.startswith("socket:"):
+            found.append((name, int(descriptor)))
+    return found

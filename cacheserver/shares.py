@@ -1,0 +1,101 @@
+"""Threads that users share: none of them, however much he has to do, takes those that another one is about to need.
+
+Law of this file: whoever wants a thread and has none gets one as long as there is a free one; and whoever has some gets
+one more only while as many as he has are left. That is the dynamic threshold of Choudhury and Hahne (1998) with a
+factor of one: a user who is alone has half of the threads, of two each has a third, and the rest is always free. A
+fixed share would either keep threads idle that nobody else wants, or be filled by two users for a third.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+from cacheserver.stopping import stopped
+
+T = TypeVar("T")
+
+
+class Shares:
+    """Threads, and who waits for one.
+
+    Args:
+        size: threads.
+        name: of the threads.
+    """
+
+    def __init__(self, size: int, name: str) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=size, thread_name_prefix=name)
+        self._lock = threading.Lock()
+        self._free = size
+        self._running: Counter[Hashable] = Counter()
+        self._waiting: dict[
+            Hashable, deque[tuple[Future[Any], Callable[[], Any]]]
+        ] = {}  # who was served last comes last
+        self._is_closed = False
+
+    def submit(self, owner: Hashable, work: Callable[..., T], *args: object) -> Future[T]:
+        """Has work done when its owner's turn comes. Raises DaemonUnavailable after `close`.
+
+        Args:
+            owner: a user's ID; None for the daemon itself.
+        """
+        future: Future[T] = Future()
+        with self._lock:
+            if self._is_closed:
+                raise stopped()
+            self._waiting.setdefault(owner, deque()).append((future, partial(work, *args)))
+            self._start()
+        return future
+
+    def each(self, owner: Hashable, work: Callable[[Any], T], things: Iterable[Any]) -> list[T]:
+        """Has the same work done of each thing, and waits. Raises what the first one raised that failed."""
+        futures = [self.submit(owner, work, thing) for thing in things]
+        try:
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def close(self) -> None:
+        """Starts nothing any more: what waits is cancelled."""
+        with self._lock:
+            self._is_closed = True
+            waiting = [future for works in self._waiting.values() for future, _ in works]
+            self._waiting.clear()
+        for future in waiting:  # without the lock: what is told of it may ask for more
+            future.cancel()
+        self._pool.shutdown(wait=False)
+
+    def _start(self) -> None:
+        """Starts, under the lock, what may start now: of who has least, and of those of who has waited for longest."""
+        while self._waiting:
+            owner = min(self._waiting, key=self._running.__getitem__)
+            if self._running[owner] >= self._free:
+                return
+            works = self._waiting.pop(owner)
+            future, work = works.popleft()
+            if works:
+                self._waiting[owner] = works
+            if future.set_running_or_notify_cancel():
+                self._free -= 1
+                self._running[owner] += 1
+                self._pool.submit(self._run, owner, future, work)
+
+    def _run(self, owner: Hashable, future: Future[T], work: Callable[[], T]) -> None:
+        try:
+            tell = partial(future.set_result, work())
+        except BaseException as error:  # noqa: BLE001 - whoever has the future hears of it
+            tell = partial(future.set_exception, error)
+        with self._lock:
+            self._free += 1
+            self._running[owner] -= 1
+            if not self._running[owner]:
+                del self._running[owner]
+            if not self._is_closed:
+                self._start()
+        tell()

@@ -1,0 +1,148 @@
+"""Threads that users share: who gets one, and who waits."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from artifactcache.errors import DaemonUnavailable
+from cacheserver.shares import Shares
+from tests.rig.until import until
+
+SIZE = 12
+SECONDS_MAX = 30
+
+
+class Crowd:
+    """Works that last until they are let go, and whose they are."""
+
+    def __init__(self, shares: Shares) -> None:
+        self.shares = shares
+        self.running: Counter[int] = Counter()
+        self.order: list[int] = []
+        self.go = {owner: threading.Semaphore(0) for owner in range(20)}
+        self._lock = threading.Lock()
+
+    def add(self, owner: int, count: int) -> None:
+        for _ in range(count):
+            self.shares.submit(owner, self._work, owner)
+
+    def settle(self, *, running: dict[int, int]) -> None:
+        until(lambda: +self.running == Counter(running), f"{running} to run, and not {self.running}")
+
+    def let_go(self, owner: int, count: int = 1) -> None:
+        self.go[owner].release(count)
+
+    def _work(self, owner: int) -> None:
+        with self._lock:
+            self.running[owner] += 1
+            self.order.append(owner)
+        assert self.go[owner].acquire(timeout=SECONDS_MAX)
+        with self._lock:
+            self.running[owner] -= 1
+
+
+@pytest.fixture
+def crowd() -> Iterator[Crowd]:
+    """Nobody, at first."""
+    shares = Shares(SIZE, "test")
+    crowd = Crowd(shares)
+    yield crowd
+    shares.close()
+    for owner in crowd.go:
+        crowd.let_go(owner, 1000)
+
+
+def test_who_is_alone_leaves_half(crowd: Crowd) -> None:
+    """However much he wants; and whoever comes then is served at once, though nobody has ended."""
+    crowd.add(1, 100)
+    crowd.settle(running={1: SIZE // 2})
+    crowd.add(2, 100)
+    crowd.settle(running={1: SIZE // 2, 2: SIZE // 4})
+    for owner in range(3, 6):
+        crowd.add(owner, 1)
+    crowd.settle(running={1: 6, 2: 3, 3: 1, 4: 1, 5: 1})
+
+
+def test_shares_become_equal_as_works_end(crowd: Crowd) -> None:
+    """Who had most gets no new one until the others have as many."""
+    crowd.add(1, 100)
+    crowd.settle(running={1: 6})
+    crowd.add(2, 100)
+    crowd.settle(running={1: 6, 2: 3})
+    crowd.let_go(1, 2)
+    crowd.settle(running={1: 4, 2: 4})
+    crowd.let_go(1, 1)
+    crowd.let_go(2, 1)
+    crowd.settle(running={1: 4, 2: 4})
+
+
+def test_who_has_least_comes_first_and_each_in_his_order() -> None:
+    """With one thread to go round users take turns, whoever asked for more, or first."""
+    shares, order, held, freed = Shares(2, "test"), list[str](), threading.Event(), threading.Event()
+
+    def note(what: str) -> Callable[[], None]:
+        return lambda: order.append(what)
+
+    try:
+        shares.submit(8, held.wait, SECONDS_MAX)
+        shares.submit(9, freed.wait, SECONDS_MAX)
+        futures = [shares.submit(owner, note(f"{owner}{n}")) for owner in (1, 2, 3) for n in range(3)]
+        freed.set()
+        for future in futures:
+            future.result(SECONDS_MAX)
+    finally:
+        held.set()
+        freed.set()
+        shares.close()
+    assert order == ["10", "20", "30", "11", "21", "31", "12", "22", "32"]
+
+
+def test_an_error_is_its_askers() -> None:
+    """And the thread is free again."""
+    shares = Shares(2, "test")
+    try:
+        for _ in range(5):
+            with pytest.raises(ZeroDivisionError):
+                shares.submit(1, lambda: 1 // 0).result(SECONDS_MAX)
+        assert shares.submit(1, int, "7").result(SECONDS_MAX) == 7
+    finally:
+        shares.close()
+
+
+def test_each_of_several() -> None:
+    """Results come in the order of the things; the first error ends it, and what has not begun does not begin."""
+    shares, begun = Shares(2, "test"), list[int]()
+
+    def work(number: int) -> int:
+        begun.append(number)
+        return 100 // (number - 3)
+
+    try:
+        assert shares.each(1, str, range(100)) == [str(number) for number in range(100)]
+        with pytest.raises(ZeroDivisionError):
+            shares.each(1, work, [1, 2, 3, *range(4, 1000)])
+        assert len(begun) < 1000
+    finally:
+        shares.close()
+
+
+def test_the_end() -> None:
+    """What waits is cancelled, also where who hears of it asks for more; nothing is taken on any more."""
+    shares, go, heard = Shares(2, "test"), threading.Event(), list[str]()
+    first = shares.submit(1, go.wait, SECONDS_MAX)
+    second = shares.submit(1, go.wait, SECONDS_MAX)
+
+    def ask_again(_: object) -> None:
+        with pytest.raises(DaemonUnavailable):
+            shares.submit(1, go.wait)
+        heard.append("stopped")
+
+    second.add_done_callback(ask_again)
+    shares.close()
+    assert second.cancelled() and heard == ["stopped"]
+    go.set()
+    assert first.result(SECONDS_MAX)
