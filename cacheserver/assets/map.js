@@ -46,7 +46,10 @@ function lay() {
     const hasHead = box.height > 2.2 * HEAD && box.width > 60;
     frame.firstChild.textContent = hasHead ? one.label : "";
     frame.firstChild.hidden = !hasHead;
-    const inner = { x: GAP, y: hasHead ? HEAD : GAP, width: box.width - 3 * GAP, height: box.height - GAP * 2 - (hasHead ? HEAD : GAP) };
+    const within = inset({ x: 0, y: 0, width: box.width - GAP, height: box.height - GAP }, GAP);
+    const inner = hasHead
+      ? { x: GAP, y: HEAD, width: within.width, height: box.height - HEAD - 2 * GAP }
+      : Math.min(box.width, box.height) > 4 * GAP ? within : { x: 0, y: 0, width: box.width / 2, height: box.height / 2 };
     for (const [key, part, at] of parts(one, inner)) {
       seen.add(key);
       const cell = cells.get(key) ?? newCell(key, frame);
@@ -81,6 +84,7 @@ function label(cell, one, part, box) {
   const name = part ? path.replace(/^(?=\d+(\/|$))/, one.key.startsWith("models:/") ? "version " : "") || one.label : left ? `${left} more` : one.label;
   const share = part ? part.share_bytes : one.group ? one.group.share_bytes - one.group.parts.reduce((s, p) => s + p.share_bytes, 0) : one.share;
   const fits = box.width > 44 && box.height > 18;
+  cell.classList.toggle("tiny", !fits);
   cell.firstChild.textContent = fits ? name : "";
   cell.lastChild.textContent = fits && box.height > 36 ? size(share) : "";
   const words = part ? describe(part) : `${one.group ? one.label : ""} ${name}, ${size(share)} in all`.trim();
@@ -127,7 +131,9 @@ function forget(made, seen) {
 }
 
 function inset(box, by) {
-  return { x: box.x + by, y: box.y + by, width: Math.max(0, box.width - 2 * by), height: Math.max(0, box.height - 2 * by) };
+  // Of what is very small a quarter on each side at most, so that something of it is left.
+  const [x, y] = [Math.min(by, box.width / 4), Math.min(by, box.height / 4)];
+  return { x: box.x + x, y: box.y + y, width: box.width - 2 * x, height: box.height - 2 * y };
 }
 
 function put(element, box) {
