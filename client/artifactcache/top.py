@@ -17,7 +17,8 @@ from artifactcache.errors import DaemonUnavailable, DeadlineExceeded, Unauthenti
 from artifactcache.overviews import Overview
 
 ASK_SECONDS_MAX = 5.0  # for one look, where no --timeout says otherwise
-ENTER, LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"  # the alternate screen, and no cursor on it
+# The alternate screen, without a cursor, and with nothing that runs over into the next line.
+ENTER, LEAVE = "\x1b[?1049h\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h\x1b[?1049l"
 HOME, TO_LINE_END, TO_END = "\x1b[H", "\x1b[K", "\x1b[J"
 END_KEYS = b"qQ\x03\x04"
 PLAIN_COLUMNS = 100  # where standard output is no terminal
