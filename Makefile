@@ -4,12 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STUBS := .venv-stubs
 MLFLOWS := .venv-mlflow
+WHEELS := .venv-wheels
+DOCS := .venv-docs
 TEST_PROCESSES ?= 3
+FETCH = $(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: -d $(WHEELS)
 PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 # Compiled on all processors, which pip does on one. Some packages have files for other versions of Python.
 COMPILE := -m compileall -q -j 0
 
-.PHONY: demo test test-slow picture soak soak-disk kills power-cuts faults fuzz check stubs bench lock clean
+.PHONY: demo test test-slow test-dist picture soak soak-disk kills power-cuts faults fuzz check stubs bench dist docs lock clean
 
 $(VENV)/done: requirements.lock pyproject.toml client/pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=…")'
@@ -35,14 +38,36 @@ $(MLFLOWS)/done: $(VENV)/done $(wildcard tests/mlflow-versions/*.txt)
 	$(BIN)/python $(COMPILE) $(MLFLOWS) >/dev/null 2>&1 || true
 	touch $@
 
+# What clean environments are installed from, so that no test asks an index: what a host needs, and for the client the
+# oldest and the newest that it supports, for each of its Pythons.
+$(WHEELS)/done: $(VENV)/done requirements.lock $(wildcard tests/clients/*.txt)
+	rm -rf $(WHEELS)
+	mkdir $(WHEELS)
+	$(BIN)/python -m tools.locked cacheserver > $(WHEELS)/requirements.txt
+	$(FETCH) --require-hashes -r $(WHEELS)/requirements.txt
+	for python in 3.10 3.11 3.12 3.13; do for file in tests/clients/*.txt; do \
+	    case $$python:$$file in 3.13:*oldest.txt|3.1[012]:*oldest-3.13.txt) continue;; esac; \
+	    $(FETCH) --require-hashes --python-version $$python -r $$file || exit 1; done; done
+	touch $@
+
+# The documentation's site, of which the product needs nothing.
+$(DOCS)/done: docs/requirements.lock
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python $(PIP) --no-deps --require-hashes -r docs/requirements.lock
+	touch $@
+
 demo: $(VENV)/done  ## log a model to a real MLflow, fetch it cold, then warm
 	$(BIN)/python demo.py
 
-test: check $(MLFLOWS)/done  ## everything that CI runs
+test: check $(MLFLOWS)/done $(WHEELS)/done $(DOCS)/done  ## everything that CI runs
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m 'not slow' $(PYTEST)
 
 test-slow: $(MLFLOWS)/done  ## what takes minutes, and more cases of what takes seconds: 100,000 files, 5 GiB, older MLflow over S3
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m slow $(PYTEST)
+
+test-dist: $(MLFLOWS)/done $(WHEELS)/done $(DOCS)/done  ## packages, the host's installation, the client's Pythons, the pages' examples
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile tests/test_packages.py tests/test_installed.py \
+	    tests/test_clients.py tests/test_host_install.py tests/test_completion.py tests/test_site.py tests/test_pages.py $(PYTEST)
 
 soak: $(MLFLOWS)/done  ## 64 clients of three users for 20 minutes; as root; PYTEST='--minutes 5 --seed 1' for others
 	$(BIN)/python -m pytest -m slow -s -o faulthandler_timeout=0 tests/test_soak.py $(PYTEST)
@@ -78,6 +103,13 @@ stubs: $(STUBS)/done  ## make the gRPC stubs anew
 bench: $(VENV)/done  ## the README's figures: a table, and tests/bench/results.json
 	$(BIN)/python -m tests.bench
 
+dist: $(VENV)/done  ## both distributions as wheels and sources, a host's requirements, and their checksums, in dist/
+	$(BIN)/python -m tools.dist dist
+
+docs: $(VENV)/done $(DOCS)/done  ## the documentation as a site, in build/site/
+	$(BIN)/python -m tools.site build/docs
+	$(DOCS)/bin/mkdocs build --quiet --strict --config-file build/docs/mkdocs.yml --site-dir ../site
+
 lock: $(VENV)/done  ## the newest versions that fit pyproject.toml
 	$(BIN)/python $(PIP) uv
 	$(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --python-version 3.11 --no-header \
@@ -85,4 +117,4 @@ lock: $(VENV)/done  ## the newest versions that fit pyproject.toml
 	    --all-extras --group test --group check pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf $(VENV) .venv-stubs .venv-mlflow build client/build .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(STUBS) $(MLFLOWS) $(WHEELS) $(DOCS) dist build client/build .mypy_cache .pytest_cache .ruff_cache

@@ -39,7 +39,7 @@ from cacheserver.recorder import Recorder
 from cacheserver.refusals import without_credentials, without_secrets
 from cacheserver.register import Register
 from cacheserver.reservations import Reservations
-from cacheserver.restoring import compare, open_index
+from cacheserver.restoring import compare, look_through, open_index
 from cacheserver.retaining import Retaining
 from cacheserver.roles import ADMINISTRATOR, Roles
 from cacheserver.scrubbing import Scrubber
@@ -208,6 +208,10 @@ def _upkeep(parts: Parts) -> list[Upkeep]:
         store.index.pins.expire(time.time())
         store.leftovers.expire(time.time() - LEFTOVERS_KEPT_SECONDS)
 
+    def look() -> None:
+        look_through(store.index)
+        compare(store.index)
+
     def mend() -> None:
         if store.mend_index():
             sweeper.prepare = retaining.rejudge
@@ -225,7 +229,7 @@ def _upkeep(parts: Parts) -> list[Upkeep]:
         Upkeep("retain", [(RULES_SECONDS, retaining.refresh), (1, retaining.look)]),
         Upkeep("warm", [(1, parts.warming.look)]),
         Upkeep("history", [(SAMPLE_SECONDS, parts.overview.note)]),
-        Upkeep("scrub", [(COMPARE_SECONDS, lambda: compare(store.index)), (1, parts.scrubber.look)]),
+        Upkeep("scrub", [(COMPARE_SECONDS, look), (1, parts.scrubber.look)]),
         Upkeep(
             "heal",
             [(1, mend), (1, parts.meddling.look), (1, parts.healing.look), (SEARCH_SECONDS, parts.healing.search)],

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple, cast
 
 from artifactcache.errors import Corrupted, NoSpace, NotFound, OriginUnavailable
@@ -209,7 +210,7 @@ class Cache:
         fresh = ask is not Ask.WHAT_IS_DUE or (resolved is not None and not resolved.settled)
         flight, started = self._flights.join(
             (artifact.uri, selection.key, ask),
-            lambda progress: self._measured(artifact, selection, ask, payer, origin, progress),
+            partial(self._measured, partial(self._bring, artifact, selection, ask, payer, origin)),
             fresh=fresh,
         )
         if payer:
@@ -301,18 +302,10 @@ class Cache:
                     self._uses.brought(tree, payer.uid, self._clock())
                 self._budgets.landed(progress)
 
-    def _measured(
-        self,
-        artifact: Artifact,
-        selection: Selection,
-        ask: Ask,
-        payer: Payer | None,
-        origin: MlflowOrigin,
-        progress: Progress,
-    ) -> Brought:
+    def _measured(self, bring: Callable[[Progress], Brought], progress: Progress) -> Brought:
         began, outcome = self._store.ticks(), "failed"
         try:
-            brought = self._bring(artifact, selection, ask, payer, origin, progress)
+            brought = bring(progress)
             outcome = "stale" if brought.stale else "brought" if brought.origin_bytes else "checked"
             return brought
         finally:
@@ -379,7 +372,11 @@ class Cache:
                 return Brought(found, taken, transport="+".join(sorted(progress.transports)) if taken else "")
         if gone:
             raise gone
-        raise Corrupted(f"{artifact.uri}: its bytes do not stay what they are. Look at the store's disk.")
+        self._index.suspect()  # rows that lead nowhere look the same
+        raise Corrupted(
+            f"{artifact.uri}: its bytes do not stay what they are. Try again in a moment; where that does not help,"
+            " look at the store's disk."
+        )
 
     # -- the mechanics ----------------------------------------------------------------------------------------------
 

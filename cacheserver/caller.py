@@ -48,6 +48,7 @@ class AsCaller:
         """A run: `info`, and the IDs of the logged models that it has put out."""
         run = self._ask("mlflow/runs/get", "run", run_id=run_id)
         info, outputs = _of(run, "info"), run.get("outputs") or {}
+        _is_of("run", run_id, info.get("run_id"))
         models = outputs.get("model_outputs") or () if isinstance(outputs, dict) else ()
         return SimpleNamespace(
             info=SimpleNamespace(
@@ -61,6 +62,7 @@ class AsCaller:
     def get_logged_model(self, model_id: str) -> Any:
         """A logged model."""
         info = _of(self._ask(f"mlflow/logged-models/{quote(model_id, safe='')}", "model"), "info")
+        _is_of("logged model", model_id, info.get("model_id"))
         return SimpleNamespace(
             model_id=info.get("model_id", ""),
             name=str(info.get("name", "")),
@@ -72,7 +74,9 @@ class AsCaller:
 
     def get_model_version(self, name: str, version: str) -> Any:
         """A version of a registered model."""
-        return _version(self._ask("mlflow/model-versions/get", "model_version", name=name, version=version))
+        found = _version(self._ask("mlflow/model-versions/get", "model_version", name=name, version=version))
+        _is_of("version of a model", version, found.version)
+        return found
 
     def get_model_version_download_uri(self, name: str, version: str) -> Any:
         """Where a version's bytes are."""
@@ -117,6 +121,12 @@ def _version(found: Any) -> Any:
         run_id=str(found.get("run_id") or ""),
         model_id=str(found.get("model_id") or ""),
     )
+
+
+def _is_of(what: str, asked: str, told: object) -> None:
+    """Raises Corrupted where an answer is about something else, as from a proxy that mixes answers up."""
+    if told != asked:
+        raise Corrupted(f"The tracking server was asked for a {what}, {asked}, and has answered with another one.")
 
 
 def _of(found: dict[str, Any], field: str) -> dict[str, Any]:

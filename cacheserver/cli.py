@@ -8,6 +8,7 @@ import os
 import stat
 import sys
 
+from artifactcache import completion, usage
 from artifactcache.errors import CacheError
 from cacheserver import __version__
 from cacheserver.advice import warnings
@@ -37,33 +38,70 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
+EPILOG = """\
+Examples:
+  cacheserver serve
+  cacheserver serve --config /etc/cacheserver.toml
+  eval "$(cacheserver --completion bash)"
+
+Without a configuration it serves your own user: its store is in your cache folder, its sockets in your run-time
+folder; under systemd it takes STATE_DIRECTORY and RUNTIME_DIRECTORY. MLFLOW_TRACKING_URI names the tracking server,
+and CACHESERVER_STORE_CAPACITY takes the place of the key capacity of [store], and so on; config.example.toml has
+every key.
+
+Exit status: 0 success, 1 something is wrong, 2 wrong command line."""
+
+EXAMPLES = {
+    "serve": ("cacheserver serve", "cacheserver serve --config /etc/cacheserver.toml"),
+    "check-config": ("cacheserver check-config /etc/cacheserver.toml",),
+    "fsck": ("cacheserver fsck --config /etc/cacheserver.toml",),
+    "simulate": (
+        "cacheserver simulate --trace trace --capacity 2TiB 4TiB",
+        "cacheserver simulate --generate mixed --requests 5000 --capacity 10% --policy gdsf lru --json",
+    ),
+}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="cacheserver", description="Gives every job on this host its MLflow artifacts in milliseconds."
+        prog="cacheserver",
+        description="Gives every job on this host its MLflow artifacts in milliseconds.",
+        epilog=EPILOG,
+        formatter_class=usage.Formatter,
     )
     parser.add_argument("--version", action="version", version=f"cacheserver {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    serve = commands.add_parser("serve", help="serve until stopped; needs no configuration")
+    parser.add_argument("--completion", action=completion.Print)
+    added_to = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(name: str, words: str) -> argparse.ArgumentParser:
+        epilog = usage.shown(EXAMPLES[name]) if name in EXAMPLES else None
+        return added_to.add_parser(name, help=words, description=words, epilog=epilog, formatter_class=usage.Formatter)
+
+    serve = add("serve", "Serve until stopped; needs no configuration.")
     serve.add_argument("--config", metavar="PATH", help="a TOML file; config.example.toml has every key")
     serve.set_defaults(run=_serve)
-    check = commands.add_parser("check-config", help="say whether a configuration can be used")
-    check.add_argument("config", metavar="PATH")
+    check = add("check-config", "Say whether a configuration can be used, and what in it is surely not meant.")
+    check.add_argument("config", metavar="PATH", help="the TOML file")
     check.set_defaults(run=_check_config)
-    fsck = commands.add_parser("fsck", help="check a store whose daemon is stopped, and mend what can be mended")
+    fsck = add("fsck", "Check a store whose daemon is stopped, and mend what can be mended.")
     fsck.add_argument("--config", metavar="PATH", help="the TOML file that the daemon is started with")
     fsck.set_defaults(run=_fsck)
-    _add_simulate(
-        commands.add_parser("simulate", help="replay a trace: what would more capacity, or another policy, buy?")
-    )
+    _add_simulate(add("simulate", "Replay a trace: what would more capacity, or another policy, buy?"))
     return parser
 
 
 def _add_simulate(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--trace", metavar="FILE", help="a trace that the daemon has recorded")
-    source.add_argument("--generate", metavar="NAME", default="mixed", help="a made one: mixed, zipf, versions, …")
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the made one; it is printed")
-    parser.add_argument("--requests", type=int, default=10_000, metavar="N", help="fetches of the made one")
+    source.add_argument(
+        "--generate", metavar="NAME", default="mixed", help="a made one: mixed, zipf, versions, … (default: mixed)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="what the made one's chances follow from (default: 1)"
+    )
+    parser.add_argument(
+        "--requests", type=int, default=10_000, metavar="N", help="how many fetches the made one has (default: 10000)"
+    )
     parser.add_argument(
         "--capacity",
         nargs="+",

@@ -32,7 +32,11 @@ VARIABLES_MAX = 900  # of one statement: SQLite's oldest limit on bound variable
 # SQLite says "disk I/O error" where the disk has no room for a file that it maps into memory (32 KiB at a time).
 ROOM_BYTES_MIN = 1 << 20
 
-_DAMAGED = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT})
+# Where a row breaks a constraint, or has something of another type, a disk has changed what it stands beside: nothing
+# of ours writes such rows.
+_DAMAGED = frozenset(
+    {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH}
+)
 # Damage in other words: of a schema, of text, and of the number that says how tables are written.
 _WORDS_OF_DAMAGE = (
     "no such table",
@@ -56,7 +60,7 @@ class Tables:
     """The tables of one file, in the newest schema.
 
     Attributes:
-        is_damaged: SQLite has met something in the file that it cannot read.
+        is_damaged: something in the file cannot be read, or not be right; whoever else finds out sets it.
         is_behind: the mirror lacks what the index has, as far as is known: it is to be made anew.
 
     Raises IndexDamaged where the file is damaged; CacheError where it is of a newer release, or cannot be read; where
@@ -112,9 +116,9 @@ class Tables:
             with contextlib.suppress(sqlite3.Error):
                 connection.close()
 
-    def find_damage(self) -> list[str]:
-        """As `find_damage` below, of this index; thoroughly where SQLite has met damage."""
-        return find_damage(self._path, thorough=self.is_damaged)
+    def find_damage(self, *, thorough: bool = False) -> list[str]:
+        """As `find_damage` below, of this index; thoroughly in any case where there seems to be damage."""
+        return find_damage(self._path, thorough=thorough or self.is_damaged)
 
     def _open(self, opened: contextlib.ExitStack) -> Database:
         connection = self._connect()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from artifactcache.errors import CacheError
 from cacheserver.disk import Disk
 from cacheserver.index import Index
-from cacheserver.restoring import compare, mend, open_index
+from cacheserver.restoring import compare, look_through, mend, open_index
 from cacheserver.space import show
 from cacheserver.store import Store
 from cacheserver.verify import Verified
@@ -81,6 +81,7 @@ def check(root: str) -> Report:
         raise
     store = Store(disk, index, lambda: 0.0)
     try:
+        look_through(index)
         mend(index, disk)
         compare(index)
         verified = store.verify(None, Progress())

@@ -66,9 +66,13 @@ class Index:
         """Whether its mirror lacks something that it has."""
         return self._tables.is_behind
 
-    def find_damage(self) -> list[str]:
+    def suspect(self) -> None:
+        """What it says cannot be right: it is to be looked at, and made anew where it is damaged."""
+        self._tables.is_damaged = True
+
+    def find_damage(self, *, thorough: bool = False) -> list[str]:
         """Which of both are damaged: "main" for itself, "names" for its mirror. Reads all of them."""
-        return self._tables.find_damage()
+        return self._tables.find_damage(thorough=thorough)
 
     def renewed(self, catch_up: Callable[[], None]) -> AbstractContextManager[None]:
         """Closes it for as long as this lasts, and opens what stands in its place then, for `catch_up` to fill; whoever

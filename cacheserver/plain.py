@@ -17,7 +17,10 @@ def open_plain(path: str | bytes, flags: int = os.O_RDONLY, *, dir_fd: int | Non
     """
     flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     fd = os.open(path, flags, 0o600, dir_fd=dir_fd)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.ENXIO, "it is no plain file", os.fsdecode(path))
+    except BaseException:
         os.close(fd)
-        raise OSError(errno.ENXIO, "it is no plain file", os.fsdecode(path))
+        raise
     return fd

@@ -45,6 +45,13 @@ def mend(index: Index, disk: Disk) -> bool:
     return True
 
 
+def look_through(index: Index) -> None:
+    """Looks at each entry of an index while it serves, as at one that is no row's any more: SQLite meets such a one
+    when it is asked for it, if at all."""
+    if index.find_damage(thorough=True):
+        index.suspect()
+
+
 def compare(index: Index) -> list[str]:
     """Looks whether the index and the mirror say the same of each artifact, version and alias: SQLite's pages have no
     checksums. What they do not agree on is asked and fetched again. Returns what that is."""

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from cacheserver.stopping import stopped
 
 T = TypeVar("T")
+_Begun = tuple[Hashable, Future[Any], Callable[[], Any]]
 
 
 class Shares:
@@ -49,7 +50,8 @@ class Shares:
             if self._is_closed:
                 raise stopped()
             self._waiting.setdefault(owner, deque()).append((future, partial(work, *args)))
-            self._start()
+            due = self._due()
+        self._start(due)
         return future
 
     def each(self, owner: Hashable, work: Callable[[Any], T], things: Iterable[Any]) -> list[T]:
@@ -71,12 +73,14 @@ class Shares:
             future.cancel()
         self._pool.shutdown(wait=False)
 
-    def _start(self) -> None:
-        """Starts, under the lock, what may start now: of who has least, and of those of who has waited for longest."""
+    def _due(self) -> list[_Begun]:
+        """What may begin now, which is taken out under the lock: of who has least, and of those of who has waited for
+        longest."""
+        due: list[_Begun] = []
         while self._waiting:
             owner = min(self._waiting, key=self._running.__getitem__)
             if self._running[owner] >= self._free:
-                return
+                break
             works = self._waiting.pop(owner)
             future, work = works.popleft()
             if works:
@@ -84,9 +88,17 @@ class Shares:
             if future.set_running_or_notify_cancel():
                 self._free -= 1
                 self._running[owner] += 1
-                self._pool.submit(self._run, owner, future, work)
+                due.append((owner, future, work))
+        return due
 
-    def _run(self, owner: Hashable, future: Future[T], work: Callable[[], T]) -> None:
+    def _start(self, due: list[_Begun]) -> None:
+        for owner, future, work in due:
+            try:
+                self._pool.submit(self._run, owner, future, work)
+            except RuntimeError:  # closed meanwhile
+                future.set_exception(stopped())
+
+    def _run(self, owner: Hashable, future: Future[Any], work: Callable[[], Any]) -> None:
         try:
             tell = partial(future.set_result, work())
         except BaseException as error:  # noqa: BLE001 - whoever has the future hears of it
@@ -96,6 +108,6 @@ class Shares:
             self._running[owner] -= 1
             if not self._running[owner]:
                 del self._running[owner]
-            if not self._is_closed:
-                self._start()
+            due = [] if self._is_closed else self._due()
+        self._start(due)
         tell()

@@ -12,12 +12,13 @@ import os
 import sys
 from collections.abc import Callable
 
-from artifactcache import __version__, auditing, commands, render, request, top, units, upkeep
+from artifactcache import __version__, auditing, commands, completion, render, request, top, units, upkeep, usage
 from artifactcache.client import Client
 from artifactcache.errors import CacheError, InvalidRequest
 from artifactcache.request import EXISTS, KINDS, MODES
 
 LOCK_FILE = "artifacts.lock"
+URI_WORDS = "runs:/<id>/<path>, models:/<name>/<version>, models:/<name>@<alias> or a bare artifact URI"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -94,57 +95,77 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="artifactcache",
         description="MLflow artifacts in milliseconds, from the cache on this host.",
-        epilog="Exit status: 0 success, 1 error or corrupted bytes, 2 wrong request, 128 and its number after a "
-        'signal. With --json stdout is one JSON document; after an error it is {"error": class, "message": text}.',
+        epilog=usage.EPILOG,
+        formatter_class=usage.Formatter,
     )
     parser.add_argument("--version", action="version", version=f"artifactcache {__version__}")
+    parser.add_argument("--completion", action=completion.Print)
     parser.add_argument(
-        "--socket-dir", metavar="DIR", help="where the daemon's sockets are (default: ARTIFACTCACHE_SOCKET_DIR)"
+        "--socket-dir",
+        metavar="DIR",
+        help="where the daemon's sockets are (default: ARTIFACTCACHE_SOCKET_DIR, else the system daemon's "
+        "/run/cacheserver where it answers, else your own)",
     )
     added_to = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print one JSON document")
-    common.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="limit for the whole command")
+    common.add_argument(
+        "--timeout", type=_seconds, metavar="SECONDS", help="limit for the whole command (default: none)"
+    )
     run = argparse.ArgumentParser(add_help=False)
     run.add_argument("--run-id", help="a run's ID, instead of URI")
     run.add_argument("--artifact-path", metavar="PATH", help="a path inside that run")
     patterns = argparse.ArgumentParser(add_help=False)
     patterns.add_argument(
-        "--include", action="append", default=[], metavar="GLOB", help="only files that match; may be repeated"
+        "--include",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="only files whose path matches; * stays in one folder, ** crosses folders; may be repeated",
     )
     patterns.add_argument(
-        "--exclude", action="append", default=[], metavar="GLOB", help="no files that match; may be repeated"
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="no files whose path matches; may be repeated",
     )
     part = argparse.ArgumentParser(add_help=False, parents=[patterns])
-    part.add_argument("--refresh", action="store_true", help="ask the origin again")
+    part.add_argument(
+        "--refresh", action="store_true", help="compare everything with the origin now, and download what differs"
+    )
 
     def add(
         name: str, command: commands.Command, words: str, *parents: argparse.ArgumentParser
     ) -> argparse.ArgumentParser:
-        added = added_to.add_parser(name, help=words, description=words, parents=[*parents, common])
+        added = added_to.add_parser(
+            name,
+            help=words,
+            description=words,
+            epilog=usage.examples(name),
+            formatter_class=usage.Formatter,
+            parents=[*parents, common],
+        )
         added.set_defaults(command=command)
         return added
 
-    fetch = add(
-        "fetch",
-        commands.fetch,
-        "Place an artifact at DST. Without DST print the path of a read-only view: its lease ends with this "
-        "command, so the daemon may evict it afterwards.",
-        run,
-        part,
+    _fetch_options(
+        add(
+            "fetch",
+            commands.fetch,
+            "Place an artifact at DST. Without DST print the path of a read-only view: its lease ends with this "
+            "command, so the daemon may evict it afterwards.",
+            run,
+            part,
+        )
     )
-    fetch.add_argument("uri", nargs="?", metavar="URI", help="runs:/…, models:/… or a bare artifact URI")
-    fetch.add_argument("dst", nargs="?", metavar="DST", help="the folder (or file) that is to come into being")
-    fetch.add_argument("--mode", choices=MODES, default="auto", help="how to place it (default: auto)")
-    fetch.add_argument("--writable", action="store_true", help="never a hard link")
-    fetch.add_argument("--exists", choices=EXISTS, default="error", help="where DST exists (default: error)")
     add("warm", commands.warm, "Make artifacts present, without handing them over.", part).add_argument(
-        "uris", nargs="+", metavar="URI"
+        "uris", nargs="+", metavar="URI", help=URI_WORDS
     )
     add("ls", commands.ls, "List the artifacts that are held.")
     inspect = add("inspect", commands.inspect, "List the files of an artifact that is held.", run)
-    inspect.add_argument("uri", nargs="?", metavar="URI")
+    inspect.add_argument("uri", nargs="?", metavar="URI", help=URI_WORDS)
     inspect.add_argument(
         "--format", choices=("table", "b3sum"), default="table", help="b3sum: lines for `b3sum --check`"
     )
@@ -153,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
         commands.verify,
         "Hash stored bytes again: those of URI, or all, which is for operators. Status 1 if any are wrong.",
         run,
-    ).add_argument("uri", nargs="?", metavar="URI")
+    ).add_argument("uri", nargs="?", metavar="URI", help=URI_WORDS)
     pin = add(
         "pin",
         upkeep.pin,
@@ -162,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
         run,
         patterns,
     )
-    pin.add_argument("uri", nargs="?", metavar="URI")
+    pin.add_argument("uri", nargs="?", metavar="URI", help=URI_WORDS)
     pin.add_argument(
         "--for",
         dest="for_seconds",
@@ -176,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
         "End the pins of a version, or those made by this URI. For operators.",
         run,
         patterns,
-    ).add_argument("uri", nargs="?", metavar="URI")
+    ).add_argument("uri", nargs="?", metavar="URI", help=URI_WORDS)
     sweep = add(
         "sweep",
         upkeep.sweep,
@@ -193,7 +214,7 @@ def _parser() -> argparse.ArgumentParser:
         "Say why an artifact is kept, or when it would go, and what that would free and cost.",
         run,
         patterns,
-    ).add_argument("uri", nargs="?", metavar="URI")
+    ).add_argument("uri", nargs="?", metavar="URI", help=URI_WORDS)
     _audit_options(
         add(
             "audit",
@@ -209,7 +230,7 @@ def _parser() -> argparse.ArgumentParser:
         "again, under their names.",
         part,
     )
-    lock.add_argument("uris", nargs="*", metavar="URI")
+    lock.add_argument("uris", nargs="*", metavar="URI", help=URI_WORDS)
     lock.add_argument(
         "-o",
         "--output",
@@ -254,6 +275,24 @@ def _looking(add: Callable[..., argparse.ArgumentParser]) -> None:
         "Print an address of the daemon's page, where it shows one: it lets in who opens it first, as you.",
     )
     add("stats", commands.stats, "Show what the store holds, and what was served.")
+
+
+def _fetch_options(fetch: argparse.ArgumentParser) -> None:
+    fetch.add_argument("uri", nargs="?", metavar="URI", help=URI_WORDS)
+    fetch.add_argument("dst", nargs="?", metavar="DST", help="the folder (or file) that is to come into being")
+    fetch.add_argument(
+        "--mode",
+        choices=MODES,
+        default="auto",
+        help="how to place it; auto: reflink, else hardlink, else copy (default: auto)",
+    )
+    fetch.add_argument("--writable", action="store_true", help="files of your own, never a hard link")
+    fetch.add_argument(
+        "--exists",
+        choices=EXISTS,
+        default="error",
+        help="what to do where DST exists; merge overwrites same names and leaves the others (default: error)",
+    )
 
 
 def _audit_options(audit: argparse.ArgumentParser) -> None:

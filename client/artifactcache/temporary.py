@@ -46,10 +46,10 @@ def remove_all() -> None:
 def _folder_of_this_process() -> str:
     key = os.getpid(), tempfile.gettempdir()
     if key in _own:
-        folder, descriptor = _own[key]
+        folder, held = _own[key]
         if os.path.isdir(folder):
             return folder
-        os.close(descriptor)  # somebody has cleared the folder for temporary files
+        os.close(held)  # somebody has cleared the folder for temporary files
         del _own[key]
     if not any(pid == key[0] for pid, _ in _own):
         _at_exit()

@@ -33,6 +33,21 @@ cp -r "$1" /run/units
 export SYSTEMD_UNIT_PATH=/run/units container=tests
 exec "$2" --system --unit=tests.target --log-target=null --show-status=no
 """
+# The same, of a machine that may be changed: its folders are shown through others that take what is written.
+_BEGIN_HOST = """
+set -e
+mount --make-rprivate /
+mount -t proc proc /proc
+for folder in /run /var/lib /var/log /opt /srv; do mount -t tmpfs -o mode=0755 tests "$folder"; done
+for folder in /etc /usr/local; do
+    mkdir -p "/run/written$folder" "/run/work$folder"
+    mount -t overlay -o "lowerdir=$folder,upperdir=/run/written$folder,workdir=/run/work$folder" tests "$folder"
+done
+mount -t tmpfs -o mode=0755 tests /etc/systemd/system
+cp -r "$1" /run/units
+export SYSTEMD_UNIT_PATH=/etc/systemd/system:/run/units container=tests
+exec "$2" --system --unit=tests.target --log-target=null --show-status=no
+"""
 
 
 def reason_not_to() -> str | None:
@@ -113,14 +128,36 @@ def managing(folder: Path, interpreter: Interpreter, user: User, config: str, mo
         f'ExecStart=\nExecStart={interpreter.python} -c "{main}" serve --config {folder}/config.toml\n'
         f"StandardOutput=append:{log}\nStandardError=append:{log}\n{more}"
     )
+    with _first_process(_BEGIN, str(units)) as pid:
+        yield _managed(pid, log)
+
+
+@contextlib.contextmanager
+def host(folder: Path) -> Iterator[Systemd]:
+    """A manager of a host on which nothing of ours is installed yet, and where anything may be.
+
+    What is written to /etc, /opt, /srv, /usr/local, /var/lib and /var/log is gone with it.
+    """
+    (folder / "units").mkdir()
+    for target in _TARGETS:
+        (folder / "units" / f"{target}.target").write_text("[Unit]\nDefaultDependencies=no\n")
+    with _first_process(_BEGIN_HOST, str(folder / "units")) as pid:
+        yield _managed(pid, Path("/nonexistent"))
+
+
+@contextlib.contextmanager
+def _first_process(script: str, units: str) -> Iterator[int]:
     # Its processes end with the first of them, whatever becomes of the tests (--kill-child).
-    command = ("unshare", "--pid", "--mount", "--cgroup", "--fork", "--kill-child", "sh", "-c", _BEGIN, "sh")
-    with subprocess.Popen((*command, str(units), PROGRAM), start_new_session=True) as process:
+    command = ("unshare", "--pid", "--mount", "--cgroup", "--fork", "--kill-child", "sh", "-c", script, "sh")
+    with subprocess.Popen((*command, units, PROGRAM), start_new_session=True) as process:
         try:
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-            pid = int(until(lambda: children.read_text().split(), "the first process to begin")[0])
-            found = Systemd(pid, log)
-            until(lambda: found.attempt("is-active", "tests.target").stdout.strip() == "active", "systemd", SECONDS_MAX)
-            yield found
+            yield int(until(lambda: children.read_text().split(), "the first process to begin")[0])
         finally:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def _managed(pid: int, log: Path) -> Systemd:
+    found = Systemd(pid, log)
+    until(lambda: found.attempt("is-active", "tests.target").stdout.strip() == "active", "systemd", SECONDS_MAX)
+    return found

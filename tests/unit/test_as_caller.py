@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
+from artifactcache.errors import Corrupted
 from cacheserver import uris
 from cacheserver.credentials import Credentials
 from cacheserver.origin import MlflowOrigin
@@ -191,3 +192,13 @@ def test_the_daemons_own_login_is_not_sent_for_a_caller(host: Host, tmp_path: Pa
         origin.prove(uris.parse(f"runs:/{RUN}"), Credentials())
         fetched(origin, ROOT, tmp_path, login="")
     assert {login for _, _, login in host.asked} == {""}
+
+
+@pytest.mark.parametrize("uri", [f"runs:/{'c' * 32}", f"models:/m-{'c' * 32}", "models:/resnet/4"])
+def test_an_answer_about_something_else_lets_nobody_in(
+    plain: MlflowOrigin, monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    """What a server, or a proxy before it, says of another run, model or version is no leave to read this one."""
+    monkeypatch.setitem(ANSWERS, f"mlflow/logged-models/m-{'c' * 32}", ANSWERS[f"mlflow/logged-models/{MODEL}"])
+    with pytest.raises(Corrupted, match="another one"):
+        plain.prove(uris.parse(uri), Credentials({"Authorization": HERS}))
