@@ -225,3 +225,4 @@ def test_it_comes_back_by_itself(
     tab.until(lambda: "away" in tab.text("#state"), "that it is away")
     daemon.start()
     tab.until(lambda: "artifactcache page" in tab.text("#door"), "the door", 40)
+    assert tab.texts("main") == [""]

@@ -50,6 +50,8 @@ EXAMPLES = {
     ),
     "sync": ("artifactcache sync --locked artifacts.lock ./models",),
     "quota": ("artifactcache quota", "artifactcache quota --all --json"),
+    "top": ("artifactcache top", "artifactcache top --once --json"),
+    "page": ("artifactcache page",),
     "stats": ("artifactcache stats --json",),
     "whoami": ("artifactcache whoami",),
     "ping": ("artifactcache ping --timeout 2",),
