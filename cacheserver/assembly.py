@@ -16,6 +16,7 @@ from cacheserver.audit import AuditLog
 from cacheserver.bringing import Freshness
 from cacheserver.budgets import Budgets
 from cacheserver.cache import Cache
+from cacheserver.checkup import Checkup
 from cacheserver.config import ConfigError
 from cacheserver.disk import Disk
 from cacheserver.doors import Doors
@@ -137,9 +138,13 @@ def assemble(config: Config, here: Place, uid: int) -> Parts:
     gate, for_root = _gate(config, origin, roles), config.access.hardlink_for_root
     fetching = Fetching(cache, store, sessions, sweeper, gate, stopping, serves=roles.admit, hardlink_for_root=for_root)
     about = {"tracking_uri": origin.name, "access_check": config.access.check}
+    healing = Healing(cache, store.index, time.monotonic, pause)
+    whom = "every user" if here.serves_all else f"uid {uid}"
+    clocks = time.time, time.monotonic
+    checkup = Checkup(store, sweeper, sessions, roles, origin, whom, healing.count, *clocks)
     entrance = Entrance(config.page.listen, time.monotonic)
     service = Service(
-        cache, store, sessions, sweeper, administration, roles, fetching, audit, stopping, about, entrance
+        cache, store, sessions, sweeper, administration, roles, fetching, audit, checkup, stopping, about, entrance
     )
     overview = Overview(
         cache,
@@ -160,7 +165,6 @@ def assemble(config: Config, here: Place, uid: int) -> Parts:
 
     pace = Pace(round(config.scrub.rate.number), time.monotonic, time.sleep)
     scrubber = Scrubber(store, config.scrub.every, pace, time.time)
-    healing = Healing(cache, store.index, time.monotonic, pause)
     store.verifier.damaged = healing.want
     administration.damaged_count = healing.count
     meddling = Meddling(disk, store.index, store.verifier, lambda trees: _lost(trees, store, healing))

@@ -178,7 +178,17 @@ class Handoff:
                 raise InvalidRequest(f"The tree has no blob at place {request.blobs.first}.")
             reply.blobs.count = len(found)
             return found
+        if kind == "probe":
+            return [self._probe(connection, _folder(fds) if fds else None, reply.probe)]
         raise InvalidRequest("The packet holds no request.")
+
+    def _probe(self, connection: Connection, folder: int | None, reply: pb.ProbeReply) -> int:
+        tried = self._store.probe.tried(folder, connection.peer.uid)
+        reply.linked_as, reply.no_link, reply.no_view = tried.linked_as, tried.no_link, tried.no_view
+        reply.views_path = os.fsencode(tried.views)
+        reply.views_device, reply.views_inode = tried.views_found.st_dev, tried.views_found.st_ino
+        reply.filesystem, reply.filesystem_id = tried.filesystem
+        return tried.descriptor
 
     def _hello(self, connection: Connection, hello: pb.Hello) -> list[int]:
         """Returns the descriptor of the session's page, where it is a new one whose process proves its calls."""
@@ -240,7 +250,7 @@ def _failure(error: CacheError) -> pb.HandoffReply:
 
 def _folder(fds: list[int]) -> int:
     if len(fds) != 1:
-        raise InvalidRequest("A LinkRequest carries one descriptor: that of the folder to link into.")
+        raise InvalidRequest("It carries one descriptor: that of the folder to link into.")
     return fds[0]
 
 

@@ -49,9 +49,10 @@ class Access(NamedTuple):
 class StatusError(OSError):
     """The server answered with a status that is no success, and perhaps with one of MLflow's error codes."""
 
-    def __init__(self, code: int, message: str, retry_after: str = "", error_code: str = "") -> None:
+    def __init__(self, code: int, message: str, retry_after: str = "", error_code: str = "", date: str = "") -> None:
         super().__init__(f"HTTP {code}{f': {message}' if message else ''}")
         self.code = code
+        self.date = date
         self.error_code = error_code
         self.retry_after = retry_after
 
@@ -144,7 +145,8 @@ class Http:
                 url, answer = following, self._ask(following, access, patience, headers)
             if answer.status not in (200, 206):
                 message, error_code = _said(answer)
-                raise StatusError(answer.status, message, answer.headers.get("Retry-After", ""), error_code)
+                told = answer.headers
+                raise StatusError(answer.status, message, told.get("Retry-After", ""), error_code, told.get("Date", ""))
             yield answer
         finally:
             if answer.length_remaining or (answer.length_remaining is None and not answer.closed):

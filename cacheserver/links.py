@@ -53,9 +53,7 @@ def link_tree(
     Returns the number of links. Raises ModeUnavailable where links cannot be had there, InvalidRequest where the
     folder is not what it should be, Corrupted where a blob has gone.
     """
-    if _mount_of(folder_fd) != _mount_of(blobs_fd):  # before anything else is asked of it: it may never answer
-        raise ModeUnavailable(f"Hard links cannot be had at the destination: {NO_LINKS[errno.EXDEV]}.")
-    check_folder(folder_fd, owner)
+    _check_destination(blobs_fd, folder_fd, owner)
     work = _by_folder(manifest)
     if pool is None or len(manifest.entries) < PARALLEL_FILES_MIN or len(work) < 2:
         return _link(work, blobs_fd, folder_fd, owner, renew)
@@ -70,6 +68,24 @@ def link_tree(
             half.exception()  # the descriptors are the caller's: nobody uses them when this returns
 
 
+def link_file(
+    source: str, name: bytes, blobs_fd: int, folder_fd: int, owner: int, renew: Callable[[str], None]
+) -> None:
+    """Links one file of the store into a folder, by the same checks; arguments and errors are those of `link_tree`.
+
+    Args:
+        source: its path, relative to the folder of blobs.
+    """
+    _check_destination(blobs_fd, folder_fd, owner)
+    _link_one(source, name, blobs_fd, folder_fd, renew)
+
+
+def _check_destination(blobs_fd: int, folder_fd: int, owner: int) -> None:
+    if mount_of(folder_fd) != mount_of(blobs_fd):  # before anything else is asked of it: it may never answer
+        raise ModeUnavailable(f"Hard links cannot be had at the destination: {NO_LINKS[errno.EXDEV]}.")
+    check_folder(folder_fd, owner)
+
+
 def check_folder(fd: int, owner: int) -> None:
     """Raises InvalidRequest where a descriptor is not a folder of this user."""
     found = os.fstat(fd)
@@ -79,10 +95,11 @@ def check_folder(fd: int, owner: int) -> None:
         raise InvalidRequest("The folder to link into does not belong to the user who asks.")
 
 
-def _mount_of(fd: int) -> str:
-    """Which mount a descriptor lies in. Asks the kernel alone (proc_pid_fdinfo(5)), never the filesystem itself."""
+def mount_of(fd: int) -> str:
+    """The number of the mount that a descriptor lies in; empty where the kernel does not say. Asks the kernel alone
+    (proc_pid_fdinfo(5)), never the filesystem itself."""
     with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
-        return next((line for line in lines if line.startswith("mnt_id:")), "")
+        return next((line.split()[1] for line in lines if line.startswith("mnt_id:")), "")
 
 
 def _by_folder(manifest: Manifest) -> list[tuple[bytes, list[Entry]]]:
@@ -102,23 +119,22 @@ def _link(
         try:
             skip = len(folder) + 1 if folder else 0
             for path, digest, _ in entries:
-                _link_one(digest, path[skip:], blobs_fd, fd, renew)
+                _link_one(f"{digest[:2]}/{digest[2:]}", path[skip:], blobs_fd, fd, renew)
             count += len(entries)
         finally:
             os.close(fd)
     return count
 
 
-def _link_one(digest: str, name: bytes, blobs_fd: int, fd: int, renew: Callable[[str], None]) -> None:
-    source = f"{digest[:2]}/{digest[2:]}"
+def _link_one(source: str, name: bytes, blobs_fd: int, fd: int, renew: Callable[[str], None]) -> None:
     for more in reversed(range(LINK_ATTEMPTS)):
         try:
             os.link(source, name, src_dir_fd=blobs_fd, dst_dir_fd=fd, follow_symlinks=False)
             return
         except OSError as error:
             if error.errno != errno.EMLINK or not more:
-                raise _refusal(error, digest, name, _exists(source, blobs_fd)) from None
-        renew(digest)
+                raise _refusal(error, source.replace("/", ""), name, _exists(source, blobs_fd)) from None
+        renew(source.replace("/", ""))
 
 
 def _exists(source: str, blobs_fd: int) -> bool:

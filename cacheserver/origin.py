@@ -48,6 +48,7 @@ from cacheserver.gcs import GcsBuckets
 from cacheserver.headers import Accesses
 from cacheserver.http import Access, ElsewhereError, Http, StatusError
 from cacheserver.local import LOCAL_SCHEMES, LocalFiles
+from cacheserver.looking import Looked, look
 from cacheserver.objects import ObjectFiles, Parts
 from cacheserver.proxied import ProxiedFiles
 from cacheserver.questions import Questions
@@ -329,6 +330,13 @@ class MlflowOrigin:
         if isinstance(error, OriginUnavailable):
             self._breaker.failed()
         return error
+
+    def look(self, path: str, headers: Mapping[str, str] | None, patience: float, owner: int) -> Looked:
+        """What the tracking server says to a question of no consequence; None: with the daemon's own credentials."""
+        whose = self._accesses if headers is None else self.as_caller(headers)._accesses
+        base = self._tracking_uri.rstrip("/")
+        ask = partial(self._questions.ask, self.name, owner=owner, patience=patience)
+        return look(self._looker, base, path, whose.anew(base + API), patience, ask)
 
     def _answers(self) -> bool:
         """Whether the tracking server answers at all, with whatever it likes."""

@@ -20,6 +20,7 @@ def open_plain(path: str | bytes, flags: int = os.O_RDONLY, *, dir_fd: int | Non
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(errno.ENXIO, "it is no plain file", os.fsdecode(path))
+        os.set_blocking(fd, True)  # as whoever it is handed to expects it
     except BaseException:
         os.close(fd)
         raise

@@ -57,6 +57,11 @@ class Quota:
         with self._lock:
             return dict(self._taken)
 
+    def standing(self, uid: int) -> tuple[str, int, int]:
+        """What it is, how many a user has taken, and how many that user may."""
+        with self._lock:
+            return self._what, self._taken.get(uid, 0), self._per_user
+
     def total(self) -> int:
         """How many are taken."""
         with self._lock:

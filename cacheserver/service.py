@@ -21,6 +21,7 @@ from cacheserver.administration import Administration
 from cacheserver.answers import artifact, evicted, explanation, held_artifact, sweep_result, usage, user_name, who
 from cacheserver.audit import AuditLog
 from cacheserver.cache import Cache
+from cacheserver.checkup import Checkup
 from cacheserver.counters import Counters
 from cacheserver.entrance import Entrance
 from cacheserver.fetching import Call, Fetching
@@ -76,6 +77,7 @@ class Service(cache_pb2_grpc.CacheServicer):
         roles: Roles,
         fetching: Fetching,
         audit: AuditLog,
+        checkup: Checkup,
         stopping: Stopping,
         about: dict[str, str],
         entrance: Entrance,
@@ -88,6 +90,7 @@ class Service(cache_pb2_grpc.CacheServicer):
         self._roles = roles
         self._fetching = fetching
         self._audit = audit
+        self._checkup = checkup
         self.stopping = stopping
         self._about = about
         self.entrance = entrance
@@ -238,6 +241,12 @@ class Service(cache_pb2_grpc.CacheServicer):
     def Page(self, request: pb.PageRequest, context: Context) -> pb.PageReply:
         url, seconds = self.entrance.ticket(self._session(context).peer)
         return pb.PageReply(url=url, seconds=seconds)
+
+    @unary
+    def Checkup(self, request: pb.CheckupRequest, context: Context) -> pb.CheckupReply:
+        session = self._session(context)
+        with self._lengthy.one(session.peer.uid):
+            return self._checkup.reply(session, hardlink_for_root=self._fetching.hardlink_for_root)
 
     def _described(self, held: Held) -> pb.HeldArtifact:
         pins = self._store.index.pins.of_artifact(held.uri, held.selection, time.time())

@@ -211,6 +211,10 @@ class Sessions:
         trees = self._trees.by_user()
         return {uid: (count, trees.get(uid, 0)) for uid, count in self._places.by_user().items()}
 
+    def standing(self, uid: int) -> list[tuple[str, int, int]]:
+        """What a user has of what has limits, and what these are (`Quota.standing`)."""
+        return [self._places.standing(uid), self._trees.standing(uid)]
+
     def hand_over_count(self) -> int:
         """How many leases are of trees that are being handed over, or are about to be: not as views, which stay."""
         with self._lock:

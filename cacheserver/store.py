@@ -22,6 +22,7 @@ from cacheserver.faults import GONE_ERRNOS, LOST_ERRNOS, SHORT_ERRNOS, changed, 
 from cacheserver.index import Index
 from cacheserver.leftovers import Leftovers
 from cacheserver.links import link_tree
+from cacheserver.probing import Probe
 from cacheserver.staging import Staged
 from cacheserver.trees import Tree
 from cacheserver.turns import Turns
@@ -50,6 +51,7 @@ class Store:
     def __init__(self, disk: Disk, index: Index, ticks: Callable[[], float]) -> None:
         self._disk = disk
         self._views = Views(disk)
+        self.probe = Probe(disk)
         self.ticks = ticks
         self.index = index
         self.partials = disk.partials
@@ -273,6 +275,10 @@ class Store:
     def space(self) -> Space:
         """How full the store's filesystem is."""
         return self._disk.space()
+
+    def watches(self) -> bool:
+        """Whether it notices by itself when somebody meddles with a view."""
+        return self._watch.works()
 
     def quarantine_count(self) -> int:
         """How many files are in quarantine."""

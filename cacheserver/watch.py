@@ -57,6 +57,10 @@ class Watch:
                 if self._fd is not None:
                     libc.inotify_leave(self._fd, number)
 
+    def works(self) -> bool:
+        """Whether anything can be watched."""
+        return self._fd is not None
+
     def generation(self) -> int:
         """A number that has grown if anything has happened in a watched folder by now."""
         with self._lock:

@@ -12,7 +12,19 @@ import os
 import sys
 from collections.abc import Callable
 
-from artifactcache import __version__, auditing, commands, completion, render, request, top, units, upkeep, usage
+from artifactcache import (
+    __version__,
+    auditing,
+    commands,
+    completion,
+    diagnosis,
+    render,
+    request,
+    top,
+    units,
+    upkeep,
+    usage,
+)
 from artifactcache.client import Client
 from artifactcache.errors import CacheError, InvalidRequest
 from artifactcache.request import EXISTS, KINDS, MODES
@@ -253,9 +265,25 @@ def _parser() -> argparse.ArgumentParser:
         "Show how much is on your account, and how much may be. What others share is divided among all who do.",
     ).add_argument("--all", dest="everybody", action="store_true", help="everybody's account. For administrators")
     _looking(add)
+    _add_what_tells(add)
+    return parser
+
+
+def _add_what_tells(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands that tell how things are."""
+    doctor = add(
+        "doctor",
+        diagnosis.doctor,
+        "Examine sockets, identity, the modes that would work at DST and why not the others, the tracking server, "
+        "credentials, disk, limits, clock and versions, and say what to do. Status 1 if anything is a problem.",
+    )
+    doctor.add_argument(
+        "dst", nargs="?", metavar="DST", help="where something is to be fetched to (default: the working directory)"
+    )
+    doctor.add_argument("--uri", metavar="URI", help="say of this artifact, too, whether it is held")
+    add("stats", commands.stats, "Show what the store holds, and what was served.")
     add("whoami", commands.whoami, "Show who you are to the daemon, with your roles and groups.")
     add("ping", commands.ping, "Ask whether the daemon answers.")
-    return parser
 
 
 def _looking(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -274,7 +302,6 @@ def _looking(add: Callable[..., argparse.ArgumentParser]) -> None:
         top.page,
         "Print an address of the daemon's page, where it shows one: it lets in who opens it first, as you.",
     )
-    add("stats", commands.stats, "Show what the store holds, and what was served.")
 
 
 def _fetch_options(fetch: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ import contextlib
 import netrc
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from urllib.parse import unquote, urlsplit
 
@@ -52,6 +52,23 @@ def headers(server: str) -> dict[str, str]:
     return found
 
 
+def sources(server: str) -> list[str]:
+    """Name what this process has credentials for `server` from, what counts first; nothing of what is in them."""
+    tracking_uri = _tracking_uri() or server
+    if not _same(tracking_uri, server):
+        return []
+    told = {name: os.environ.get(name, "") for name in VARIABLES}
+    logins = _logins(tracking_uri, told, _netrc_path(), _credentials_path())
+    found = [name for name, user, password in logins if user and password]
+    found += ["MLFLOW_TRACKING_TOKEN"] if told["MLFLOW_TRACKING_TOKEN"] else []
+    return found + (["a header plugin of MLflow's"] if _has_header_plugins() else [])
+
+
+def files() -> list[str]:
+    """Return the files that credentials may be in."""
+    return [_credentials_path(), _netrc_path()]
+
+
 def _tracking_uri() -> str:
     """The tracking server of this process, as MLflow knows it where it is loaded."""
     mlflow = sys.modules.get("mlflow")
@@ -72,10 +89,22 @@ def _authorization(
 ) -> str:
     """The Authorization header, or an empty text. Remembered as long as variables and files stay as they are."""
     told = dict(environ)
-    for user, password in (_of_url(uri), _of_netrc(uri, netrc_path), _of_mlflow(told, credentials_path)):
+    for _, user, password in _logins(uri, told, netrc_path, credentials_path):
         if user and password:
             return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
     return f"Bearer {told['MLFLOW_TRACKING_TOKEN']}" if told["MLFLOW_TRACKING_TOKEN"] else ""
+
+
+def _logins(
+    uri: str, told: Mapping[str, str], netrc_path: str, credentials_path: str
+) -> Iterator[tuple[str, str, str]]:
+    """Where a user and a password may stand, and those that do, what counts first."""
+    yield "the tracking URI", *_of_url(uri)
+    yield netrc_path, *_of_netrc(uri, netrc_path)
+    user, password = _of_mlflow(told, credentials_path)
+    are_variables = [bool(told[name]) for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")]
+    name = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" if all(are_variables) else credentials_path
+    yield name, user, password
 
 
 def _of_url(uri: str) -> tuple[str, str]:

@@ -29,6 +29,7 @@ from artifactcache.errors import (
     PermissionDenied,
 )
 from artifactcache.paths import SOCKET_DIR_VARIABLE
+from artifactcache.servers import server
 
 ANSWER_SECONDS_MAX = 5.0  # of a daemon that works, for a call that reads nothing but memory
 REFUSAL_SECONDS_MAX = 1.0  # one that took longer is not waited for by every download
@@ -100,8 +101,8 @@ class Daemon:
             if isinstance(error, InvalidRequest):  # nothing that MLflow asked for, but where the sockets are said to be
                 raise DaemonUnavailable(str(error)) from None
             raise
-        server = _server(its)
-        if server is None or any(_server(uri) != server for uri in tracking_uris):
+        served = server(its)
+        if served is None or any(server(uri) != served for uri in tracking_uris):
             raise Unserved(f"the daemon serves {its}")
         return cls(client)
 
@@ -163,17 +164,6 @@ class Daemon:
                 return file.read(MLMODEL_BYTES_MAX)
         finally:
             temporary.remove(folder)
-
-
-def _server(uri: str) -> str | None:
-    """A tracking URI in one form, without credentials; None where it means something else in another folder."""
-    parts = urlsplit(uri)
-    scheme, host = parts.scheme.lower(), parts.netloc.rpartition("@")[2].lower()
-    if scheme in ("http", "https"):
-        host = host.removesuffix(":80" if scheme == "http" else ":443")
-    elif scheme in ("", "file", "sqlite") and not parts.path.startswith("//" if scheme == "sqlite" else "/"):
-        return None
-    return f"{scheme}://{host}{parts.path.rstrip('/')}"
 
 
 def _workspace() -> str | None:

@@ -80,6 +80,10 @@ class Handoff:
         """
         return self._hello(pb.Hello(proves_calls=True), deadline)
 
+    def greet(self, deadline: Deadline) -> None:
+        """Open a session whose calls are not proved, only to see whether the daemon lets this process in."""
+        self._hello(pb.Hello(), deadline)
+
     def _hello(self, hello: pb.Hello, deadline: Deadline) -> tuple[pb.Welcome, list[int]]:
         reply, descriptors = self._ask(pb.HandoffRequest(hello=hello), "welcome", (), deadline, expected=None)
         return reply.welcome, descriptors
@@ -104,6 +108,12 @@ class Handoff:
         """Return read-only descriptors of at most `limit` blobs from the `first`-th on; the caller closes them."""
         request = pb.HandoffRequest(blobs=pb.BlobsRequest(lease=lease, first=first, limit=limit))
         return self._ask(request, "blobs", (), deadline, expected=None)[1]
+
+    def probe(self, folder: int | None, deadline: Deadline) -> tuple[pb.ProbeReply, int]:
+        """Have the daemon try what it does with blobs; return what it says, and a descriptor that the caller closes."""
+        give = () if folder is None else (folder,)
+        reply, descriptors = self._ask(pb.HandoffRequest(probe=pb.ProbeRequest()), "probe", give, deadline, expected=1)
+        return reply.probe, descriptors[0]
 
     def _ask(
         self,

@@ -53,6 +53,7 @@ EXAMPLES = {
     "top": ("artifactcache top", "artifactcache top --once --json"),
     "page": ("artifactcache page",),
     "stats": ("artifactcache stats --json",),
+    "doctor": ("artifactcache doctor ./models", "artifactcache doctor --uri models:/resnet@champion --json"),
     "whoami": ("artifactcache whoami",),
     "ping": ("artifactcache ping --timeout 2",),
 }

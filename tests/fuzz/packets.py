@@ -40,6 +40,7 @@ class Packets:
             pb.HandoffRequest(link=pb.LinkRequest(lease=lease)),
             pb.HandoffRequest(blobs=pb.BlobsRequest(lease=lease, first=1, limit=2)),
             pb.HandoffRequest(blobs=pb.BlobsRequest(lease=lease)),
+            pb.HandoffRequest(probe=pb.ProbeRequest()),
         )
         self._valid = [self._hello, *(request.SerializeToString() for request in requests)]
         self._known = [token.encode(), uri.encode(), nonsense.varint(lease)]

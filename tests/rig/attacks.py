@@ -189,6 +189,23 @@ LINKING = (
     Attack("a symlink within", "link(folder(symlink=open_folder))", _FOLDER, _NO_LINKS),
 )
 
+PROBING = (
+    Attack("a probe beside two descriptors", "probe(*2 * [folder()])", _FOLDER, _BAD),
+    Attack("a probe into a file", "probe(os.open('file', os.O_RDWR | os.O_CREAT))", _FOLDER, _NO_LINKS),
+    Attack("a probe into a pipe", "probe(os.pipe()[0])", _FOLDER, _NO_LINKS),
+    Attack("a probe into /etc", "probe(os.open('/etc', os.O_RDONLY))", _FOLDER, _NO_LINKS),
+    Attack("a probe into her folder", "probe(os.open(alice_home, os.O_PATH))", _FOLDER, _NO_LINKS),
+    Attack("a probe into the store", "probe(os.open(store, os.O_PATH))", _FOLDER, _NO_LINKS),
+    Attack("a probe into all views", "probe(os.open(f'{store}/views', os.O_PATH))", _FOLDER, _NO_LINKS),
+    Attack("a probe into her view", "probe(os.open(view, os.O_PATH))", _FOLDER, _NO_LINKS),
+    Attack("a probe where all may write", "probe(os.open(open_folder, os.O_RDONLY))", _FOLDER, _NO_LINKS),
+    Attack("a probe in another's place", "probe(folder_with('probe'))", _FOLDER, _BAD),
+    Attack("a probe through a symlink", "probe(folder_with('probe', open_folder))", _FOLDER, _BAD),
+    Attack("a probe, written to", "os.write(probe(), b'x')", _OWNER, "OSError"),
+    Attack("a probe, opened anew", "os.open(f'/proc/self/fd/{probe()}', os.O_RDWR)", _OWNER, _CLOSED),
+    Attack("a linked probe, written to", "os.open(f'/proc/self/fd/{probe(folder())}', os.O_RDWR)", _OWNER, _CLOSED),
+)
+
 SESSIONS = (
     Attack(
         "her token on a connection of his",
@@ -255,5 +272,5 @@ ELSEWHERE = (
     _elsewhere("users who are denied", "tests/test_audit.py::test_who_is_not_served", "deny"),
 )
 
-BY_MALLORY = READING + ROLES + PATHS + WRITING + LINKING + SESSIONS
+BY_MALLORY = READING + ROLES + PATHS + WRITING + LINKING + PROBING + SESSIONS
 ATTACKS = BY_MALLORY + ELSEWHERE

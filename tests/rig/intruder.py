@@ -101,6 +101,13 @@ def _scope(values: dict[str, Any]) -> dict[str, Any]:
     def link(*fds: int, lease: int = own.lease) -> None:
         own.ask(fds=fds, link=pb.LinkRequest(lease=lease))
 
+    def probe(*fds: int) -> int:
+        """Where the probe was linked, or given, its descriptor."""
+        reply, (found,) = own.ask(fds=fds, probe=pb.ProbeRequest())
+        if reply.probe.no_link:
+            raise errors.ModeUnavailable(reply.probe.no_link)
+        return found
+
     def guess_leases(most: int) -> None:
         for number in range(1, most):
             if number != own.lease:
@@ -129,6 +136,7 @@ def _scope(values: dict[str, Any]) -> dict[str, Any]:
             "own_links": own_links,
             "acl": doors.encode([os.getuid()]),
             "link": link,
+            "probe": probe,
             "guess_leases": guess_leases,
             "joined": joined,
             "pinned": lambda uri: pinned(own, uri),
@@ -202,6 +210,16 @@ def folder(symlink: str = "") -> int:
         (tree / "model").chmod(0o777)
     tree.chmod(0o777)
     return os.open(tree, os.O_RDONLY)
+
+
+def folder_with(name: str, target: str = "") -> int:
+    """A folder to link into, in which that name is taken: by a file, or by a symlink."""
+    fd = folder()
+    if target:
+        os.symlink(f"{target}/planted", name, dir_fd=fd)
+    else:
+        os.close(os.open(name, os.O_CREAT | os.O_WRONLY, dir_fd=fd))
+    return fd
 
 
 def swapping(link: Callable[[int], None], other: str) -> None:

@@ -8,11 +8,12 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cacheserver import server
 from cacheserver.administration import Administration
 from cacheserver.audit import AuditLog
+from cacheserver.checkup import Checkup
 from cacheserver.entrance import Entrance
 from cacheserver.fetching import Fetching
 from cacheserver.gate import Gate
@@ -80,6 +81,17 @@ class Served:
             roles,
             self.fetching,
             self.audit,
+            Checkup(
+                house.store,
+                house.sweeper,
+                self.sessions,
+                roles,
+                cast(Any, house.origin),
+                "everybody",
+                lambda: 0,
+                lambda: house.now,
+                time.monotonic,
+            ),
             stopping,
             {},
             Entrance("", time.monotonic),

@@ -181,6 +181,8 @@ def _handoff(place: Place) -> None:
         assert ask(pb.HandoffRequest(blobs=pb.BlobsRequest(lease=lease))) == 4
         with place.destination("a", "b", "hollow") as fd:
             ask(pb.HandoffRequest(link=pb.LinkRequest(lease=lease)), fd)
+        with place.destination() as fd:
+            assert ask(pb.HandoffRequest(probe=pb.ProbeRequest()), fd) == 1
     finally:
         ours.close()
         theirs.close()

@@ -429,6 +429,32 @@ class UserUsage(_message.Message):
     held_bytes_max: int
     def __init__(self, uid: _Optional[int] = ..., user: _Optional[str] = ..., held_bytes: _Optional[int] = ..., tree_count: _Optional[int] = ..., held_bytes_max: _Optional[int] = ...) -> None: ...
 
+class CheckupRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CheckupReply(_message.Message):
+    __slots__ = ("findings", "now", "hardlink_for_root")
+    FINDINGS_FIELD_NUMBER: _ClassVar[int]
+    NOW_FIELD_NUMBER: _ClassVar[int]
+    HARDLINK_FOR_ROOT_FIELD_NUMBER: _ClassVar[int]
+    findings: _containers.RepeatedCompositeFieldContainer[Finding]
+    now: float
+    hardlink_for_root: bool
+    def __init__(self, findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ..., now: _Optional[float] = ..., hardlink_for_root: bool = ...) -> None: ...
+
+class Finding(_message.Message):
+    __slots__ = ("check", "level", "what", "todo")
+    CHECK_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    TODO_FIELD_NUMBER: _ClassVar[int]
+    check: str
+    level: str
+    what: str
+    todo: str
+    def __init__(self, check: _Optional[str] = ..., level: _Optional[str] = ..., what: _Optional[str] = ..., todo: _Optional[str] = ...) -> None: ...
+
 class OverviewRequest(_message.Message):
     __slots__ = ("since",)
     SINCE_FIELD_NUMBER: _ClassVar[int]
@@ -594,34 +620,38 @@ class PageReply(_message.Message):
     def __init__(self, url: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class HandoffRequest(_message.Message):
-    __slots__ = ("hello", "manifest", "link", "blobs", "present")
+    __slots__ = ("hello", "manifest", "link", "blobs", "present", "probe")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     LINK_FIELD_NUMBER: _ClassVar[int]
     BLOBS_FIELD_NUMBER: _ClassVar[int]
     PRESENT_FIELD_NUMBER: _ClassVar[int]
+    PROBE_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     manifest: ManifestRequest
     link: LinkRequest
     blobs: BlobsRequest
     present: Present
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., manifest: _Optional[_Union[ManifestRequest, _Mapping]] = ..., link: _Optional[_Union[LinkRequest, _Mapping]] = ..., blobs: _Optional[_Union[BlobsRequest, _Mapping]] = ..., present: _Optional[_Union[Present, _Mapping]] = ...) -> None: ...
+    probe: ProbeRequest
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., manifest: _Optional[_Union[ManifestRequest, _Mapping]] = ..., link: _Optional[_Union[LinkRequest, _Mapping]] = ..., blobs: _Optional[_Union[BlobsRequest, _Mapping]] = ..., present: _Optional[_Union[Present, _Mapping]] = ..., probe: _Optional[_Union[ProbeRequest, _Mapping]] = ...) -> None: ...
 
 class HandoffReply(_message.Message):
-    __slots__ = ("welcome", "manifest", "link", "blobs", "failure", "presented")
+    __slots__ = ("welcome", "manifest", "link", "blobs", "failure", "presented", "probe")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     LINK_FIELD_NUMBER: _ClassVar[int]
     BLOBS_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     PRESENTED_FIELD_NUMBER: _ClassVar[int]
+    PROBE_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     manifest: ManifestReply
     link: LinkReply
     blobs: BlobsReply
     failure: Failure
     presented: Presented
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., manifest: _Optional[_Union[ManifestReply, _Mapping]] = ..., link: _Optional[_Union[LinkReply, _Mapping]] = ..., blobs: _Optional[_Union[BlobsReply, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., presented: _Optional[_Union[Presented, _Mapping]] = ...) -> None: ...
+    probe: ProbeReply
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., manifest: _Optional[_Union[ManifestReply, _Mapping]] = ..., link: _Optional[_Union[LinkReply, _Mapping]] = ..., blobs: _Optional[_Union[BlobsReply, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., presented: _Optional[_Union[Presented, _Mapping]] = ..., probe: _Optional[_Union[ProbeReply, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("token", "proves_calls")
@@ -697,6 +727,30 @@ class BlobsReply(_message.Message):
     COUNT_FIELD_NUMBER: _ClassVar[int]
     count: int
     def __init__(self, count: _Optional[int] = ...) -> None: ...
+
+class ProbeRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ProbeReply(_message.Message):
+    __slots__ = ("linked_as", "no_link", "no_view", "views_path", "views_device", "views_inode", "filesystem", "filesystem_id")
+    LINKED_AS_FIELD_NUMBER: _ClassVar[int]
+    NO_LINK_FIELD_NUMBER: _ClassVar[int]
+    NO_VIEW_FIELD_NUMBER: _ClassVar[int]
+    VIEWS_PATH_FIELD_NUMBER: _ClassVar[int]
+    VIEWS_DEVICE_FIELD_NUMBER: _ClassVar[int]
+    VIEWS_INODE_FIELD_NUMBER: _ClassVar[int]
+    FILESYSTEM_FIELD_NUMBER: _ClassVar[int]
+    FILESYSTEM_ID_FIELD_NUMBER: _ClassVar[int]
+    linked_as: str
+    no_link: str
+    no_view: str
+    views_path: bytes
+    views_device: int
+    views_inode: int
+    filesystem: str
+    filesystem_id: str
+    def __init__(self, linked_as: _Optional[str] = ..., no_link: _Optional[str] = ..., no_view: _Optional[str] = ..., views_path: _Optional[bytes] = ..., views_device: _Optional[int] = ..., views_inode: _Optional[int] = ..., filesystem: _Optional[str] = ..., filesystem_id: _Optional[str] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("error", "message")

@@ -95,6 +95,11 @@ class CacheStub(object):
                 request_serializer=artifactcache_dot_v1_dot_cache__pb2.PageRequest.SerializeToString,
                 response_deserializer=artifactcache_dot_v1_dot_cache__pb2.PageReply.FromString,
                 )
+        self.Checkup = channel.unary_unary(
+                '/artifactcache.v1.Cache/Checkup',
+                request_serializer=artifactcache_dot_v1_dot_cache__pb2.CheckupRequest.SerializeToString,
+                response_deserializer=artifactcache_dot_v1_dot_cache__pb2.CheckupReply.FromString,
+                )
 
 
 class CacheServicer(object):
@@ -216,6 +221,13 @@ class CacheServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Checkup(self, request, context):
+        """Says what the daemon finds of itself, of the tracking server and of the caller's standing, for `artifactcache doctor`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CacheServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -298,6 +310,11 @@ def add_CacheServicer_to_server(servicer, server):
                     servicer.Page,
                     request_deserializer=artifactcache_dot_v1_dot_cache__pb2.PageRequest.FromString,
                     response_serializer=artifactcache_dot_v1_dot_cache__pb2.PageReply.SerializeToString,
+            ),
+            'Checkup': grpc.unary_unary_rpc_method_handler(
+                    servicer.Checkup,
+                    request_deserializer=artifactcache_dot_v1_dot_cache__pb2.CheckupRequest.FromString,
+                    response_serializer=artifactcache_dot_v1_dot_cache__pb2.CheckupReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -579,5 +596,22 @@ class Cache(object):
         return grpc.experimental.unary_unary(request, target, '/artifactcache.v1.Cache/Page',
             artifactcache_dot_v1_dot_cache__pb2.PageRequest.SerializeToString,
             artifactcache_dot_v1_dot_cache__pb2.PageReply.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Checkup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/artifactcache.v1.Cache/Checkup',
+            artifactcache_dot_v1_dot_cache__pb2.CheckupRequest.SerializeToString,
+            artifactcache_dot_v1_dot_cache__pb2.CheckupReply.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
