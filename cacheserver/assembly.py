@@ -28,6 +28,7 @@ from cacheserver.handoff import Handoff
 from cacheserver.healing import Healing
 from cacheserver.history import SAMPLE_SECONDS
 from cacheserver.identities import Identities
+from cacheserver.ingesting import Ingesting
 from cacheserver.journald import JOURNAL_SOCKET, Journal, is_wanted
 from cacheserver.leases import Leases
 from cacheserver.meddling import Meddling
@@ -91,6 +92,7 @@ class Parts:
     healing: Healing
     entrance: Entrance
     overview: Overview
+    ingesting: Ingesting
     threads: list[Upkeep] = field(default_factory=list)
 
     def become(self, config: Config) -> None:
@@ -106,6 +108,7 @@ class Parts:
         self.retaining.become(config.retention)
         self.sweeper.prepare = self.retaining.rejudge
         self.warming.become(_warm(config))
+        self.ingesting.become(config.ingest)
         logs.become(config.log)
 
 
@@ -169,6 +172,17 @@ def assemble(config: Config, here: Place, uid: int) -> Parts:
     administration.damaged_count = healing.count
     meddling = Meddling(disk, store.index, store.verifier, lambda trees: _lost(trees, store, healing))
     warming = Warming(cache, store.index, _warm(config), time.time, time.monotonic)
+    ingesting = Ingesting(
+        cache,
+        store.index,
+        origin,
+        config.ingest,
+        has_spare=sweeper.reservations.has_spare,
+        would_drop=retaining.would_drop,
+        clock=time.time,
+        ticks=time.monotonic,
+        pause=pause,
+    )
     parts = Parts(
         origin.name,
         store,
@@ -194,6 +208,7 @@ def assemble(config: Config, here: Place, uid: int) -> Parts:
         healing,
         entrance,
         overview,
+        ingesting,
     )
     parts.threads = _upkeep(parts)
     return parts
@@ -233,6 +248,7 @@ def _upkeep(parts: Parts) -> list[Upkeep]:
         Upkeep("retain", [(RULES_SECONDS, retaining.refresh), (1, retaining.look)]),
         Upkeep("warm", [(1, parts.warming.look)]),
         Upkeep("history", [(SAMPLE_SECONDS, parts.overview.note)]),
+        Upkeep("ingest", [(1, parts.ingesting.look)]),
         Upkeep("scrub", [(COMPARE_SECONDS, look), (1, parts.scrubber.look)]),
         Upkeep(
             "heal",

@@ -103,6 +103,7 @@ class Errand(NamedTuple):
         payer: on whose account it comes; None for the daemon's own.
         since: what somebody else began to bring before this mark is too old.
         patience: seconds that an answer may take, where that is not `unreachable_after`.
+        unasked: whether nobody waits for it: nothing goes for it, and it keeps none of the threads that others need.
     """
 
     artifact: Artifact
@@ -115,6 +116,7 @@ class Errand(NamedTuple):
     payer: Payer | None = None
     since: int = 0
     patience: float | None = None
+    unasked: bool = False
 
 
 class Bringing:
@@ -332,13 +334,15 @@ class Bringing:
             written = self._store.partials.bytes_of(key(location, file) for file in missing)
             if errand.payer:
                 self._budgets.claim(errand.payer, progress, location.uri, needed)
-            with self._sweeper.room(location.uri, needed, len(missing), progress, written=written):
+            room = self._sweeper.reservations.spare if errand.unasked else self._sweeper.room
+            spend = self._budgets.pace(errand.payer) or (_at_any_rate if errand.unasked else None)
+            with room(location.uri, needed, len(missing), progress, written=written):
                 try:
                     have |= self._downloads.bring(
                         location,
                         missing,
                         progress,
-                        way=Way(errand.origin, named_by_client, self._budgets.pace(errand.payer)),
+                        way=Way(errand.origin, named_by_client, spend),
                         standing=standing,
                         since=errand.since,
                         known=held,
@@ -359,6 +363,10 @@ class Bringing:
         leased before: another part may count on it."""
         looked_at = errand.progress.trees[held_before:]
         errand.hold.let_go(self.evidence.unused(looked_at, used.values()))
+
+
+def _at_any_rate(count: int) -> None:
+    """Bytes have come that nobody waits for."""
 
 
 def location(artifact: Artifact) -> Location:

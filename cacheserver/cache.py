@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from artifactcache.errors import Corrupted, NoSpace, NotFound, OriginUnavailable
 from cacheserver.bringing import Ask, Bringing, Errand, Freshness, Superseded, Vanished, location
@@ -195,6 +195,8 @@ class Cache:
         ask: Ask,
         payer: Payer | None = None,
         origin: MlflowOrigin | None = None,
+        *,
+        unasked: bool = False,
     ) -> tuple[Flight[Brought], bool, bool]:
         """Brings an artifact into the store, with everybody who asks for the same at the same time.
 
@@ -204,13 +206,15 @@ class Cache:
         Args:
             payer: on whose account it comes, where nobody else is bringing it already; None for the daemon's own.
             origin: as whoever asks sees it; None for the daemon's own account.
+            unasked: whether nobody waits for it (`Errand`). Who asks for the same has a flight of his own, which waits
+                for no room, and shares what this one downloads.
         """
         origin = origin or self._origin
         resolved = self._versions.resolved(artifact.base)
         fresh = ask is not Ask.WHAT_IS_DUE or (resolved is not None and not resolved.settled)
         flight, started = self._flights.join(
-            (artifact.uri, selection.key, ask),
-            partial(self._measured, partial(self._bring, artifact, selection, ask, payer, origin)),
+            (artifact.uri, selection.key, ask, unasked),
+            partial(self._measured, partial(self._bring, artifact, selection, ask, payer, origin, unasked)),
             fresh=fresh,
         )
         if payer:
@@ -284,7 +288,7 @@ class Cache:
         """What is being brought, the oldest first."""
         found = []
         for key, flight in self._flights.under_way():
-            uri, selection, _ = cast(tuple[str, str, Ask], key)
+            uri, selection, *_ = cast(tuple[str, str, Any], key)
             done = flight.progress.bytes_done + self._store.written(flight.progress)
             found.append(Coming(uri, selection, flight.progress, done, flight.waiting, frozenset(flight.users)))
         return found
@@ -319,6 +323,7 @@ class Cache:
         ask: Ask,
         payer: Payer | None,
         origin: MlflowOrigin,
+        unasked: bool,
         progress: Progress,
     ) -> Brought:
         held = self._index.held(artifact.uri, selection.key)
@@ -326,7 +331,7 @@ class Cache:
         began = self._store.ticks()
         counting = self._store.leftovers.counting(self._sweeper.grace_seconds)
         with self._on_account(payer, progress), self._sweeper.holding(progress) as hold, counting as count_on:
-            errand = Errand(artifact, selection, ask, progress, hold, count_on, origin, payer)
+            errand = Errand(artifact, selection, ask, progress, hold, count_on, origin, payer, unasked=unasked)
             try:
                 brought = self._attempts(errand)
             except (OriginUnavailable, NotFound) as error:

@@ -24,6 +24,7 @@ from cacheserver.settings import (
     AuditConfig,
     Config,
     EvictionConfig,
+    IngestConfig,
     LogConfig,
     MetricsConfig,
     OriginConfig,
@@ -84,6 +85,15 @@ _SECTIONS: dict[str, tuple[type[Any], Readers]] = {
         },
     ),
     "scrub": (ScrubConfig, {"every": readers.period, "rate": readers.size}),
+    "ingest": (
+        IngestConfig,
+        {
+            "folders": readers.paths,
+            "settle": readers.seconds,
+            "every": readers.period,
+            "max_age": readers.duration,
+        },
+    ),
     "server": (ServerConfig, {"socket_dir": readers.socket_dir}),
     "metrics": (MetricsConfig, {"listen": readers.address_or_none, "accounts": readers.flag}),
     "page": (PageConfig, {"listen": readers.loopback_or_none}),

@@ -138,6 +138,7 @@ def _end(parts: Parts, server: Server, threads: list[Upkeep], stops: list[Callab
             *stops,
             parts.sweeper.stop,
             parts.scrubber.stop,
+            parts.ingesting.stop,
             cache.stop,  # at once: whoever waits for the origin is told, and what is being downloaded is broken off
             lambda: ending.until(
                 HAND_OVER_SECONDS_MAX,

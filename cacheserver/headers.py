@@ -6,6 +6,7 @@ refused is asked for again, and a signature is for one request.
 
 from __future__ import annotations
 
+import base64
 import threading
 from collections.abc import Callable
 from urllib.parse import urlsplit
@@ -57,3 +58,8 @@ class Accesses:
     def _server(self, url: str) -> tuple[str, bool]:
         parts = urlsplit(url)
         return f"{parts.scheme}://{parts.netloc}", self._is_own(url)
+
+
+def basic(login: tuple[str, str]) -> str:
+    """The Authorization header of a user and a password (RFC 7617)."""
+    return "Basic " + base64.b64encode(":".join(login).encode()).decode("ascii")

@@ -73,6 +73,7 @@ class Metrics(Collector):
             self._holders,
             self._audit,
             self._health,
+            self._ingest,
             self._users,
         )
 
@@ -180,6 +181,14 @@ class Metrics(Collector):
         yield _gauge("scrub_ended_timestamp_seconds", "When the last whole pass ended; 0: never.", scrub.ended_at)
         yield _gauge("damaged_artifacts", "Artifacts that lack bytes, and are being mended.", parts.healing.count())
         yield _gauge("quarantined_files", "Files in quarantine.", parts.store.quarantine_count())
+
+    def _ingest(self) -> Iterator[Metric]:
+        ingesting = self._parts.ingesting
+        counts, amounts = ingesting.counts.counts(), ingesting.counts.amounts()
+        yield _counters("ingested_artifacts", "What became of what finished runs logged here.", ("result",), counts)
+        yield _counter("ingested_bytes", "Bytes that were brought before anybody asked.", sum(amounts.values()))
+        yield _gauge("ingest_waiting", "Runs and logged models that are looked at again.", ingesting.waiting_count())
+        yield _gauge("ingest_watched_folders", "Folders that are watched for it.", ingesting.watch_count())
 
     def _users(self) -> Iterator[Metric]:
         if self._accounts is None or not self._accounts.at:

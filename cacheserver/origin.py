@@ -6,7 +6,6 @@ question ends within `unreachable_after`; errors leave here as errors of ours, w
 
 from __future__ import annotations
 
-import base64
 import copy
 import os
 import warnings
@@ -45,11 +44,12 @@ from cacheserver.caller import API, AsCaller, is_of_api
 from cacheserver.catalogue import Catalogue
 from cacheserver.credentials import Credentials
 from cacheserver.gcs import GcsBuckets
-from cacheserver.headers import Accesses
+from cacheserver.headers import Accesses, basic
 from cacheserver.http import Access, ElsewhereError, Http, StatusError
 from cacheserver.local import LOCAL_SCHEMES, LocalFiles
 from cacheserver.looking import Looked, look
 from cacheserver.objects import ObjectFiles, Parts
+from cacheserver.outcomes import Outcome, Outcomes
 from cacheserver.proxied import ProxiedFiles
 from cacheserver.questions import Questions
 from cacheserver.refusals import translated, without_credentials
@@ -127,6 +127,8 @@ class MlflowOrigin:
         self._accesses = Accesses(partial(_access, here=here), partial(is_of_api, tracking_uri=here), ticks)
         self._breaker = Breaker(self.name, self._answers, ticks)
         self._catalogue = Catalogue(self._client, self.name)
+        searches = roots.scheme(here) not in LOCAL_SCHEMES
+        self._outcomes = Outcomes(self._client, self._question, searches=searches)
         self._identifiers = Shares(IDENTIFIERS_MAX, "identify")
         self._parts, self._transfers = Parts(), Transfers(unreachable_after_seconds)
         forget, forget_s3 = self._repositories.clear, s3_artifact_repo._cached_get_s3_client.cache_clear
@@ -206,6 +208,10 @@ class MlflowOrigin:
         """What retention rules need to know of versions (`Catalogue.describe`)."""
         return self._catalogue.describe(versions, needs, self._question)
 
+    def outcomes(self, asked: Iterable[tuple[str, str]]) -> dict[str, Outcome]:
+        """What has become of runs and logged models (`Outcomes.of`)."""
+        return self._outcomes.of(asked)
+
     # -- bytes ------------------------------------------------------------------------------------------------------
 
     def listing(self, location: Location, *, named_by_client: bool, patience: float | None = None) -> Listing:
@@ -267,7 +273,7 @@ class MlflowOrigin:
         if isinstance(repository, HttpArtifactRepository):
             self._breaker.check()
             return ProxiedFiles(repository.artifact_uri, self._http, self._accesses, patience or self._patience)
-        store = _store(root)
+        store = roots.store(root)
         ask = partial(self._questions.ask, of_answer=True, store=store, owner=self.owner, patience=patience)
         others = RepositoryFiles(repository, roots.scheme(root) in _SIZED, ask, self._transfers, store, self.owner)
         if buckets := self._buckets.get(type(repository)):
@@ -289,7 +295,7 @@ class MlflowOrigin:
         if roots.scheme(root) in _OF_TRACKING_SERVER or self._repositories.get(root):
             return self._made(root)
         # Some ask for credentials, or connect, when they are made.
-        return self._questions.ask(shown, lambda: self._made(root), store=_store(root), owner=self.owner)
+        return self._questions.ask(shown, lambda: self._made(root), store=roots.store(root), owner=self.owner)
 
     def _made(self, root: str) -> Any:
         """MLflow's own repository of a root, kept."""
@@ -354,11 +360,6 @@ class MlflowOrigin:
             return False
 
 
-def _store(root: str) -> str:
-    """Which artifact store a root is in."""
-    return f"{roots.scheme(root)}://{roots.server(root)}"
-
-
 def _access(url: str, *, here: str) -> Access:
     """What MLflow's own client would send beside a URL: credentials and certificates of the environment.
 
@@ -369,13 +370,13 @@ def _access(url: str, *, here: str) -> Access:
     if not is_of_api(url, here):
         of_netrc = get_netrc_auth(url) if urlsplit(url).hostname != urlsplit(here).hostname else None
         login = of_netrc or get_auth_from_url(url)
-        return Access({"Authorization": _basic(login)} if all(login) else {}, get_default_host_creds(url).verify, None)
+        return Access({"Authorization": basic(login)} if all(login) else {}, get_default_host_creds(url).verify, None)
     creds, headers = get_default_host_creds(url), dict(resolve_request_headers())
     login = get_netrc_auth(url) or get_auth_from_url(url)  # requests puts both before what MLflow gives it
     if not any(login):
         login = (creds.username or "", creds.password or "")
     if all(login):
-        headers["Authorization"] = _basic(login)
+        headers["Authorization"] = basic(login)
     elif creds.token:
         headers["Authorization"] = f"Bearer {creds.token}"
     is_signed = bool(creds.aws_sigv4 or creds.auth)
@@ -383,10 +384,6 @@ def _access(url: str, *, here: str) -> Access:
         request = requests.Request("GET", url, headers=headers, auth=_signer(creds)).prepare()
         headers = dict(request.headers)
     return Access(headers, creds.verify, creds.client_cert_path, is_signed)
-
-
-def _basic(login: tuple[str, str]) -> str:
-    return "Basic " + base64.b64encode(":".join(login).encode()).decode("ascii")
 
 
 def _signer(creds: Any) -> Any:

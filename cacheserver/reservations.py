@@ -7,10 +7,13 @@ already is not counted again.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from cacheserver.space import Fill, Limits, Need, missing, shortage
+from artifactcache.errors import NoSpace
+from cacheserver.space import Fill, Limits, Need, missing, pressure, shortage, show
 from cacheserver.store import Store
 from cacheserver.words import Progress
 
@@ -67,13 +70,16 @@ class Reservations:
         with self._lock:
             return self._fill()
 
-    def promise(self, needed: int, file_count: int, progress: Progress, *, written: int = 0) -> Promise | Refusal:
+    def promise(
+        self, needed: int, file_count: int, progress: Progress, *, written: int = 0, is_spare: bool = False
+    ) -> Promise | Refusal:
         """Promises space, for as long as it is not given back.
 
         Args:
             needed: bytes, of so many files.
             progress: of the download; what it has done before does not count.
             written: how many of the bytes an earlier attempt has left on the disk.
+            is_spare: whether it has to stay within what sweeps leave: nothing is to go for it, now or a moment later.
         """
         before = progress.bytes_done, progress.bytes_kept, progress.bytes_found, progress.files_done
         promise = Promise(needed, written, file_count, progress, *before)
@@ -84,8 +90,32 @@ class Reservations:
             if over or under:
                 why = shortage(needed if over else on_disk, fill, limits, written=written)
                 return Refusal(Need(under, over), why or "")
+            more = fill._replace(coming=fill.coming + needed, unwritten=fill.unwritten + on_disk - written)
+            if is_spare and (need := pressure(more, limits, above=limits.low)):
+                return Refusal(need, f"{show(needed)} more would fill the store above {limits.low:g}%.")
             self._promises.append(promise)
             return promise
+
+    @contextmanager
+    def spare(self, what: str, needed: int, file_count: int, progress: Progress, *, written: int = 0) -> Iterator[None]:
+        """Promises space that nothing has to go for, for as long as this lasts. Raises NoSpace where there is none.
+
+        Args:
+            what: names the download in messages.
+            needed, file_count, progress, written: as in `promise`.
+        """
+        found = self.promise(needed, file_count, progress, written=written, is_spare=True)
+        if isinstance(found, Refusal):
+            raise NoSpace(f"{what}: {found.why}")
+        try:
+            yield
+        finally:
+            self.give_back(found)
+
+    def has_spare(self) -> bool:
+        """Whether there is any such space."""
+        limits = self.limits
+        return not pressure(self.fill(), limits, above=limits.low)
 
     def give_back(self, promise: Promise) -> None:
         """Ends a promise."""

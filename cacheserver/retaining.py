@@ -6,6 +6,7 @@ Law of this file: what the origin does not say is not known, and what is not kno
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -105,6 +106,13 @@ class Retaining:
     def because(self, tree: str) -> tuple[str, ...]:
         """What the rules say of a tree, a sentence each."""
         return self._verdict(self._rulings.artifacts([tree])[tree]).because if self._rules else ()
+
+    def would_drop(self, versions: Sequence[str]) -> set[str]:
+        """Those of some runs and logged models that would go as soon as they have come. Raises OriginUnavailable."""
+        if not versions or all(rule.drop == math.inf for rule in self._rules):
+            return set()
+        now, told = self._clock(), self._origin.describe(list(versions), self._needs)
+        return {one for one, facts in told.items() if verdict(self._rules, [(facts, now, now)]).drop_at <= now}
 
     def look(self) -> None:
         """Asks the origin about what has come since the last time."""

@@ -75,6 +75,11 @@ def server(uri: str) -> str:
         raise InvalidRequest(f"{names.show(without_credentials(uri))} is no URL.") from None
 
 
+def store(root: str) -> str:
+    """Which artifact store a root is in: its scheme and its server. Raises InvalidRequest."""
+    return f"{scheme(root)}://{server(root)}"
+
+
 def _tidy(uri: str) -> str:
     """The root as the index knows it: without a slash at its end; a local one without escapes, as MLflow reads it."""
     uri = literal(uri) if scheme(uri) in LOCAL_SCHEMES else uri

@@ -70,6 +70,16 @@ class ScrubConfig:
 
 
 @dataclass(frozen=True)
+class IngestConfig:
+    """[ingest]"""
+
+    folders: list[str] = field(default_factory=list)
+    settle: float = 5.0
+    every: float = 600.0
+    max_age: float = 30 * 86_400.0
+
+
+@dataclass(frozen=True)
 class ServerConfig:
     """[server]"""
 
@@ -137,6 +147,7 @@ class Config:
     access: AccessConfig = field(default_factory=AccessConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     scrub: ScrubConfig = field(default_factory=ScrubConfig)
+    ingest: IngestConfig = field(default_factory=IngestConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     page: PageConfig = field(default_factory=PageConfig)

@@ -160,6 +160,7 @@ def test_errors_are_counted_by_kind(alice: Caller, port: int) -> None:
     until_counted(port, {key: before + 1})
 
 
+@pytest.mark.usefixtures("daemon")
 def test_promtool_finds_nothing_to_object_to(port: int) -> None:
     """`promtool check metrics`, in both formats that Prometheus asks for."""
     if shutil.which("promtool") is None:
@@ -171,6 +172,7 @@ def test_promtool_finds_nothing_to_object_to(port: int) -> None:
     assert page(port, "application/openmetrics-text; version=1.0.0").endswith("# EOF\n")
 
 
+@pytest.mark.usefixtures("daemon")
 def test_every_metric_is_explained(port: int) -> None:
     """docs/operations.md has each of ours in its table, and none that is not there."""
     documented = {
@@ -228,7 +230,7 @@ def test_who_is_slow_keeps_nobody_waiting(daemon: Daemon, port: int) -> None:
 @pytest.mark.parametrize(
     ("path", "data", "status"), [("/", None, 404), ("/metrics/../etc/passwd", None, 404), ("/metrics", b"x", 405)]
 )
-def test_there_is_nothing_else(port: int, path: str, data: bytes | None, status: int) -> None:
+def test_there_is_nothing_else(daemon: Daemon, port: int, path: str, data: bytes | None, status: int) -> None:
     """No other path, and nothing to be sent."""
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", data=data, timeout=10)

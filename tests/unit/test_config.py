@@ -8,7 +8,7 @@ import pytest
 
 from cacheserver.config import ConfigError, keys, parse
 from cacheserver.place import place, store_root
-from cacheserver.settings import Config, EvictionConfig, ScrubConfig
+from cacheserver.settings import Config, EvictionConfig, IngestConfig, ScrubConfig
 from cacheserver.space import Amount
 
 FULL = """\
@@ -47,6 +47,12 @@ warn_downloads = 70
 every = "1d"
 rate = "1GiB"
 
+[ingest]
+folders = ["/srv/mlruns"]
+settle = "1m"
+every = "1h"
+max_age = "1d"
+
 [server]
 socket_dir = "/run/somewhere"
 
@@ -82,6 +88,7 @@ def test_every_key_is_read() -> None:
     assert config.access.operators == ["alice", "@mlops"] and config.access.allow == ["@students", "*"]
     assert config.audit.max_bytes == Amount(2**20)
     assert config.scrub == ScrubConfig(86_400.0, Amount(2**30))
+    assert config.ingest == IngestConfig(["/srv/mlruns"], 60.0, 3600.0, 86_400.0)
     assert config.server.socket_dir == "/run/somewhere"
     assert config.eviction == EvictionConfig("lru", 80.0, 70.5, 120.0, "/var/log/cacheserver.trace")
     for section, key, default in keys():
@@ -129,6 +136,10 @@ def test_a_duration_may_have_a_unit(value: str, seconds: float) -> None:
         ("origin", "relist_after", ["-1", "nan", "inf", '"1x"', '"h"', '"-1h"', '"367d"', "true", "31622401"]),
         ("origin", "alias_ttl", ["-0.1", "nan", '"0"', "false", "[]"]),
         ("origin", "local_roots", ['"/srv"', "true", '["srv"]', '[""]', "[1]", '["/srv", "~/x"]', "{}", '[["/srv"]]']),
+        ("ingest", "folders", ['"/srv"', '["mlruns"]', '["file:/srv"]', "{}"]),
+        ("ingest", "settle", ["0", "-1", '"5"']),
+        ("ingest", "every", ["0", "nan", "[]"]),
+        ("ingest", "max_age", ["-1", '"367d"', "inf"]),
         ("access", "check", ['"callers"', '"None"', '""', "false", "[]", '["none"]', "{}"]),
         ("access", "users", ['"everybody"', "1", "true", "[]"]),
         ("access", "operators", ['"alice"', '[""]', "[1]", '["@"]', '["al ice"]', '["@@x"]', '["a:b"]', "{}"]),
@@ -181,7 +192,7 @@ def test_the_page_is_for_this_host_only() -> None:
     ("text", "message"),
     [
         ("\n[stores]\n", "c.toml:2: [stores] is no section. Did you mean store?"),
-        ("\n[zzz]\n", "c.toml:2: [zzz] is no section. There are: store, origin, access, audit, scrub, server,"),
+        ("\n[zzz]\n", "c.toml:2: [zzz] is no section. There are: store, origin, access, audit, scrub, ingest,"),
         ("[store.more]\n", "c.toml:1: [store] has no key more."),
         ("[store]\ncapacty = 1\n", "c.toml:2: [store] has no key capacty. Did you mean capacity?"),
         ("[store]\n  zzz = 1\n", "c.toml:2: [store] has no key zzz. There are: root, capacity, min_free."),

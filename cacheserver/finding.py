@@ -1,0 +1,237 @@
+"""Which folders of runs and logged models have come, or have changed: by what the kernel tells, and by looking.
+
+Law of this file: what the kernel does not tell, a look finds: when the daemon starts, every so often, and at once where
+events were lost. What cannot be looked at is told once, and tried again; memory does not grow with what there is.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from cacheserver import runfolders
+from cacheserver.lookout import Lookout
+from cacheserver.runfolders import MODELS, Spot
+from cacheserver.settings import IngestConfig
+
+FOUND_MAX = 10_000  # runs that one look gives; the next one goes on where it ended
+PAUSE_EVERY = 50  # folders looked at; then others have their turn
+RETRY_SECONDS = 10.0  # between two looks at a folder that is not there, or cannot be read
+MARGIN_SECONDS = 2.0  # clocks of filesystems are coarse
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class _Root:
+    """One folder of the configuration.
+
+    Attributes:
+        identity: which folder it is that is watched; None where none is.
+        known: experiments of which all was seen once, by device and inode. One that was moved here has old runs.
+        seen: those of the look that is under way.
+        since: what has not changed since then was seen; of what has, that which has not since it is one of `recent`.
+        before: what has changed since then was seen by the look that is under way, which found more than it gives.
+        due: when it is looked at again.
+        troubles: what was told of it, or of an experiment in it, by path.
+    """
+
+    folder: str
+    identity: tuple[int, int] | None = None
+    known: set[tuple[int, int]] = field(default_factory=set)
+    seen: set[tuple[int, int]] = field(default_factory=set)
+    since: float = -math.inf
+    before: float = math.inf
+    latest: float = -math.inf
+    recent: dict[str, float] = field(default_factory=dict)
+    due: float = -math.inf
+    troubles: dict[str, str] = field(default_factory=dict)
+
+
+class Finding:
+    """Of all folders of a configuration.
+
+    Args:
+        clock: seconds since the epoch.
+        ticks: seconds of a clock that never jumps.
+        pause: lets others have their turn.
+    """
+
+    def __init__(
+        self, wanted: IngestConfig, clock: Callable[[], float], ticks: Callable[[], float], pause: Callable[[], None]
+    ) -> None:
+        self.lookout = Lookout(self._subject)
+        self._clock = clock
+        self._ticks = ticks
+        self._pause = pause
+        self._roots: dict[str, _Root] = {}
+        self._was_short = False
+        self._noted: set[str] = set()
+        self.become(wanted)
+
+    def become(self, wanted: IngestConfig) -> None:
+        """Looks at these folders from now on, and at no others."""
+        folders = [os.path.normpath(folder) for folder in wanted.folders]
+        self._wanted = wanted
+        for gone in self._roots.keys() - set(folders):
+            self.lookout.leave(gone, below=True)
+        self._roots = {folder: self._roots.get(folder) or _Root(folder) for folder in folders}
+        if not folders:
+            self.lookout.close()
+
+    def root_of(self, path: str) -> str:
+        """The folder of the configuration that a path lies in; empty where it is none of them any more."""
+        return max((f for f in self._roots if path.startswith(f + "/")), key=len, default="")
+
+    def look(self, *, wants_more: bool) -> list[Spot]:
+        """What a look at those folders finds whose time has come, the newest first.
+
+        Args:
+            wants_more: whether what an earlier look has left may be given now.
+        """
+        found: list[Spot] = []
+        self._noted, is_much = self.lookout.take()
+        if is_much:
+            _log.warning("events of the folders that are ingested were lost: all of them are looked at now")
+        for root in list(self._roots.values()):
+            if is_much:
+                root.due = -math.inf
+            found += self._attempt(root, wants_more)
+        self._tell_short()
+        return found
+
+    def told(self) -> list[Spot]:
+        """What the kernel has told of until the last look."""
+        found: list[Spot] = []
+        noted, self._noted = self._noted, set()
+        for path in sorted(noted):
+            if root := self._roots.get(self.root_of(path)):
+                found += self._told_of(root, path)
+        return found
+
+    def forgot(self, spot: Spot) -> None:
+        """One that there was no place for: a look is to find it again."""
+        if root := self._roots.get(self.root_of(spot.path)):
+            root.recent.pop(spot.path, None)
+            root.since = min(root.since, spot.changed_at)
+
+    def _subject(self, path: str) -> str:
+        root = self.root_of(path)
+        return runfolders.owner(root, path) if root else ""
+
+    def _attempt(self, root: _Root, wants_more: bool) -> list[Spot]:
+        """Looks at a folder where that is due, or another one stands in its place."""
+        is_waiting = root.before < math.inf and not wants_more
+        try:
+            now_there = runfolders.identity(root.folder)
+            if root.identity != now_there:
+                if root.identity is not None:
+                    self.lookout.leave(root.folder, below=True)
+                self._roots[root.folder] = root = _Root(root.folder, now_there, troubles=root.troubles)
+            if self._ticks() < root.due or (is_waiting and root.due > -math.inf):
+                return []
+            found = self._scan(root)
+            self._is_well(root, root.folder)
+            return found
+        except OSError as error:
+            if root.identity is not None:
+                self.lookout.leave(root.folder, below=True)
+            root.identity, root.due = None, self._ticks() + RETRY_SECONDS
+            self._tell(root, root.folder, error)
+            return []
+
+    def _scan(self, root: _Root) -> list[Spot]:
+        oldest = self._clock() - self._wanted.max_age
+        found = heapq.nlargest(FOUND_MAX, self._all(root, oldest), key=lambda spot: spot.changed_at)
+        root.latest = max(root.latest, found[0].changed_at if found else root.since)
+        margin = root.latest - MARGIN_SECONDS
+        recent = root.recent | {spot.path: spot.changed_at for spot in found}
+        root.recent = {path: at for path, at in recent.items() if at >= margin}
+        if len(found) == FOUND_MAX:  # the rest when these are done
+            root.before = min(found[-1].changed_at, math.nextafter(root.before, -math.inf))
+            root.due = self._ticks() + RETRY_SECONDS
+        else:
+            root.known, root.seen = root.seen, set()
+            root.since, root.before = margin, math.inf
+            root.due = self._ticks() + self._wanted.every
+        return found
+
+    def _all(self, root: _Root, oldest: float) -> Iterator[Spot]:
+        self.lookout.watch(root.folder)
+        for number, folder in enumerate(runfolders.experiments(root.folder)):
+            if number % PAUSE_EVERY == 0:
+                self._pause()
+            try:
+                identity = runfolders.identity(folder)
+                since = root.since if identity in root.known else -math.inf
+                for spot in self._spots(folder):
+                    is_due = max(since, oldest) <= spot.changed_at <= root.before and spot.changed_at
+                    if is_due and root.recent.get(spot.path) != spot.changed_at:
+                        yield spot
+                root.seen.add(identity)
+                self._is_well(root, folder)
+            except FileNotFoundError:
+                continue
+            except OSError as error:  # the other experiments can be read all the same
+                self._tell(root, folder, error)
+
+    def _spots(self, experiment: str) -> Iterator[Spot]:
+        """Those of one experiment, which is watched from now on."""
+        for folder in (experiment, os.path.join(experiment, MODELS)):
+            if folder != experiment and not os.path.isdir(folder):
+                return
+            self.lookout.watch(folder)
+            for number, spot in enumerate(runfolders.spots(folder)):
+                if number % PAUSE_EVERY == 0:
+                    self._pause()
+                yield spot
+
+    def _told_of(self, root: _Root, path: str) -> list[Spot]:
+        """What has to be looked at because something has changed there."""
+        if runfolders.is_spot(os.path.basename(path)):
+            return [spot] if (spot := runfolders.spot(path)) else []
+        oldest = self._clock() - self._wanted.max_age
+        try:
+            is_models = os.path.basename(path) == MODELS and os.path.dirname(path) != root.folder
+            if is_models:
+                self.lookout.watch(path)
+            some = runfolders.spots(path) if is_models else self._spots(path)
+            found = heapq.nlargest(FOUND_MAX, some, key=lambda spot: spot.changed_at)
+            if len(found) == FOUND_MAX:  # it is not known: the next look at all goes through the rest
+                root.due = -math.inf
+            elif not is_models:
+                root.known.add(runfolders.identity(path))
+            return [spot for spot in found if spot.changed_at > oldest]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            self._tell(root, path, error)
+            return []
+
+    def _tell(self, root: _Root, path: str, error: OSError) -> None:
+        words = error.strerror or str(error)
+        if words != root.troubles.get(path):
+            _log.warning(
+                "%a cannot be looked at for what to ingest (%s): it is tried again. It has to be a folder that the"
+                " daemon's user can list.",
+                path,
+                words,
+            )
+        root.troubles[path] = words
+
+    def _is_well(self, root: _Root, path: str) -> None:
+        if root.troubles.pop(path, None):
+            _log.info("%a can be looked at again for what to ingest", path)
+
+    def _tell_short(self) -> None:
+        if self.lookout.is_short and not self._was_short:
+            _log.warning(
+                "not all folders that are ingested can be watched: what comes there is found by a look every %g s."
+                " Raise fs.inotify.max_user_watches and fs.inotify.max_user_instances.",
+                self._wanted.every,
+            )
+        self._was_short = self._was_short or self.lookout.is_short
