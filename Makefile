@@ -12,7 +12,7 @@ PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 # Compiled on all processors, which pip does on one. Some packages have files for other versions of Python.
 COMPILE := -m compileall -q -j 0
 
-.PHONY: demo test test-slow test-dist soak soak-disk kills power-cuts faults fuzz check stubs bench dist docs lock clean
+.PHONY: demo test test-slow test-dist picture soak soak-disk kills power-cuts faults fuzz check stubs bench dist docs lock clean
 
 $(VENV)/done: requirements.lock pyproject.toml client/pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=…")'
@@ -83,6 +83,9 @@ power-cuts: $(MLFLOWS)/done  ## 200 power cuts of XFS and ext4; as root; PYTEST=
 
 fuzz: $(VENV)/done  ## 100,000 malformed inputs for each socket; PYTEST='--seed 1' sends those of a seed again
 	$(BIN)/python -m pytest -s -o faulthandler_timeout=0 --timeout 7200 --inputs 100000 tests/test_fuzz.py $(PYTEST)
+
+picture: $(VENV)/done  ## docs/page.png, of a real daemon in a real browser; needs chromium and chromedriver
+	ARTIFACTCACHE_PICTURES=docs $(BIN)/python -m pytest tests/test_page_picture.py $(PYTEST)
 
 faults: $(VENV)/done  ## every step of every verb fails in every way, or the daemon dies there; and long games against a dictionary
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist load -m slow -rP tests/unit/test_every_step.py \

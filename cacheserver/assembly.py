@@ -20,17 +20,20 @@ from cacheserver.checkup import Checkup
 from cacheserver.config import ConfigError
 from cacheserver.disk import Disk
 from cacheserver.doors import Doors
+from cacheserver.entrance import Entrance
 from cacheserver.eviction import POLICIES
 from cacheserver.fetching import Fetching
 from cacheserver.gate import Gate
 from cacheserver.handoff import Handoff
 from cacheserver.healing import Healing
+from cacheserver.history import SAMPLE_SECONDS
 from cacheserver.identities import Identities
 from cacheserver.ingesting import Ingesting
 from cacheserver.journald import JOURNAL_SOCKET, Journal, is_wanted
 from cacheserver.leases import Leases
 from cacheserver.meddling import Meddling
 from cacheserver.origin import MlflowOrigin
+from cacheserver.overview import Overview
 from cacheserver.pace import Pace
 from cacheserver.partials import boot_id
 from cacheserver.place import Place
@@ -87,6 +90,8 @@ class Parts:
     meddling: Meddling
     warming: Warming
     healing: Healing
+    entrance: Entrance
+    overview: Overview
     ingesting: Ingesting
     threads: list[Upkeep] = field(default_factory=list)
 
@@ -140,7 +145,26 @@ def assemble(config: Config, here: Place, uid: int) -> Parts:
     whom = "every user" if here.serves_all else f"uid {uid}"
     clocks = time.time, time.monotonic
     checkup = Checkup(store, sweeper, sessions, roles, origin, whom, healing.count, *clocks)
-    service = Service(cache, store, sessions, sweeper, administration, roles, fetching, audit, checkup, stopping, about)
+    entrance = Entrance(config.page.listen, time.monotonic)
+    service = Service(
+        cache, store, sessions, sweeper, administration, roles, fetching, audit, checkup, stopping, about, entrance
+    )
+    overview = Overview(
+        cache,
+        store,
+        sessions,
+        sweeper,
+        budgets,
+        roles,
+        fetching,
+        audit,
+        service.counters,
+        service.answered,
+        origin.name,
+        time.time,
+        time.monotonic,
+    )
+    service.overview = overview
 
     pace = Pace(round(config.scrub.rate.number), time.monotonic, time.sleep)
     scrubber = Scrubber(store, config.scrub.every, pace, time.time)
@@ -182,6 +206,8 @@ def assemble(config: Config, here: Place, uid: int) -> Parts:
         meddling,
         warming,
         healing,
+        entrance,
+        overview,
         ingesting,
     )
     parts.threads = _upkeep(parts)
@@ -221,6 +247,7 @@ def _upkeep(parts: Parts) -> list[Upkeep]:
         ),
         Upkeep("retain", [(RULES_SECONDS, retaining.refresh), (1, retaining.look)]),
         Upkeep("warm", [(1, parts.warming.look)]),
+        Upkeep("history", [(SAMPLE_SECONDS, parts.overview.note)]),
         Upkeep("ingest", [(1, parts.ingesting.look)]),
         Upkeep("scrub", [(COMPARE_SECONDS, look), (1, parts.scrubber.look)]),
         Upkeep(

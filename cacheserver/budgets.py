@@ -193,10 +193,10 @@ class Budgets:
     def usage(self, uid: int | None) -> list[Usage]:
         """A user's account, None for each that there is, the fullest first."""
         rows = self._ledger.usage(uid) or ([(uid, 0, 0.0)] if uid is not None else [])
-        return [Usage(one, self._user(one), round(held), trees, self._held_max(one)) for one, trees, held in rows]
+        return [Usage(one, self.user_name(one), round(held), trees, self._held_max(one)) for one, trees, held in rows]
 
     def _held_max(self, uid: int) -> int | None:
-        name = self._user(uid)
+        name = self.user_name(uid)
         allowance = self._quotas.users.get(name, self._quotas.users.get(EVERYBODY))
         return None if allowance is None or allowance.held is None else allowance.held.of(self._store.space().total)
 
@@ -233,7 +233,7 @@ class Budgets:
     def _accounts(self, payer: Payer) -> list[Account]:
         found = []
         if self._quotas.users:
-            name = self._user(payer.uid)
+            name = self.user_name(payer.uid)
             entry = name if name in self._quotas.users else EVERYBODY
             if entry in self._quotas.users:
                 found.append(Account(name, payer.uid, False, entry, self._quotas.users[entry]))
@@ -243,7 +243,8 @@ class Budgets:
                 found.append(Account(name, gid, True, name, allowance))
         return found
 
-    def _user(self, uid: int) -> str:
+    def user_name(self, uid: int) -> str:
+        """A user's name, the number where the host knows none."""
         return str(self._ask(uid, lambda: pwd.getpwuid(uid).pw_name) or uid)
 
     def _gid(self, name: str) -> int | None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, NamedTuple, cast
 
 from artifactcache.errors import Corrupted, NoSpace, NotFound, OriginUnavailable
 from cacheserver.bringing import Ask, Bringing, Errand, Freshness, Superseded, Vanished, location
@@ -47,6 +48,18 @@ class Version:
     stale: bool = False
     is_new: bool = False
     stamp: str = ""
+
+
+class Coming(NamedTuple):
+    """An artifact that is being brought, or looked for at the origin: how far that is, in bytes with those of files
+    that are being written, how many calls wait for it, and the user IDs of those who have asked."""
+
+    uri: str
+    selection: str
+    progress: Progress
+    bytes_done: int
+    waiting_count: int
+    users: frozenset[int]
 
 
 class Cache:
@@ -204,6 +217,8 @@ class Cache:
             partial(self._measured, partial(self._bring, artifact, selection, ask, payer, origin, unasked)),
             fresh=fresh,
         )
+        if payer:
+            flight.users.add(payer.uid)
         if started:
             flight.future.add_done_callback(lambda _: self._ended(flight))
         return flight, started, not (started or fresh)
@@ -268,6 +283,15 @@ class Cache:
     def download_count(self) -> int:
         """How many artifacts are being brought."""
         return self._flights.count()
+
+    def coming(self) -> list[Coming]:
+        """What is being brought, the oldest first."""
+        found = []
+        for key, flight in self._flights.under_way():
+            uri, selection, *_ = cast(tuple[str, str, Any], key)
+            done = flight.progress.bytes_done + self._store.written(flight.progress)
+            found.append(Coming(uri, selection, flight.progress, done, flight.waiting, frozenset(flight.users)))
+        return found
 
     # -- one flight -------------------------------------------------------------------------------------------------
 

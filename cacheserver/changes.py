@@ -18,6 +18,7 @@ RESTART: dict[str, frozenset[str]] = {
     "audit": frozenset({"file"}),
     "server": frozenset({"socket_dir"}),
     "metrics": frozenset({"listen", "accounts"}),
+    "page": frozenset({"listen"}),
     "log": frozenset({"format"}),
     "eviction": frozenset({"policy", "trace"}),
 }

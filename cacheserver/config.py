@@ -28,6 +28,7 @@ from cacheserver.settings import (
     LogConfig,
     MetricsConfig,
     OriginConfig,
+    PageConfig,
     QuotasConfig,
     ScrubConfig,
     ServerConfig,
@@ -95,6 +96,7 @@ _SECTIONS: dict[str, tuple[type[Any], Readers]] = {
     ),
     "server": (ServerConfig, {"socket_dir": readers.socket_dir}),
     "metrics": (MetricsConfig, {"listen": readers.address_or_none, "accounts": readers.flag}),
+    "page": (PageConfig, {"listen": readers.loopback_or_none}),
     "log": (
         LogConfig,
         {

@@ -21,16 +21,18 @@ from cacheserver.ending import Ending
 from cacheserver.health import Health
 from cacheserver.metrics import Accounts, Metrics
 from cacheserver.notify import Notify
+from cacheserver.page import Site
 from cacheserver.peers import Peers
 from cacheserver.place import place
 from cacheserver.pulse import Pulse
 from cacheserver.register import sees_others
 from cacheserver.reloading import Reloading
-from cacheserver.scraping import Page, Scraping
+from cacheserver.scraping import Page
 from cacheserver.server import CONNECTIONS_MAX, Server, serve
 from cacheserver.settings import Config
 from cacheserver.signals import Signals
 from cacheserver.upkeep import Upkeep
+from cacheserver.visitors import Visitors
 
 STOP_SECONDS_MAX = 10  # the whole of it: then the process ends, whatever hangs
 HAND_OVER_SECONDS_MAX = 5  # so long a hand-over that is under way may take to its end
@@ -65,10 +67,17 @@ def run(config: Config, path: str, read: Callable[[str], Config]) -> None:
     here = place(config, dict(os.environ), uid := os.geteuid())
     most = _settle_process()
     listening.take_folder(here)
-    page = listening.tcp(config.metrics.listen) if config.metrics.listen else None
+    for_metrics = listening.tcp("metrics", config.metrics.listen) if config.metrics.listen else None
+    for_page = listening.tcp("page", config.page.listen) if config.page.listen else None
     parts = assemble(config, here, uid)
     accounts = Accounts(parts.budgets, time.time) if config.metrics.accounts else None
-    scraping = Scraping(page, Page(Metrics(parts, accounts, time.time)), time.monotonic) if page else None
+    visitors = []
+    if for_metrics:
+        metrics = Page(Metrics(parts, accounts, time.time))
+        visitors.append(Visitors("metrics", for_metrics, metrics.answer, time.monotonic))
+    if for_page:
+        site = Site(parts.entrance, parts.overview.of, parts.roles.admit)
+        visitors.append(Visitors("page", for_page, site.answer, time.monotonic))
     address = listening.fresh_path(here, "cache.sock")
     connections_max = CONNECTIONS_MAX if most == resource.RLIM_INFINITY else min(most // 4, CONNECTIONS_MAX)
     # Only now: until then a signal ends the process as it stands, for the start may take long, and leaves nothing half.
@@ -103,8 +112,8 @@ def run(config: Config, path: str, read: Callable[[str], Config]) -> None:
     ]
     if accounts:
         threads.append(Upkeep("accounts", [(ACCOUNTS_SECONDS, accounts.look)]))
-    if scraping:
-        scraping.start()
+    for each in visitors:
+        each.start()
     parts.meddling.start()
     reloading.start()
     for thread in threads:
@@ -115,7 +124,7 @@ def run(config: Config, path: str, read: Callable[[str], Config]) -> None:
     _log.info("stopping")
     notify.stopping()
     threading.Thread(target=_end_in_any_case, args=(signals,), name="end", daemon=True).start()
-    _end(parts, server, threads, [reloading.stop, *([scraping.stop] if scraping else [])])
+    _end(parts, server, threads, [reloading.stop, *(each.stop for each in visitors)])
 
 
 def _end(parts: Parts, server: Server, threads: list[Upkeep], stops: list[Callable[[], None]]) -> NoReturn:

@@ -145,7 +145,7 @@ class Gdsf:
         """What it would cost, and how much it is used."""
         return (
             f"cheapest to fetch again for its size and use: {item.seconds:.1f} s for {item.share_bytes / MIB:.1f} MiB,"
-            f" {item.usage.count} uses, the last {_ago(item.usage.used_at, now)}"
+            f" {item.usage.count} use{'s' * (item.usage.count != 1)}, the last {_ago(item.usage.used_at, now)}"
         )
 
     def _usage(self, item: Item, count: int, age: float, now: float) -> Usage:

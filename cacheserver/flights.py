@@ -15,11 +15,13 @@ V = TypeVar("V")
 
 @dataclass(eq=False)
 class Flight(Generic[V]):
-    """Work under way: what it will give, how far it is, and how many wait for that, or have not taken it yet."""
+    """Work under way: what it will give, how far it is, how many wait for that, or have not taken it yet, and the user
+    IDs of those who have asked for it."""
 
     future: Future[V] = field(default_factory=Future)
     progress: Progress = field(default_factory=Progress)
     waiting: int = 0
+    users: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,11 @@ class Flights(Generic[V]):
         """How many are under way."""
         with self._lock:
             return len(self._under_way)
+
+    def under_way(self) -> list[tuple[Hashable, Flight[V]]]:
+        """What is under way, the oldest first."""
+        with self._lock:
+            return [(key, one.flight) for key, one in self._under_way.items()]
 
     def _joined(self, flight: Flight[V], *, started: bool) -> tuple[Flight[V], bool]:
         flight.waiting += 1

@@ -14,6 +14,7 @@ from typing import Any
 
 from cacheserver.arrivals import Arrivals
 from cacheserver.database import VARIABLES_MAX, Tables
+from cacheserver.extents import Extents
 from cacheserver.holdings import Holdings
 from cacheserver.ledger import Ledger
 from cacheserver.pins import Pins
@@ -51,6 +52,7 @@ class Index:
         self.ledger = Ledger(self._tables)
         self.pins = Pins(self._tables, self._origin)
         self.rulings = Rulings(self._tables, self._origin)
+        self.extents = Extents(self._tables, self._origin)
         self.scrubs = Scrubs(self._tables)
         self.recovery = Recovery(self._tables, self._origin, tracking_uri)
 

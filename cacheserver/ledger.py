@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from cacheserver.database import Tables
+from cacheserver.database import VARIABLES_MAX, Tables
 
 _SHARE = """
     coalesce(sum(
@@ -52,6 +52,19 @@ class Ledger:
         """The digests of the trees on a user's account."""
         rows = self._tables.all("SELECT t.digest FROM accounts a JOIN trees t ON t.id = a.tree WHERE a.uid = ?", uid)
         return {row[0] for row in rows}
+
+    def users_of(self, trees: Sequence[str]) -> dict[str, list[int]]:
+        """On whose accounts trees are, user IDs by the trees' digests."""
+        found: dict[str, list[int]] = {}
+        for start in range(0, len(trees), VARIABLES_MAX):
+            some = trees[start : start + VARIABLES_MAX]
+            for tree, uid in self._tables.survey(
+                "SELECT t.digest, a.uid FROM trees t JOIN accounts a ON a.tree = t.id"
+                f" WHERE t.digest IN ({','.join('?' * len(some))}) ORDER BY a.used_at DESC",
+                *some,
+            ):
+                found.setdefault(tree, []).append(uid)
+        return found
 
     def of_group(self, gid: int) -> float:
         """Bytes on the accounts of all users who were seen in a group, together."""

@@ -17,7 +17,7 @@ from cacheserver.place import Place
 
 SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7), without its NUL
 CONNECTIONS_WAITING_MAX = 1024
-METRICS_WAITING_MAX = 128
+TCP_WAITING_MAX = 128
 
 _IN_THE_WAY = {
     errno.EADDRINUSE: "something else listens there already: write another port, or stop it",
@@ -77,10 +77,11 @@ def listener(here: Place, name: str) -> socket.socket:
     return found
 
 
-def tcp(address: str) -> socket.socket:
-    """A socket for metrics, at which the kernel queues connections from now on.
+def tcp(section: str, address: str) -> socket.socket:
+    """A socket for metrics or the page, at which the kernel queues connections from now on.
 
     Args:
+        section: of the configuration that wants it.
         address: host:port, where a host that is an IPv6 address stands in brackets.
 
     Raises ConfigError.
@@ -93,13 +94,13 @@ def tcp(address: str) -> socket.socket:
         try:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             made.bind(where)
-            made.listen(METRICS_WAITING_MAX)
+            made.listen(TCP_WAITING_MAX)
         except OSError:
             made.close()
             raise
     except OSError as error:
         why = _IN_THE_WAY.get(error.errno or 0, f"this address cannot be listened at: {error.strerror}")
-        raise ConfigError(f'[metrics] listen = "{address}": {why}.') from None
+        raise ConfigError(f'[{section}] listen = "{address}": {why}.') from None
     return made
 
 

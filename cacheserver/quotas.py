@@ -52,6 +52,11 @@ class Quota:
         finally:
             self.give_back(uid)
 
+    def by_user(self) -> dict[int, int]:
+        """How many are taken, by user ID."""
+        with self._lock:
+            return dict(self._taken)
+
     def standing(self, uid: int) -> tuple[str, int, int]:
         """What it is, how many a user has taken, and how many that user may."""
         with self._lock:

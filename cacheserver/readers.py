@@ -30,6 +30,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _DURATION = re.compile(r"\s*([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*([smhdw])\s*")
 _PERCENT = re.compile(r"\s*([0-9]{1,3}(?:\.[0-9]{1,12})?)\s*%\s*")
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})")
+_LOOPBACK = re.compile(r"127(\.\d{1,3}){3}|\[::1\]|localhost")
 _NAME = re.compile(r"[^\s:/,@\x00-\x1f\x7f]{1,256}")
 
 
@@ -81,6 +82,20 @@ def address_or_none(value: Any) -> str:
     if not found or not 0 < int(found[2]) <= PORT_MAX:
         raise ValueError('host:port, as in "127.0.0.1:9464", "[::1]:9464" or "0.0.0.0:9464"; or "" for none')
     return found[0]
+
+
+def loopback_or_none(value: Any) -> str:
+    """A loopback address and a port; or an empty text."""
+    try:
+        found = address_or_none(value)
+    except ValueError:
+        found = "elsewhere:0"
+    if found and not _LOOPBACK.fullmatch(found.rpartition(":")[0]):
+        raise ValueError(
+            'an address that only this host can reach, as in "127.0.0.1:9465" or "[::1]:9465", for what is shown there'
+            ' goes over plain HTTP; or "" for none. From elsewhere take `ssh -L 9465:127.0.0.1:9465`'
+        )
+    return found
 
 
 def paths(value: Any) -> list[str]:

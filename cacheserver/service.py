@@ -22,7 +22,10 @@ from cacheserver.answers import artifact, evicted, explanation, held_artifact, s
 from cacheserver.audit import AuditLog
 from cacheserver.cache import Cache
 from cacheserver.checkup import Checkup
+from cacheserver.counters import Counters
+from cacheserver.entrance import Entrance
 from cacheserver.fetching import Call, Fetching
+from cacheserver.overview import Overview
 from cacheserver.quotas import Quota
 from cacheserver.roles import OPERATOR, Roles
 from cacheserver.sessions import Session, Sessions
@@ -55,7 +58,14 @@ Context = grpc.ServicerContext
 
 
 class Service(cache_pb2_grpc.CacheServicer):
-    """What `Cache` of the contract means."""
+    """What `Cache` of the contract means.
+
+    Attributes:
+        counters: of the daemon since then.
+        overview: of the daemon; set by who puts it together.
+    """
+
+    overview: Overview
 
     def __init__(
         self,
@@ -70,6 +80,7 @@ class Service(cache_pb2_grpc.CacheServicer):
         checkup: Checkup,
         stopping: Stopping,
         about: dict[str, str],
+        entrance: Entrance,
     ) -> None:
         self._cache = cache
         self._store = store
@@ -82,12 +93,13 @@ class Service(cache_pb2_grpc.CacheServicer):
         self._checkup = checkup
         self.stopping = stopping
         self._about = about
+        self.entrance = entrance
         self._calls = Quota("calls", per_user=CALLS_PER_USER_MAX, total=REQUESTS_MAX)
         self._nobodys = Quota("calls without a session", per_user=CALLS_WITHOUT_SESSION_MAX, total=REQUESTS_MAX)
         self._lengthy = Quota("lengthy calls", per_user=LENGTHY_PER_USER_MAX, total=LENGTHY_MAX)
         self._verifications = Quota("verifications", per_user=VERIFICATIONS_PER_USER_MAX, total=VERIFICATIONS_MAX)
         self._verifiers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="verify")
-        self._started_at = time.time()
+        self.counters = Counters(cache, store, sessions, sweeper, administration, fetching, audit, time.time)
         self.answered = Tally((method.name, "OK", "") for method in CONTRACT.methods)
 
     def place(self, context: Context) -> AbstractContextManager[None]:
@@ -175,33 +187,7 @@ class Service(cache_pb2_grpc.CacheServicer):
     @unary
     def Stats(self, request: pb.StatsRequest, context: Context) -> pb.StatsReply:
         self._session(context)
-        space = self._store.space()
-        limits, sweeper = self._sweeper.reservations.limits, self._sweeper
-        scrub = self._store.index.scrubs.last()
-        return pb.StatsReply(
-            **self._store.index.totals(),
-            **self._fetching.served(),
-            free_bytes=space.free,
-            capacity_bytes=limits.capacity.of(space.total),
-            min_free_bytes=limits.min_free.of(space.total),
-            download_count=self._cache.download_count(),
-            refused_count=self._audit.refused_count(),
-            session_count=self._sessions.count(),
-            lease_count=sweeper.leases.total(),
-            evicted_count=sweeper.evicted_count,
-            evicted_bytes=sweeper.evicted_bytes,
-            pin_count=self._store.index.pins.count(time.time()),
-            coming_bytes=sweeper.reservations.fill().coming,
-            quarantine_count=self._store.quarantine_count(),
-            damaged_count=self._administration.damaged_count(),
-            scrub_began_at=scrub.began_at,
-            scrub_ended_at=scrub.ended_at,
-            scrub_blob_count=scrub.blob_count,
-            scrub_bytes=scrub.byte_count,
-            scrub_wrong_count=scrub.wrong_count,
-            started_at=self._started_at,
-            store_root=self._store.root,
-        )
+        return self.counters.read()
 
     @unary
     def Pin(self, request: pb.PinRequest, context: Context) -> pb.PinReply:
@@ -244,6 +230,17 @@ class Service(cache_pb2_grpc.CacheServicer):
         peer = self._session(context).peer
         with self._lengthy.one(peer.uid):
             return pb.UsageReply(users=map(usage, self._administration.usage(peer, everybody=request.everybody)))
+
+    @unary
+    def Overview(self, request: pb.OverviewRequest, context: Context) -> pb.OverviewReply:
+        peer = self._session(context).peer
+        with self._lengthy.one(peer.uid):
+            return self.overview.of(peer, request.since)
+
+    @unary
+    def Page(self, request: pb.PageRequest, context: Context) -> pb.PageReply:
+        url, seconds = self.entrance.ticket(self._session(context).peer)
+        return pb.PageReply(url=url, seconds=seconds)
 
     @unary
     def Checkup(self, request: pb.CheckupRequest, context: Context) -> pb.CheckupReply:

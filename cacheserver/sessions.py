@@ -206,6 +206,11 @@ class Sessions:
         with self._lock:
             return len(self._by_token)
 
+    def by_user(self) -> dict[int, tuple[int, int]]:
+        """How many sessions each user has, and how many trees are leased to them."""
+        trees = self._trees.by_user()
+        return {uid: (count, trees.get(uid, 0)) for uid, count in self._places.by_user().items()}
+
     def standing(self, uid: int) -> list[tuple[str, int, int]]:
         """What a user has of what has limits, and what these are (`Quota.standing`)."""
         return [self._places.standing(uid), self._trees.standing(uid)]

@@ -95,6 +95,13 @@ class MetricsConfig:
 
 
 @dataclass(frozen=True)
+class PageConfig:
+    """[page]"""
+
+    listen: str = ""
+
+
+@dataclass(frozen=True)
 class LogConfig:
     """[log]"""
 
@@ -143,6 +150,7 @@ class Config:
     ingest: IngestConfig = field(default_factory=IngestConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    page: PageConfig = field(default_factory=PageConfig)
     log: LogConfig = field(default_factory=LogConfig)
     eviction: EvictionConfig = field(default_factory=EvictionConfig)
     grant: tuple[Grant, ...] = ()

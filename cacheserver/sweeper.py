@@ -95,6 +95,7 @@ class Sweeper:
         reap: ends the leases of processes that have ended.
         judge: writes down what retention rules say of trees.
         evicted_count, evicted_bytes: trees that have gone, and what that gave back to the disk; `evicted` by WHY.
+        patience: looks until a sweep that could not free enough is tried again; 0 where the last one could.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class Sweeper:
         self._clocks = clocks
         self._turn = threading.Lock()
         self._has_warned = self._is_going_down = self._is_stopping = False
-        self._patience = 0  # looks until a sweep that could not free enough is tried again
+        self.patience = 0
 
     def stop(self) -> None:
         """Evicts nothing any more, but for the step that has begun."""
@@ -231,10 +232,10 @@ class Sweeper:
         """Looks how full the disk and the store are, and sweeps where that is too full. Returns whether anything
         went."""
         limits = self.reservations.limits
-        self._patience = max(0, self._patience - 1)
+        self.patience = max(0, self.patience - 1)
         above = limits.low if self._is_going_down else limits.high
         self._is_going_down = bool(space.pressure(self.reservations.fill(), limits, above=above))
-        if self._patience or not self._is_going_down:
+        if self.patience or not self._is_going_down:
             return False
         with self._turn:
             fill = self.reservations.fill()
@@ -244,7 +245,7 @@ class Sweeper:
                 need = Need(min(need.disk_bytes, most), min(need.capacity_bytes, most))
             swept = self._sweep(need)
             if not swept.enough:
-                self._patience = FAILED_ROUNDS
+                self.patience = FAILED_ROUNDS
                 _log.warning(
                     "%s have to go, and %s could: the store or its disk stays too full.%s",
                     space.show(max(need)),
@@ -394,7 +395,5 @@ class Sweeper:
 
 
 def _stayed(kept: dict[str, int]) -> str:
-    if not kept:
-        return ""
     told = ", ".join(f"{count} {reason}" for reason, count in sorted(kept.items()))
-    return f" What had to stay, in trees: {told}."
+    return f" What had to stay, in trees: {told}." if kept else ""

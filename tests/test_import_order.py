@@ -23,6 +23,8 @@ ORDER = (
     "bounded",
     "turns",
     "tallies",
+    "history",
+    "snapshots",
     "stopping",
     "ending",
     "plain",
@@ -44,6 +46,7 @@ ORDER = (
     "quotas",
     "uses",
     "alarms",
+    "troubles",
     "eviction",
     "planning",
     "traces",
@@ -81,6 +84,7 @@ ORDER = (
     "database",
     "versions",
     "holdings",
+    "extents",
     "arrivals",
     "rankings",
     "pins",
@@ -98,6 +102,7 @@ ORDER = (
     "store",
     "reservations",
     "sweeper",
+    "outlook",
     "fsck",
     "listings",
     "local",
@@ -150,6 +155,9 @@ ORDER = (
     "administration",
     "waiting",
     "fetching",
+    "counters",
+    "overview",
+    "entrance",
     "findings",
     "checkup",
     "upkeep",
@@ -168,7 +176,9 @@ ORDER = (
     "reloading",
     "assembly",
     "metrics",
+    "visitors",
     "scraping",
+    "page",
     "daemon",
     "cli",
     "__main__",
@@ -187,6 +197,9 @@ PURE = (
         "place",
         "flights",
         "alarms",
+        "history",
+        "snapshots",
+        "troubles",
         "trees",
         "eviction",
         "planning",
@@ -211,7 +224,7 @@ RESERVED = {
     "ctypes": {"libc"},
     "signal": {"signals"},
     "subprocess": set[str](),
-    "socket": {"http", "connections", "handoff", "journald", "listening", "notify", "peers", "scraping"},
+    "socket": {"http", "connections", "handoff", "journald", "listening", "notify", "peers", "visitors"},
 }
 
 # Only the edge reads a clock; `connections` waits with it.
@@ -306,7 +319,7 @@ def test_only_the_index_speaks_sql() -> None:
         if any(isinstance(text, str) and SQL.search(text) for text in texts):
             speakers.add(room)
     assert speakers == {
-        *("arrivals", "database", "holdings", "index", "ledger", "mirror", "pins", "rankings", "recovery"),
+        *("arrivals", "database", "extents", "holdings", "index", "ledger", "mirror", "pins", "rankings", "recovery"),
         *("rulings", "schema", "scrubs", "versions"),
     }
 

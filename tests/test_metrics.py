@@ -14,7 +14,7 @@ import pytest
 
 from artifactcache import errors
 from cacheserver.metrics import PREFIX
-from cacheserver.scraping import CLIENTS_MAX
+from cacheserver.visitors import CLIENTS_MAX
 from tests.conftest import CallerOf, StartDaemon
 from tests.rig import trees
 from tests.rig.caller import Caller

@@ -87,8 +87,14 @@ def make(folder: Path) -> None:
         _write(folder / "pages" / place, text)
     _write(folder / "pages" / "style.css", (DOCS / "style.css").read_text("utf-8"))
     for name in files:
-        _write(folder / "pages" / "files" / name, (TOP / name).read_text("utf-8"))
+        _copy(TOP / name, folder / "pages" / "files" / name)
     (folder / "mkdocs.yml").write_text(json.dumps(settings(texts), indent=2), encoding="utf-8")
+
+
+def _copy(path: Path, to: Path) -> None:
+    """As it is: it may be a picture."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    to.write_bytes(path.read_bytes())
 
 
 def _write(path: Path, text: str) -> None:

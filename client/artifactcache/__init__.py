@@ -29,6 +29,7 @@ TYPE_CHECKING = False  # `typing` alone would cost more than all of this file; c
 if TYPE_CHECKING:
     from artifactcache.client import Client, fetch
     from artifactcache.lockfile import Lock, Locked
+    from artifactcache.overviews import Overview
     from artifactcache.results import (
         Evicted,
         Explained,
@@ -72,6 +73,7 @@ __all__ = [
     "NoSpace",
     "NotFound",
     "OriginUnavailable",
+    "Overview",
     "PermissionDenied",
     "Pinned",
     "Pong",
@@ -101,6 +103,8 @@ def __getattr__(name: str) -> object:
         home: object = client if hasattr(client, name) else results
         if name in ("Lock", "Locked"):
             from artifactcache import lockfile as home
+        elif name == "Overview":
+            from artifactcache import overviews as home
     finally:
         forks.gate.leave()
     value: object = getattr(home, name)

@@ -10,9 +10,10 @@ from typing import Any
 
 import grpc
 
-from artifactcache import forks, materialize, status
+from artifactcache import forks, materialize, overviews, status
 from artifactcache.deadline import Deadline
 from artifactcache.errors import CacheError, Corrupted, DaemonUnavailable, InvalidRequest, ModeUnavailable, NotFound
+from artifactcache.overviews import Overview
 from artifactcache.request import Selection
 from artifactcache.results import (
     Evicted,
@@ -275,6 +276,15 @@ class Calls:
             Usage(each.uid, each.user, each.held_bytes, each.tree_count, each.held_bytes_max or None)
             for each in reply.users
         )
+
+    def overview(self, since: float, deadline: Deadline) -> Overview:
+        """Ask for an overview."""
+        return overviews.decode(self._unary("Overview", pb.OverviewRequest(since=since), deadline))
+
+    def page(self, deadline: Deadline) -> tuple[str, float]:
+        """Ask for an address of the page."""
+        reply = self._unary("Page", pb.PageRequest(), deadline)
+        return reply.url, reply.seconds
 
     def ping(self, deadline: Deadline) -> Pong:
         """Ask who answers."""

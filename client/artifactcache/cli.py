@@ -20,6 +20,7 @@ from artifactcache import (
     diagnosis,
     render,
     request,
+    top,
     units,
     upkeep,
     usage,
@@ -263,6 +264,7 @@ def _parser() -> argparse.ArgumentParser:
         upkeep.quota,
         "Show how much is on your account, and how much may be. What others share is divided among all who do.",
     ).add_argument("--all", dest="everybody", action="store_true", help="everybody's account. For administrators")
+    _looking(add)
     _add_what_tells(add)
     return parser
 
@@ -282,6 +284,24 @@ def _add_what_tells(add: Callable[..., argparse.ArgumentParser]) -> None:
     add("stats", commands.stats, "Show what the store holds, and what was served.")
     add("whoami", commands.whoami, "Show who you are to the daemon, with your roles and groups.")
     add("ping", commands.ping, "Ask whether the daemon answers.")
+
+
+def _looking(add: Callable[..., argparse.ArgumentParser]) -> None:
+    live = add(
+        "top",
+        top.top,
+        "Show, again and again, what is held, what is coming, what would go next, who uses it and what is wrong, until "
+        "q or Ctrl-C. Where standard output is no terminal, once.",
+    )
+    live.add_argument("--once", action="store_true", help="show it once, and end")
+    live.add_argument(
+        "--interval", type=_seconds, default=2.0, metavar="SECONDS", help="between two looks (default: 2)"
+    )
+    add(
+        "page",
+        top.page,
+        "Print an address of the daemon's page, where it shows one: it lets in who opens it first, as you.",
+    )
 
 
 def _fetch_options(fetch: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""The calls of those who look after the store: pins, sweeps, explanations, accounts, the audit log."""
+"""The calls of those who look after the store: pins, sweeps, explanations, accounts, the audit log, overviews."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from artifactcache.results import Explained, Pinned, Progress, Swept, Usage
 
 if TYPE_CHECKING:
     from artifactcache.calls import Calls
+    from artifactcache.overviews import Overview
 
 Patterns = str | Iterable[str]
 OnProgress = Callable[[Progress], object]
@@ -115,3 +116,20 @@ class Operations:
         """Ask what is on this user's account, or on everybody's, the fullest first: that is for administrators."""
         request.flag(everybody, "everybody")
         return self._calls().usage(everybody, Deadline(request.timeout(timeout)))
+
+    def overview(self, *, since: float | None = None, timeout: float | None = None) -> Overview:
+        """Look at the daemon: what is held, who uses it, what is under way, what would go next, and what is wrong.
+
+        Where it checks access, others than operators are shown what is on their own account.
+
+        Args:
+            since: Of the history only what came after that, in seconds since the epoch.
+        """
+        return self._calls().overview(request.moment(since, "since"), Deadline(request.timeout(timeout)))
+
+    def page(self, *, timeout: float | None = None) -> tuple[str, float]:
+        """Ask for an address of the daemon's page that lets in who opens it first, as this user.
+
+        Return it, and for how many seconds it is good. Raises NotFound where the daemon shows no page.
+        """
+        return self._calls().page(Deadline(request.timeout(timeout)))

@@ -98,15 +98,20 @@ def free_bytes(count: object) -> int | None:
 
 def audited(user: object, artifact: object, since: object) -> tuple[str, str, float]:
     """Check which lines of the audit log are wanted; what is empty is no condition."""
-    if since is not None and (
-        isinstance(since, bool) or not isinstance(since, (int, float)) or not 0 <= since < YEAR_10000
-    ):
-        raise InvalidRequest(f"since is a time in seconds since the epoch, not {_shown(since)}")
     return (
         "" if user is None else _name(user, "user"),
         "" if artifact is None else _name(artifact, "artifact"),
-        0.0 if since is None else float(since),
+        moment(since, "since"),
     )
+
+
+def moment(value: object, what: str) -> float:
+    """Check a time; None is the beginning of time."""
+    if value is None:
+        return 0.0
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < YEAR_10000:
+        raise InvalidRequest(f"{what} is a time in seconds since the epoch, not {_shown(value)}")
+    return float(value)
 
 
 def callback(progress: object) -> None:

@@ -50,6 +50,8 @@ EXAMPLES = {
     ),
     "sync": ("artifactcache sync --locked artifacts.lock ./models",),
     "quota": ("artifactcache quota", "artifactcache quota --all --json"),
+    "top": ("artifactcache top", "artifactcache top --once --json"),
+    "page": ("artifactcache page",),
     "stats": ("artifactcache stats --json",),
     "doctor": ("artifactcache doctor ./models", "artifactcache doctor --uri models:/resnet@champion --json"),
     "whoami": ("artifactcache whoami",),

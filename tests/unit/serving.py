@@ -14,6 +14,7 @@ from cacheserver import server
 from cacheserver.administration import Administration
 from cacheserver.audit import AuditLog
 from cacheserver.checkup import Checkup
+from cacheserver.entrance import Entrance
 from cacheserver.fetching import Fetching
 from cacheserver.gate import Gate
 from cacheserver.handoff import Handoff
@@ -93,6 +94,7 @@ class Served:
             ),
             stopping,
             {},
+            Entrance("", time.monotonic),
         )
         self._server = server.serve(service, str(folder / "cache.sock"))
         self.audit.start()

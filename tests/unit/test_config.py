@@ -60,6 +60,9 @@ socket_dir = "/run/somewhere"
 listen = "[::1]:9464"
 accounts = true
 
+[page]
+listen = "127.0.0.1:9465"
+
 [log]
 format = "json"
 level = "warning"
@@ -155,6 +158,14 @@ def test_a_duration_may_have_a_unit(value: str, seconds: float) -> None:
             ],
         ),
         ("metrics", "accounts", ['"yes"', "1"]),
+        (
+            "page",
+            "listen",
+            [
+                *('"0.0.0.0:9465"', '"[::]:9465"', '"192.168.1.1:9465"', '"example.com:9465"', '"127.0.0.1"', "9465"),
+                *('"127.evil.example:9465"', '"localhost.example:9465"', '"127.0.0.1:0"', '"[::1]"', "true", "[]"),
+            ],
+        ),
         ("log", "format", ['"plain"', '""', "1"]),
         ("log", "level", ['"INFO"', '"trace"', "20"]),
         ("server", "socket_dir", ['"run"', "1", '""', "[]", '"/' + "x" * 95 + '"']),
@@ -167,6 +178,14 @@ def test_a_value_that_cannot_be_used_is_shown_with_its_line(section: str, key: s
             parse(f"# a comment\n\n[{section}]\n{key} = {value}\n", "c.toml")
         assert str(wrong.value).startswith(f"c.toml:4: [{section}] {key} = "), value
         assert ": must be " in str(wrong.value), value
+
+
+def test_the_page_is_for_this_host_only() -> None:
+    """An address that others can reach is refused, with what to write instead, and how to come from elsewhere."""
+    with pytest.raises(ConfigError, match=r'c.toml:2: \[page\] listen = .*"127.0.0.1:9465".*ssh -L'):
+        parse('[page]\nlisten = "0.0.0.0:9465"', "c.toml")
+    for address in ("127.0.0.1:9465", "127.9.9.9:1", "[::1]:9465", "localhost:65535", ""):
+        assert parse(f'[page]\nlisten = "{address}"', "c.toml").page.listen == address
 
 
 @pytest.mark.parametrize(

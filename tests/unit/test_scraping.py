@@ -15,10 +15,11 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from cacheserver import scraping
+from cacheserver import visitors
 from cacheserver.assembly import Parts
 from cacheserver.metrics import ACCOUNTS_MAX, OTHERS, Accounts, Metrics
-from cacheserver.scraping import CLIENTS_MAX, HEAD_BYTES_MAX, Page, Scraping
+from cacheserver.scraping import Page
+from cacheserver.visitors import CLIENTS_MAX, HEAD_BYTES_MAX, Visitors
 from tests.rig.scraped import Scrape
 from tests.unit.house import House
 
@@ -52,7 +53,7 @@ def test_a_page_is_made_once_a_second() -> None:
 def served(collector: Collector) -> Iterator[tuple[str, int]]:
     """A page behind a port; its address."""
     listener = socket.create_server(("127.0.0.1", 0))
-    scraper = Scraping(listener, Page(collector), time.monotonic)
+    scraper = Visitors("metrics", listener, Page(collector).answer, time.monotonic)
     scraper.start()
     try:
         yield listener.getsockname()
@@ -84,7 +85,7 @@ def test_a_request_may_come_in_pieces_and_has_an_end() -> None:
 
 def test_the_oldest_connection_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there are as many as there may be; and each after its time, whether or not others come."""
-    monkeypatch.setattr(scraping, "CLIENT_SECONDS_MAX", 2.0)
+    monkeypatch.setattr(visitors, "CLIENT_SECONDS_MAX", 2.0)
     with served(Counting()) as address, contextlib.ExitStack() as stack:
         silent = [stack.enter_context(socket.create_connection(address, timeout=10)) for _ in range(CLIENTS_MAX + 1)]
         began = time.monotonic()

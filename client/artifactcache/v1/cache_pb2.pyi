@@ -455,6 +455,170 @@ class Finding(_message.Message):
     todo: str
     def __init__(self, check: _Optional[str] = ..., level: _Optional[str] = ..., what: _Optional[str] = ..., todo: _Optional[str] = ...) -> None: ...
 
+class OverviewRequest(_message.Message):
+    __slots__ = ("since",)
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    since: float
+    def __init__(self, since: _Optional[float] = ...) -> None: ...
+
+class OverviewReply(_message.Message):
+    __slots__ = ("now", "version", "user", "roles", "sees_all", "stats", "saved_bytes", "high_percent", "low_percent", "held", "groups", "group_count", "history", "users", "queue", "queue_length", "downloads", "faults")
+    NOW_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
+    ROLES_FIELD_NUMBER: _ClassVar[int]
+    SEES_ALL_FIELD_NUMBER: _ClassVar[int]
+    STATS_FIELD_NUMBER: _ClassVar[int]
+    SAVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HIGH_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    LOW_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    GROUP_COUNT_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FIELD_NUMBER: _ClassVar[int]
+    USERS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    DOWNLOADS_FIELD_NUMBER: _ClassVar[int]
+    FAULTS_FIELD_NUMBER: _ClassVar[int]
+    now: float
+    version: str
+    user: str
+    roles: _containers.RepeatedScalarFieldContainer[str]
+    sees_all: bool
+    stats: StatsReply
+    saved_bytes: int
+    high_percent: float
+    low_percent: float
+    held: HeldGroup
+    groups: _containers.RepeatedCompositeFieldContainer[HeldGroup]
+    group_count: int
+    history: _containers.RepeatedCompositeFieldContainer[Sample]
+    users: _containers.RepeatedCompositeFieldContainer[UserUse]
+    queue: _containers.RepeatedCompositeFieldContainer[QueuedTree]
+    queue_length: int
+    downloads: _containers.RepeatedCompositeFieldContainer[Download]
+    faults: _containers.RepeatedCompositeFieldContainer[Fault]
+    def __init__(self, now: _Optional[float] = ..., version: _Optional[str] = ..., user: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ..., sees_all: bool = ..., stats: _Optional[_Union[StatsReply, _Mapping]] = ..., saved_bytes: _Optional[int] = ..., high_percent: _Optional[float] = ..., low_percent: _Optional[float] = ..., held: _Optional[_Union[HeldGroup, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[HeldGroup, _Mapping]]] = ..., group_count: _Optional[int] = ..., history: _Optional[_Iterable[_Union[Sample, _Mapping]]] = ..., users: _Optional[_Iterable[_Union[UserUse, _Mapping]]] = ..., queue: _Optional[_Iterable[_Union[QueuedTree, _Mapping]]] = ..., queue_length: _Optional[int] = ..., downloads: _Optional[_Iterable[_Union[Download, _Mapping]]] = ..., faults: _Optional[_Iterable[_Union[Fault, _Mapping]]] = ...) -> None: ...
+
+class HeldGroup(_message.Message):
+    __slots__ = ("name", "artifact_count", "share_bytes", "used_at", "parts")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SHARE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    USED_AT_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    artifact_count: int
+    share_bytes: int
+    used_at: float
+    parts: _containers.RepeatedCompositeFieldContainer[HeldPart]
+    def __init__(self, name: _Optional[str] = ..., artifact_count: _Optional[int] = ..., share_bytes: _Optional[int] = ..., used_at: _Optional[float] = ..., parts: _Optional[_Iterable[_Union[HeldPart, _Mapping]]] = ...) -> None: ...
+
+class HeldPart(_message.Message):
+    __slots__ = ("version", "share_bytes", "size_bytes", "file_count", "used_at", "include", "exclude", "lease_count", "pinned_until", "users")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SHARE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FILE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    USED_AT_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDE_FIELD_NUMBER: _ClassVar[int]
+    LEASE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    PINNED_UNTIL_FIELD_NUMBER: _ClassVar[int]
+    USERS_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    share_bytes: int
+    size_bytes: int
+    file_count: int
+    used_at: float
+    include: _containers.RepeatedScalarFieldContainer[str]
+    exclude: _containers.RepeatedScalarFieldContainer[str]
+    lease_count: int
+    pinned_until: float
+    users: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[str] = ..., share_bytes: _Optional[int] = ..., size_bytes: _Optional[int] = ..., file_count: _Optional[int] = ..., used_at: _Optional[float] = ..., include: _Optional[_Iterable[str]] = ..., exclude: _Optional[_Iterable[str]] = ..., lease_count: _Optional[int] = ..., pinned_until: _Optional[float] = ..., users: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Sample(_message.Message):
+    __slots__ = ("at", "fetch_count", "hit_count", "served_bytes", "saved_bytes", "blob_bytes")
+    AT_FIELD_NUMBER: _ClassVar[int]
+    FETCH_COUNT_FIELD_NUMBER: _ClassVar[int]
+    HIT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SERVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SAVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BLOB_BYTES_FIELD_NUMBER: _ClassVar[int]
+    at: float
+    fetch_count: int
+    hit_count: int
+    served_bytes: int
+    saved_bytes: int
+    blob_bytes: int
+    def __init__(self, at: _Optional[float] = ..., fetch_count: _Optional[int] = ..., hit_count: _Optional[int] = ..., served_bytes: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., blob_bytes: _Optional[int] = ...) -> None: ...
+
+class UserUse(_message.Message):
+    __slots__ = ("usage", "session_count", "lease_count", "download_count")
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    SESSION_COUNT_FIELD_NUMBER: _ClassVar[int]
+    LEASE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    DOWNLOAD_COUNT_FIELD_NUMBER: _ClassVar[int]
+    usage: UserUsage
+    session_count: int
+    lease_count: int
+    download_count: int
+    def __init__(self, usage: _Optional[_Union[UserUsage, _Mapping]] = ..., session_count: _Optional[int] = ..., lease_count: _Optional[int] = ..., download_count: _Optional[int] = ...) -> None: ...
+
+class QueuedTree(_message.Message):
+    __slots__ = ("digest", "versions", "share_bytes", "reason", "kept")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    SHARE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    versions: _containers.RepeatedScalarFieldContainer[str]
+    share_bytes: int
+    reason: str
+    kept: str
+    def __init__(self, digest: _Optional[str] = ..., versions: _Optional[_Iterable[str]] = ..., share_bytes: _Optional[int] = ..., reason: _Optional[str] = ..., kept: _Optional[str] = ...) -> None: ...
+
+class Download(_message.Message):
+    __slots__ = ("version", "progress", "waiting_count", "users", "include", "exclude")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    WAITING_COUNT_FIELD_NUMBER: _ClassVar[int]
+    USERS_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDE_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    progress: Progress
+    waiting_count: int
+    users: _containers.RepeatedScalarFieldContainer[str]
+    include: _containers.RepeatedScalarFieldContainer[str]
+    exclude: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[str] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., waiting_count: _Optional[int] = ..., users: _Optional[_Iterable[str]] = ..., include: _Optional[_Iterable[str]] = ..., exclude: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Fault(_message.Message):
+    __slots__ = ("kind", "is_grave", "words")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    IS_GRAVE_FIELD_NUMBER: _ClassVar[int]
+    WORDS_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    is_grave: bool
+    words: str
+    def __init__(self, kind: _Optional[str] = ..., is_grave: bool = ..., words: _Optional[str] = ...) -> None: ...
+
+class PageRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PageReply(_message.Message):
+    __slots__ = ("url", "seconds")
+    URL_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    url: str
+    seconds: float
+    def __init__(self, url: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
+
 class HandoffRequest(_message.Message):
     __slots__ = ("hello", "manifest", "link", "blobs", "present", "probe")
     HELLO_FIELD_NUMBER: _ClassVar[int]

@@ -85,6 +85,16 @@ class CacheStub(object):
                 request_serializer=artifactcache_dot_v1_dot_cache__pb2.UsageRequest.SerializeToString,
                 response_deserializer=artifactcache_dot_v1_dot_cache__pb2.UsageReply.FromString,
                 )
+        self.Overview = channel.unary_unary(
+                '/artifactcache.v1.Cache/Overview',
+                request_serializer=artifactcache_dot_v1_dot_cache__pb2.OverviewRequest.SerializeToString,
+                response_deserializer=artifactcache_dot_v1_dot_cache__pb2.OverviewReply.FromString,
+                )
+        self.Page = channel.unary_unary(
+                '/artifactcache.v1.Cache/Page',
+                request_serializer=artifactcache_dot_v1_dot_cache__pb2.PageRequest.SerializeToString,
+                response_deserializer=artifactcache_dot_v1_dot_cache__pb2.PageReply.FromString,
+                )
         self.Checkup = channel.unary_unary(
                 '/artifactcache.v1.Cache/Checkup',
                 request_serializer=artifactcache_dot_v1_dot_cache__pb2.CheckupRequest.SerializeToString,
@@ -196,6 +206,21 @@ class CacheServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Overview(self, request, context):
+        """Shows the daemon at one look, as far as the caller may know: what is held, by whom it is used, what is under way,
+        what would go next, and what is wrong.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Page(self, request, context):
+        """Lets the caller's browser in: gives an address of the page that is good once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Checkup(self, request, context):
         """Says what the daemon finds of itself, of the tracking server and of the caller's standing, for `artifactcache doctor`.
         """
@@ -275,6 +300,16 @@ def add_CacheServicer_to_server(servicer, server):
                     servicer.Usage,
                     request_deserializer=artifactcache_dot_v1_dot_cache__pb2.UsageRequest.FromString,
                     response_serializer=artifactcache_dot_v1_dot_cache__pb2.UsageReply.SerializeToString,
+            ),
+            'Overview': grpc.unary_unary_rpc_method_handler(
+                    servicer.Overview,
+                    request_deserializer=artifactcache_dot_v1_dot_cache__pb2.OverviewRequest.FromString,
+                    response_serializer=artifactcache_dot_v1_dot_cache__pb2.OverviewReply.SerializeToString,
+            ),
+            'Page': grpc.unary_unary_rpc_method_handler(
+                    servicer.Page,
+                    request_deserializer=artifactcache_dot_v1_dot_cache__pb2.PageRequest.FromString,
+                    response_serializer=artifactcache_dot_v1_dot_cache__pb2.PageReply.SerializeToString,
             ),
             'Checkup': grpc.unary_unary_rpc_method_handler(
                     servicer.Checkup,
@@ -527,6 +562,40 @@ class Cache(object):
         return grpc.experimental.unary_unary(request, target, '/artifactcache.v1.Cache/Usage',
             artifactcache_dot_v1_dot_cache__pb2.UsageRequest.SerializeToString,
             artifactcache_dot_v1_dot_cache__pb2.UsageReply.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Overview(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/artifactcache.v1.Cache/Overview',
+            artifactcache_dot_v1_dot_cache__pb2.OverviewRequest.SerializeToString,
+            artifactcache_dot_v1_dot_cache__pb2.OverviewReply.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Page(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/artifactcache.v1.Cache/Page',
+            artifactcache_dot_v1_dot_cache__pb2.PageRequest.SerializeToString,
+            artifactcache_dot_v1_dot_cache__pb2.PageReply.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
