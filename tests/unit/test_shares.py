@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from artifactcache.errors import CacheError, DaemonUnavailable
+from cacheserver.peers import share
 from cacheserver.shares import Shares
 from tests.rig.until import until
 
@@ -203,3 +204,9 @@ def test_who_gives_up_is_not_kept() -> None:
     finally:
         go.set()
         shares.close()
+
+
+def test_connections_are_shared_in_the_same_way() -> None:
+    """Who is alone may keep half; however many want all, as many as each of them has are left for another one."""
+    assert share([1000], 100) == 50 and share([3, 1000], 100) == 48 and share([1000, 1000], 100) == 33
+    assert share([], 100) == 50 and share([1] * 10, 100) == 50 and share([1000] * 200, 100) == 1
