@@ -14,6 +14,7 @@ from collections.abc import Callable
 from watchdog.observers.inotify_c import CallbackId, InotifyConstants, InotifyEvent, InotifyFD, Mask, WatchDescriptor
 
 WATCHES_MAX = 8192  # a KiB of the kernel's memory each; the limit of the user is shared with other programs
+THREAD = "lookout"  # its name: watchdog's log does not tell whose queue has run over
 NOTED_MAX = 20_000  # paths; with more than that, all is to be looked at
 _OF = InotifyConstants
 _SELF = _OF.IN_MOVE_SELF | _OF.IN_DELETE_SELF
@@ -138,5 +139,6 @@ class _Folder:
 def _begun() -> InotifyFD:
     """A descriptor of its own, with its thread. Raises OSError."""
     inotify = InotifyFD()
+    inotify.name = THREAD
     inotify.start()
     return inotify

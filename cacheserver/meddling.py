@@ -25,6 +25,7 @@ from watchdog.events import (
 from watchdog.observers import Observer
 
 from artifactcache.errors import CacheError
+from cacheserver import lookout
 from cacheserver.disk import Disk
 from cacheserver.index import Index
 from cacheserver.verify import Verifier
@@ -174,14 +175,17 @@ class Meddling:
 
 
 class _Overflow(logging.Filter):
-    """Hears that the kernel's queue has run over, and events are lost: watchdog tells it in its log only."""
+    """Hears that the kernel's queue has run over, and events are lost: watchdog tells it in its log only.
+
+    Not of the lookout's: whoever may write in a folder that is ingested could have every blob looked at all day.
+    """
 
     def __init__(self, told: Callable[[], None]) -> None:
         super().__init__()
         self._told = told
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if "overflowed" in str(record.msg):
+        if "overflowed" in str(record.msg) and record.threadName != lookout.THREAD:
             self._told()
         return True
 

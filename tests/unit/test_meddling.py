@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,11 +13,14 @@ import pytest
 from watchdog.observers.inotify_c import InotifyConstants, InotifyEvent, InotifyFD, Mask, WatchDescriptor
 
 from artifactcache.errors import CacheError
+from cacheserver.lookout import Lookout
 from cacheserver.meddling import Meddling
 from cacheserver.words import BlobRow, Held
 from tests.rig.until import until
 from tests.unit.healer import Healer
-from tests.unit.house import FILES, ROOT, overwrite
+from tests.unit.house import FILES, PATIENCE_SECONDS, ROOT, overwrite
+
+QUEUED_MAX = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
 
 
 class Guarded(Healer):
@@ -170,6 +174,31 @@ def test_a_queue_that_runs_over_hides_nothing(house: Guarded) -> None:
     InotifyFD.get_instance().handle_event(overflow)
     _heal(house)
     assert house.content(house.bring(ROOT).held) == FILES
+
+
+def test_another_queue_that_runs_over_says_nothing_of_the_store(house: Guarded, tmp_path: Path) -> None:
+    """That of folders that others write in, who could have every blob looked at by making folders there."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold(path: str) -> str:
+        begun.set()
+        assert go_on.wait(PATIENCE_SECONDS)
+        return path
+
+    outlook = Lookout(hold)
+    outlook.watch(str(tmp_path))
+    try:
+        (tmp_path / "first").mkdir()
+        assert begun.wait(PATIENCE_SECONDS)
+        for _ in range(QUEUED_MAX // 2 + 2000):
+            (tmp_path / "x").mkdir()
+            (tmp_path / "x").rmdir()
+        go_on.set()
+        until(lambda: outlook.take()[1], "the queue to run over")
+    finally:
+        go_on.set()
+        outlook.close()
+    assert not house.meddling._is_much
 
 
 def test_what_could_not_be_looked_at_is_looked_at_again(house: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
