@@ -68,6 +68,7 @@ class _Run:
         wait: how long after that it is looked at again.
         is_doubtful: something in it has changed: that its folders have not is no reason to take it for what is held.
         newest, newest_at: what was written in it last, by the filesystem's clock, and when that was seen.
+        brought: what was the newest when it was brought.
     """
 
     spot: Spot
@@ -76,6 +77,7 @@ class _Run:
     is_doubtful: bool = False
     newest: float = -math.inf
     newest_at: float = -math.inf
+    brought: float = -math.inf
     flight: Flight[Brought] | None = None
 
 
@@ -350,10 +352,13 @@ class Ingesting:
             return
         self.counts.add(BROUGHT if brought.origin_bytes else THERE, amount=brought.origin_bytes)
         _log.info("ingested uri=%s bytes=%d files=%d", run.spot.uri, brought.origin_bytes, brought.held.file_count)
-        if not run.is_doubtful and run.newest < self._clock() - SECOND_LOOK_SECONDS:
+        # A clock that is ahead makes it look as if it were written later than it was brought, until that time has come.
+        is_same = run.newest == run.brought and not brought.origin_bytes
+        if not run.is_doubtful and (is_same or run.newest < self._clock() - SECOND_LOOK_SECONDS):
             self._forget(run)
             return
         # Somebody may have gone on writing, deep in it, where nothing is watched: it is looked at once more.
+        run.brought = run.newest
         run.due, run.is_doubtful = self._ticks() + self._wanted.settle, True
 
     def _failed(self, run: _Run, error: CacheError) -> None:

@@ -237,13 +237,19 @@ def test_what_is_gone_is_forgotten(yard: Yard) -> None:
 
 
 def test_a_clock_that_is_ahead_delays_and_stops_nothing(yard: Yard) -> None:
-    """A file server's, say: what stays what it is for as long as that has settled."""
+    """A file server's, say: what stays what it is for as long as that has settled. It is looked at once more, and not
+    for ever."""
     uri = yard.origin.add(1)
     yard.now -= 20_000
     yard.later(0)
     assert not yard.held()
     yard.later(SETTLE)
-    assert yard.held() == {uri}
+    assert yard.held() == {uri} and yard.ingesting.waiting_count() == 1
+    yard.later(SETTLE)
+    asked = len(yard.origin.asked)
+    for _ in range(20):
+        yard.later(SETTLE)
+    assert len(yard.origin.asked) == asked == 2 and yard.ingesting.waiting_count() == 0
 
 
 # -- room, and threads ------------------------------------------------------------------------------------------------
