@@ -71,14 +71,20 @@ class Finding:
         self._roots: dict[str, _Root] = {}
         self._was_short = False
         self._noted: set[str] = set()
+        self._wanted = wanted
         self.become(wanted)
 
     def become(self, wanted: IngestConfig) -> None:
         """Looks at these folders from now on, and at no others."""
         folders = [os.path.normpath(folder) for folder in wanted.folders]
-        self._wanted = wanted
+        before, self._wanted = self._wanted, wanted
         for gone in self._roots.keys() - set(folders):
-            self.lookout.leave(gone, below=True)
+            self._leave(gone)
+        for root in self._roots.values():
+            if (before.every, before.max_age) != (wanted.every, wanted.max_age):
+                root.due = -math.inf
+            if before.max_age < wanted.max_age:  # there are older ones to be found
+                root.known.clear()
         self._roots = {folder: self._roots.get(folder) or _Root(folder) for folder in folders}
         if not folders:
             self.lookout.close()
@@ -119,6 +125,14 @@ class Finding:
             root.recent.pop(spot.path, None)
             root.since = min(root.since, spot.changed_at)
 
+    def _leave(self, gone: str) -> None:
+        """Watches a folder no more. Those that lie in it, or around it, are looked at again, and watched: some of what
+        was watched was theirs as well."""
+        self.lookout.leave(gone, below=True)
+        for folder, root in self._roots.items():
+            if folder.startswith(gone + "/") or gone.startswith(folder + "/"):
+                root.due = -math.inf
+
     def _subject(self, path: str) -> str:
         root = self.root_of(path)
         return runfolders.owner(root, path) if root else ""
@@ -130,7 +144,7 @@ class Finding:
             now_there = runfolders.identity(root.folder)
             if root.identity != now_there:
                 if root.identity is not None:
-                    self.lookout.leave(root.folder, below=True)
+                    self._leave(root.folder)
                 self._roots[root.folder] = root = _Root(root.folder, now_there, troubles=root.troubles)
             if self._ticks() < root.due or (is_waiting and root.due > -math.inf):
                 return []
@@ -139,7 +153,7 @@ class Finding:
             return found
         except OSError as error:
             if root.identity is not None:
-                self.lookout.leave(root.folder, below=True)
+                self._leave(root.folder)
             root.identity, root.due = None, self._ticks() + RETRY_SECONDS
             self._tell(root, root.folder, error)
             return []

@@ -146,6 +146,37 @@ def test_a_folder_that_is_taken_out_is_watched_no_more(finder: Finder, root: Pat
     assert finder.found() == {RUN, MODEL} and finder.lookout.count() == 4
 
 
+def test_how_often_and_how_far_back_may_change(root: Path) -> None:
+    """What counts is what the configuration says now, not what it said when the next look was put off."""
+    finder = Finder(root, max_age=50.0)
+    assert finder.found() == set()
+    finder.become(IngestConfig([str(root)], every=600.0, max_age=1e6))
+    assert finder.found() == {RUN, MODEL}
+    (root / "1" / OTHER).unlink()
+    (root / "1" / OTHER / "artifacts").mkdir(parents=True)
+    assert finder.found() == set()
+    finder.become(IngestConfig([str(root)], every=1.0, max_age=1e6))
+    assert finder.found() == {OTHER}
+    finder.ticks += 1.0
+    (root / "1" / OTHER / "artifacts").rmdir()
+    (root / "1" / OTHER / "artifacts").mkdir()
+    assert finder.found() == {OTHER}
+    finder.lookout.close()
+
+
+@pytest.mark.parametrize("stays", ["outer", "inner"])
+def test_a_folder_in_another_is_watched_when_that_is_taken_out(finder: Finder, root: Path, stays: str) -> None:
+    """Some of what is watched is both's."""
+    (root / "1" / OTHER).unlink()
+    (root / "1/sub").mkdir()
+    finder.become(IngestConfig([str(root), str(root / "1")], every=600.0, max_age=1e6))
+    finder.found()
+    finder.become(IngestConfig([str(root if stays == "outer" else root / "1")], every=600.0, max_age=1e6))
+    finder.found()
+    (root / ("1" if stays == "outer" else "1/sub") / OTHER / "artifacts").mkdir(parents=True)
+    finder.until_told(OTHER)
+
+
 # -- the lookout ------------------------------------------------------------------------------------------------------
 
 
