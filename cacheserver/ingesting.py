@@ -124,6 +124,7 @@ class Ingesting:
         self._watched: dict[str, None] = {}
         self._told: dict[tuple[str, type[Exception]], float] = {}
         self._is_away = False
+        self._asked_at = -math.inf  # about those that are ready
         self._rest_until = -math.inf  # while the store is full, or the origin away
         self._has_changed = self._is_stopping = False
         self.counts = Tally((result,) for result in RESULTS)
@@ -231,6 +232,7 @@ class Ingesting:
         """Asks about some of those whose time has come, the newest first: which have finished. Returns whether there
         were any."""
         now, some = self._ticks(), list[_Run]()
+        self._asked_at = now
         due = [run for run in self._runs.values() if run.flight is None and run.due <= now]
         for number, run in enumerate(sorted(due, key=lambda run: -run.spot.changed_at), start=1):
             if self._is_worth_asking(run):
@@ -319,8 +321,8 @@ class Ingesting:
     # -- bringing ---------------------------------------------------------------------------------------------------
 
     def _bring(self, run: _Run) -> None:
-        if self._runs.get(run.spot.path) is not run:  # the configuration has changed
-            return
+        if self._runs.get(run.spot.path) is not run or run.due > self._asked_at:
+            return  # the configuration has changed, or it is written again: it waits for its time
         artifact = uris.parse(run.spot.uri)
         # What is held is of before the last change there: the origin is asked anew whatever is trusted still.
         ask = Ask.AGAIN if self._index.held(artifact.uri, "") else Ask.WHAT_IS_DUE

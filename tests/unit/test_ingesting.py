@@ -252,6 +252,28 @@ def test_a_clock_that_is_ahead_delays_and_stops_nothing(yard: Yard) -> None:
     assert len(yard.origin.asked) == asked == 2 and yard.ingesting.waiting_count() == 0
 
 
+def test_what_is_written_while_it_waits_for_its_turn(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits until that has settled, and is not brought as it was asked about."""
+    monkeypatch.setattr(ingesting, "AT_ONCE", 1)
+    both = {yard.origin.add(number) for number in range(2)}
+    first = set[str]()
+
+    def write(uri: str) -> None:
+        if first:
+            return
+        first.add(f"runs:/{uri.split('/')[-3]}")
+        (other,) = both - first
+        (Path(yard.origin.versions[other].root) / "late").mkdir()  # one event
+        until(lambda: yard.ingesting._finding.lookout._noted, "that to be told")
+        yard.ticks += SETTLE * 2  # it takes that long
+
+    yard.origin.before_download = write
+    yard.later(0)
+    assert yard.held() == first and len(yard.origin.asked) == 1
+    yard.later(SETTLE)
+    assert yard.held() == both and len(yard.origin.asked) == 2
+
+
 # -- room, and threads ------------------------------------------------------------------------------------------------
 
 
