@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -99,6 +100,48 @@ def test_the_newest_file_counts_wherever_it_is(tmp_path: Path) -> None:
     assert runfolders.newest(str(tmp_path / "run")) == before
     (tmp_path / "run/deep/er/f").touch()
     assert runfolders.newest(str(tmp_path / "run")) > before
+
+
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was looked at in folders; one called `gone` comes first, and is removed when it has been listed."""
+    looked, scandir = list[str](), os.scandir
+
+    def each(some: list[os.DirEntry[str]]) -> Iterator[os.DirEntry[str]]:
+        for entry in some:
+            looked.append(entry.name)
+            yield entry
+
+    @contextlib.contextmanager
+    def scanned(path: str) -> Iterator[Iterator[os.DirEntry[str]]]:
+        with scandir(path) as entries:
+            some = sorted(entries, key=lambda entry: entry.name != "gone")
+        if some and some[0].name == "gone":
+            os.unlink(some[0].path)
+        yield each(some)
+
+    monkeypatch.setattr(os, "scandir", scanned)
+    return looked
+
+
+def test_a_file_that_goes_hides_no_other(tmp_path: Path, listed: list[str]) -> None:
+    """Those that are looked at after it count all the same."""
+    for name in ("gone", "late"):
+        (tmp_path / name).touch()
+    until(lambda: _touched(tmp_path / "late") > tmp_path.stat().st_ctime, "the clock to go on")
+    assert runfolders.newest(str(tmp_path)) == (tmp_path / "late").stat().st_ctime
+    assert listed == ["gone", "late"]
+
+
+def test_there_is_an_end_within_a_folder_too(
+    tmp_path: Path, listed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many files lie in it."""
+    monkeypatch.setattr(runfolders, "WALK_MAX", 4)
+    for path in ("a/1", "a/2", "a/3", "b/1", "b/2", "b/3"):
+        (tmp_path / path).mkdir(parents=True)
+    runfolders.newest(str(tmp_path))
+    assert len(listed) == 4
 
 
 def _touched(path: Path) -> float:
