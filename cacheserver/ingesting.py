@@ -236,12 +236,14 @@ class Ingesting:
         due = [run for run in self._runs.values() if run.flight is None and run.due <= now]
         for number, run in enumerate(sorted(due, key=lambda run: -run.spot.changed_at), start=1):
             if self._is_worth_asking(run):
+                if not some and not self._has_room():  # the others' files are not walked for nothing
+                    return False
                 some.append(run)
             if len(some) == ASKED_TOGETHER or self._is_stopping:
                 break
             if number % PAUSE_EVERY == 0:
                 self._pause()
-        if not some or not self._has_room():
+        if not some:
             return False
         try:
             found = self._origin.outcomes([(run.spot.experiment, run.spot.name) for run in some])

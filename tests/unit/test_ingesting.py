@@ -312,6 +312,20 @@ def test_nothing_goes_for_it(small: Yard, caplog: pytest.LogCaptureFixture) -> N
     assert small.held() == {large}
 
 
+def test_a_full_store_has_no_runs_walked(small: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All files of a hundred runs, every so often, for nothing: that the first one has no place is enough."""
+    small.origin.files["s3://b/mine/f"] = os.urandom(9500)
+    small.bring("s3://b/mine")
+    for number in range(20):
+        small.origin.add(number)
+    walked, scandir = set[str](), os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: walked.add(path) or scandir(path))  # type: ignore[func-returns-value]
+    for _ in range(3):
+        small.later(FULL_SECONDS + 1)
+    assert len([path for path in walked if path.endswith("artifacts")]) == 1
+    assert small.ingesting.waiting_count() == 20 and not small.origin.asked
+
+
 def test_who_fetches_it_has_room_made(small: Yard) -> None:
     """A flight of somebody who waits is another one than that of what nobody has asked for."""
     small.origin.files["s3://b/mine/f"] = os.urandom(8000)
