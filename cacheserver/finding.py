@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from cacheserver import runfolders
+from cacheserver import lookout, runfolders
 from cacheserver.lookout import Lookout
 from cacheserver.runfolders import MODELS, Spot
 from cacheserver.settings import IngestConfig
@@ -69,7 +69,7 @@ class Finding:
         self._ticks = ticks
         self._pause = pause
         self._roots: dict[str, _Root] = {}
-        self._was_short = False
+        self._told_short: set[str] = set()
         self._noted: set[str] = set()
         self._wanted = wanted
         self.become(wanted)
@@ -242,10 +242,14 @@ class Finding:
             _log.info("%a can be looked at again for what to ingest", path)
 
     def _tell_short(self) -> None:
-        if self.lookout.is_short and not self._was_short:
+        shortages = {
+            "Raise fs.inotify.max_user_watches and fs.inotify.max_user_instances.": self.lookout.is_short,
+            f"There are more than {lookout.WATCHES_MAX:,} folders, and no more are watched.": self.lookout.is_full,
+        }
+        for words in [words for words, is_so in shortages.items() if is_so and words not in self._told_short]:
+            self._told_short.add(words)
             _log.warning(
-                "not all folders that are ingested can be watched: what comes there is found by a look every %g s."
-                " Raise fs.inotify.max_user_watches and fs.inotify.max_user_instances.",
+                "not all folders that are ingested can be watched: what comes there is found by a look every %g s. %s",
                 self._wanted.every,
+                words,
             )
-        self._was_short = self._was_short or self.lookout.is_short

@@ -32,7 +32,8 @@ class Lookout:
         subject: what has to be looked at when something has changed at a path; empty for nothing.
 
     Attributes:
-        is_short: whether a folder could not be watched for want of watches.
+        is_short: whether a folder could not be watched because the kernel gives no more watches.
+        is_full: whether one could not because there are WATCHES_MAX.
     """
 
     def __init__(self, subject: Callable[[str], str]) -> None:
@@ -41,7 +42,7 @@ class Lookout:
         self._inotify: InotifyFD | None = None
         self._watched: dict[str, tuple[WatchDescriptor, _Folder]] = {}
         self._noted: set[str] = set()
-        self._is_much = self.is_short = False
+        self._is_much = self.is_short = self.is_full = False
 
     def close(self) -> None:
         """Watches nothing any more."""
@@ -60,9 +61,10 @@ class Lookout:
         with self._lock:
             if folder in self._watched:
                 return True
+            if len(self._watched) >= WATCHES_MAX:
+                self.is_full = True
+                return False
             try:
-                if len(self._watched) >= WATCHES_MAX:
-                    raise OSError(errno.ENOSPC, "too many folders")
                 inotify = self._inotify = self._inotify or _begun()
                 told = _Folder(folder, self)
                 number = inotify.add_callback(os.fsencode(folder), _MASK, told, CallbackId(id(told)))

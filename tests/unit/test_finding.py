@@ -220,6 +220,16 @@ def test_a_folder_in_another_is_watched_when_that_is_taken_out(finder: Finder, r
     finder.until_told(OTHER)
 
 
+def test_which_limit_it_was_is_told(
+    finder: Finder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once: to raise the kernel's does not help where it is the daemon's own."""
+    monkeypatch.setattr(lookout, "WATCHES_MAX", 2)
+    assert finder.found() == {RUN, MODEL} and finder.found() == set()
+    (message,) = caplog.messages
+    assert "more than 2 folders" in message and "inotify" not in message
+
+
 # -- the lookout ------------------------------------------------------------------------------------------------------
 
 
@@ -237,7 +247,7 @@ def test_no_more_is_watched_than_may_be(outlook: Lookout, tmp_path: Path, monkey
     for name in "abc":
         (tmp_path / name).mkdir()
     assert [outlook.watch(str(tmp_path / name)) for name in "abca"] == [True, True, False, True]
-    assert outlook.is_short and outlook.count() == 2
+    assert outlook.is_full and not outlook.is_short and outlook.count() == 2
     (tmp_path / "a").rmdir()
     until(lambda: outlook.count() == 1, "the watch to end")
     assert outlook.watch(str(tmp_path / "c"))
