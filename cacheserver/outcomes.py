@@ -15,6 +15,7 @@ from artifactcache.errors import CacheError, NotFound, OriginUnavailable, Unauth
 from cacheserver import roots
 
 IDS_MAX = {"run": 100, "model": 50}  # in one question; more logged models at a time MLflow does not give
+PLACES_MAX = 1000  # folders of which is remembered which experiment's they are
 FEW = 3  # that are asked for one by one
 VIEW_ALL = 3  # mlflow.entities.ViewType.ALL: deleted ones too
 _ENDED = frozenset({"FAILED", "KILLED"})
@@ -59,6 +60,7 @@ class Outcomes:
         self._client = client
         self._question = question
         self._searches = searches
+        self._places: dict[str, str] = {}  # by what a folder says, where its runs were
 
     def of(self, asked: Iterable[tuple[str, str]]) -> dict[str, Outcome]:
         """What has become of each (experiment, ID of a run or of a logged model); the experiment is a hint only.
@@ -70,13 +72,26 @@ class Outcomes:
             by_place[experiment, "model" if one.startswith("m-") else "run"].append(one)
         found: dict[str, Outcome] = {}
         for (experiment, kind), ids in by_place.items():
-            if self._searches and len(ids) > FEW:
-                for some in _batches(ids, IDS_MAX[kind]):
-                    found.update(self._search(kind, experiment, some))
-            for one in ids:  # those in another experiment than their folder says, too
-                if one not in found:
-                    found[one] = self._one(kind, one)
+            place, searched, left = self._places.get(experiment, experiment), set[str](), ids
+            while left:
+                if self._searches and len(left) > FEW and place not in searched:
+                    searched.add(place)
+                    for some in _batches(left, IDS_MAX[kind]):
+                        found.update(self._search(kind, place, some))
+                    left = [one for one in left if one not in found]
+                else:  # those in another experiment than their folder says, too
+                    found[left[0]], at = self._one(kind, left[0])
+                    left = left[1:]
+                    if at and at != place and len(left) > FEW:
+                        place = at
+                        self._remember(experiment, place)
         return found
+
+    def _remember(self, experiment: str, place: str) -> None:
+        self._places.pop(experiment, None)
+        self._places[experiment] = place
+        if len(self._places) > PLACES_MAX:
+            del self._places[next(iter(self._places))]
 
     def _search(self, kind: str, experiment: str, ids: Sequence[str]) -> dict[str, Outcome]:
         names = ",".join(f"'{one}'" for one in ids)
@@ -97,17 +112,25 @@ class Outcomes:
             return {}
         return {one: outcome for one, outcome in told.items() if one in ids}
 
-    def _one(self, kind: str, one: str) -> Outcome:
+    def _one(self, kind: str, one: str) -> tuple[Outcome, str]:
+        """Of one, and the experiment that it is in, where that is told."""
         get = self._client.get_run if kind == "run" else self._client.get_logged_model
+
+        def ask() -> tuple[str, Outcome, str]:
+            found = get(one)
+            return *_told(kind, found), str(found.info.experiment_id if kind == "run" else found.experiment_id)
+
         try:
-            name, outcome = self._question(one, lambda: _told(kind, get(one)))
+            name, outcome, experiment = self._question(one, ask)
         except NotFound:
-            return Outcome(State.ENDED)
+            return Outcome(State.ENDED), ""
         except (OriginUnavailable, Unauthenticated):
             raise
         except CacheError as error:
-            return Outcome(State.REFUSED, why=str(error))
-        return outcome if name == one else Outcome(State.REFUSED, why=f"{one}: the answer is about something else.")
+            return Outcome(State.REFUSED, why=str(error)), ""
+        if name != one:
+            return Outcome(State.REFUSED, why=f"{one}: the answer is about something else."), ""
+        return outcome, experiment
 
 
 def _told(kind: str, found: Any) -> tuple[str, Outcome]:

@@ -36,7 +36,7 @@ class Client:
     def add(self, run_id: str, experiment: str = "1", status: str = "FINISHED", stage: str = "active") -> str:
         """A run; returns its ID."""
         info = SimpleNamespace(
-            run_id=run_id, status=status, lifecycle_stage=stage, artifact_uri=f"/x/{run_id}", experiment=experiment
+            run_id=run_id, status=status, lifecycle_stage=stage, artifact_uri=f"/x/{run_id}", experiment_id=experiment
         )
         self.runs[run_id] = SimpleNamespace(info=info)
         return run_id
@@ -55,13 +55,17 @@ class Client:
         self.asked["search"] += 1
         if "search" in self.refused:
             raise MlflowException(self.refused["search"])
+        if "by-name" in experiments:
+            raise MlflowException("INVALID_PARAMETER_VALUE")
         ids = re.findall(r"'([^']*)'", text)
         assert view == 3 and len(ids) == count <= IDS_MAX["run"]
-        return [self.runs[one] for one in ids if one in self.runs and self.runs[one].info.experiment in experiments]
+        return [self.runs[one] for one in ids if one in self.runs and self.runs[one].info.experiment_id in experiments]
 
     def get_logged_model(self, model_id: str) -> Any:
         """As MLflow's client: `m-ready`, `m-pending` and `m-failed`."""
-        return SimpleNamespace(model_id=model_id, status=model_id[2:].upper(), artifact_location=f"/x/{model_id}")
+        return SimpleNamespace(
+            model_id=model_id, status=model_id[2:].upper(), artifact_location=f"/x/{model_id}", experiment_id=1
+        )
 
 
 def question(what: str, question: Callable[[], T]) -> T:
@@ -114,10 +118,22 @@ def test_many_are_one_question(client: Client) -> None:
 
 
 def test_a_folder_that_is_no_experiments(client: Client) -> None:
-    """The server does not understand the question: each is asked for by itself."""
+    """The server does not understand the question, or finds none there: the first answer says where to search, for the
+    others and from then on."""
+    asked = outcomes(client)
+    for folder in ("by-name", "7"):
+        ids = [client.add(f"{folder}-{number}") for number in range(20)]
+        client.asked.clear()
+        for _ in range(2):
+            assert len(asked.of([(folder, one) for one in ids])) == 20
+        assert client.asked == {"search": 3, "get": 1}
+
+
+def test_a_server_that_cannot_be_searched(client: Client) -> None:
+    """Each is asked for by itself."""
     ids = [client.add(f"r{number}") for number in range(5)]
     client.refused["search"] = "INVALID_PARAMETER_VALUE"
-    assert len(outcomes(client).of([("by-name", one) for one in ids])) == 5 and client.asked == {"search": 1, "get": 5}
+    assert len(outcomes(client).of([("1", one) for one in ids])) == 5 and client.asked == {"search": 1, "get": 5}
 
 
 def test_what_is_refused_is_not_gone(client: Client) -> None:
