@@ -56,26 +56,25 @@ class Lookout:
         """How many folders are watched."""
         return len(self._watched)
 
-    def watch(self, folder: str) -> bool:
-        """Watches a folder from now on. Returns False where that cannot be had."""
+    def watch(self, folder: str) -> None:
+        """Watches a folder from now on, if that can be had."""
         with self._lock:
             if folder in self._watched:
-                return True
+                return
             if len(self._watched) >= WATCHES_MAX:
                 self.is_full = True
-                return False
+                return
             try:
                 inotify = self._inotify = self._inotify or _begun()
                 told = _Folder(folder, self)
                 number = inotify.add_callback(os.fsencode(folder), _MASK, told, CallbackId(id(told)))
             except OSError as error:
                 self.is_short = self.is_short or error.errno in _FULL
-                return False
+                return
             if number < 0:  # it may not be read: watchdog keeps silent of that
                 inotify.remove_callbacks([(number, CallbackId(id(told)))])
-                return False
+                return
             self._watched[folder] = number, told
-            return True
 
     def leave(self, folder: str, *, below: bool = False) -> None:
         """Watches a folder no more; with `below` nor what lies below it."""
