@@ -19,7 +19,7 @@ from artifactcache.errors import CacheError, Corrupted, NoSpace, NotFound
 from cacheserver import roots, runfolders, uris
 from cacheserver.bringing import Ask
 from cacheserver.cache import Cache
-from cacheserver.finding import Finding
+from cacheserver.discovery import Discovery
 from cacheserver.flights import Flight
 from cacheserver.index import Index
 from cacheserver.local import LOCAL_SCHEMES
@@ -117,7 +117,7 @@ class Ingesting:
         self._clock = clock
         self._ticks = ticks
         self._pause = pause
-        self._finding = Finding(wanted, clock, ticks, pause)
+        self._discovery = Discovery(wanted, clock, ticks, pause)
         self._runs: dict[str, _Run] = {}  # by path
         self._ready: list[_Run] = []  # have finished, and their bytes lie there; the newest last
         self._flying: list[_Run] = []
@@ -143,7 +143,7 @@ class Ingesting:
 
     def watch_count(self) -> int:
         """How many folders are watched."""
-        return self._finding.lookout.count()
+        return self._discovery.lookout.count()
 
     def look(self) -> None:
         """Does what there is to do, and comes back when there is nothing more for now."""
@@ -155,7 +155,7 @@ class Ingesting:
                     return
         finally:
             if self._is_stopping:
-                self._finding.lookout.close()
+                self._discovery.lookout.close()
 
     # -- what there is ----------------------------------------------------------------------------------------------
 
@@ -163,13 +163,13 @@ class Ingesting:
         """Of what has come, and of another configuration."""
         if self._has_changed:
             self._has_changed = False  # before it is read: what changes from now on has another look
-            self._finding.become(self._wanted)
+            self._discovery.become(self._wanted)
             self._told.clear()
-            for run in [run for run in self._runs.values() if not self._finding.root_of(run.spot.path)]:
+            for run in [run for run in self._runs.values() if not self._discovery.root_of(run.spot.path)]:
                 self._forget(run)
-        for spot in self._finding.look(wants_more=len(self._runs) < WAITING_MAX // 2):
+        for spot in self._discovery.look(wants_more=len(self._runs) < WAITING_MAX // 2):
             self._want(spot, is_doubtful=False)
-        for spot in self._finding.told():
+        for spot in self._discovery.told():
             self._want(spot, is_doubtful=True)
 
     def _want(self, spot: Spot, *, is_doubtful: bool) -> None:
@@ -187,19 +187,19 @@ class Ingesting:
         idle = [run for run in self._runs.values() if run.flight is None]
         for run in heapq.nsmallest(max(1, WAITING_MAX // 20), idle, key=lambda run: run.spot.changed_at):
             self._forget(run)
-            self._finding.forgot(run.spot)
+            self._discovery.forgot(run.spot)
 
     def _watch(self, run: _Run) -> None:
         """Watches a run's own folders; only the last ones are."""
         for folder in (run.spot.path, run.spot.artifacts):
-            self._finding.lookout.watch(folder)
+            self._discovery.lookout.watch(folder)
         self._watched.pop(run.spot.path, None)
         self._watched[run.spot.path] = None
         while len(self._watched) > WATCHED_MAX:
             oldest = next(iter(self._watched))
             del self._watched[oldest]
-            self._finding.lookout.leave(oldest)
-            self._finding.lookout.leave(os.path.join(oldest, runfolders.ARTIFACTS))
+            self._discovery.lookout.leave(oldest)
+            self._discovery.lookout.leave(os.path.join(oldest, runfolders.ARTIFACTS))
 
     def _forget(self, run: _Run) -> None:
         self._runs.pop(run.spot.path, None)
@@ -317,7 +317,7 @@ class Ingesting:
         where it would put them."""
         if roots.scheme(root) in LOCAL_SCHEMES:
             return os.path.realpath(roots.local_path(root)) == os.path.realpath(spot.artifacts)
-        inside = spot.artifacts[len(self._finding.root_of(spot.path)) :]
+        inside = spot.artifacts[len(self._discovery.root_of(spot.path)) :]
         return roots.scheme(root) in ("mlflow-artifacts", "http", "https") and root.endswith(inside)
 
     # -- bringing ---------------------------------------------------------------------------------------------------
@@ -379,7 +379,7 @@ class Ingesting:
         run.due, run.wait = self._ticks() + run.wait, max(run.wait, min(run.wait * 2, most))
 
     def _tell_words(self, run: _Run, kind: type[Exception], words: str) -> None:
-        if self._is_new(self._finding.root_of(run.spot.path), kind):
+        if self._is_new(self._discovery.root_of(run.spot.path), kind):
             _log.warning("%s is not ingested now, and is tried again, as are others like it: %s", run.spot.uri, words)
 
     def _tell_full(self, words: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from artifactcache.errors import NoSpace, OriginUnavailable
-from cacheserver import finding, ingesting, uris
+from cacheserver import discovery, ingesting, uris
 from cacheserver.bringing import Ask
 from cacheserver.ingesting import AWAY_SECONDS, FULL_SECONDS, RUNNING_SECONDS_MAX, Ingesting
 from cacheserver.outcomes import Outcome, State
@@ -129,14 +129,14 @@ def test_more_than_is_remembered_comes_all_the_same(yard: Yard, monkeypatch: pyt
     """A look gives so many, and goes on where it ended when there is room for more; what could not be remembered is
     found again."""
     if bound != "WAITING_MAX":
-        monkeypatch.setattr(finding, "FOUND_MAX", 10)
+        monkeypatch.setattr(discovery, "FOUND_MAX", 10)
     if bound != "FOUND_MAX":
         monkeypatch.setattr(ingesting, "WAITING_MAX", 12)
     added = {yard.origin.add(number) for number in range(45)}
     counts = list[int]()
     yard.origin.before_download = lambda uri: counts.append(yard.ingesting.waiting_count())
     for _ in range(12):
-        yard.later(600.0 if bound == "WAITING_MAX" else finding.RETRY_SECONDS)
+        yard.later(600.0 if bound == "WAITING_MAX" else discovery.RETRY_SECONDS)
     assert yard.held() == added and max(counts) <= (12 if bound == "WAITING_MAX" else 10)
 
 
@@ -264,7 +264,7 @@ def test_what_is_written_while_it_waits_for_its_turn(yard: Yard, monkeypatch: py
         first.add(f"runs:/{uri.split('/')[-3]}")
         (other,) = both - first
         (Path(yard.origin.versions[other].root) / "late").mkdir()  # one event
-        until(lambda: yard.ingesting._finding.lookout._noted, "that to be told")
+        until(lambda: yard.ingesting._discovery.lookout._noted, "that to be told")
         yard.ticks += SETTLE * 2  # it takes that long
 
     yard.origin.before_download = write

@@ -52,7 +52,7 @@ class _Root:
     troubles: dict[str, str] = field(default_factory=dict)
 
 
-class Finding:
+class Discovery:
     """Of all folders of a configuration.
 
     Args:

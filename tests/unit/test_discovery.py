@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cacheserver import lookout, runfolders
-from cacheserver.finding import Finding
+from cacheserver.discovery import Discovery
 from cacheserver.lookout import Lookout
 from cacheserver.settings import IngestConfig
 from tests.rig.until import until
@@ -30,7 +30,7 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-class Finder(Finding):
+class Finder(Discovery):
     """Looks at one folder, at whatever time a test says."""
 
     def __init__(self, root: Path, max_age: float = 1e6) -> None:
