@@ -71,6 +71,7 @@ class Meddling:
             self._observer.start()
             _WATCHDOG.addFilter(self._overflow)
         except OSError as error:
+            self._observer.unschedule_all()  # one of the two may run already, and nobody would read what it hears
             _log.warning(
                 "the store's folders cannot be watched (%s): what somebody changes there is found when it is handed"
                 " out, or by the scrub. Raise fs.inotify.max_user_watches.",

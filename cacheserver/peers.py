@@ -7,6 +7,7 @@ look, and no longer.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -56,33 +57,40 @@ class Peers:
         self._seen = {name: uid for name, uid in self._seen.items() if name in here}
         kept: defaultdict[int, int] = defaultdict(int)
         over = set()
-        for name in [*self._seen, *(here.keys() - self._seen.keys())]:
-            uid = self._seen[name] if name in self._seen else self._whose(here[name], close=False)
-            self._seen[name] = uid
-            if uid is None:
+        for name in [*self._seen, *(name for name in here if name not in self._seen)]:
+            try:
+                if name not in self._seen:
+                    self._seen[name] = self._whose(name, here[name])
+                uid = self._seen[name]
+                if uid is None:
+                    continue
+                kept[uid] += 1
+                if kept[uid] > self._share:
+                    over.add(uid)
+                    self._whose(name, here[name], close=True)
+            except OSError:  # no descriptor is left, say: the next look sees it
                 continue
-            kept[uid] += 1
-            if kept[uid] > self._share:
-                over.add(uid)
-                self._whose(here[name], close=True)
         return over
 
-    def _whose(self, descriptor: int, *, close: bool) -> int | None:
-        """Whose connection to our socket it is; None where it is none. What was closed meanwhile, and is something else
-        by now, is looked at as what it is: by a descriptor of our own."""
+    def _whose(self, name: str, descriptor: int, *, close: bool = False) -> int | None:
+        """Whose connection to our socket one is; None where it is none, or something else has its descriptor by now.
+        Raises OSError."""
+        fd = os.dup(descriptor)
         try:
-            with socket.socket(fileno=os.dup(descriptor)) as found:
+            if os.readlink(f"/proc/self/fd/{fd}") != name:
+                return None
+            with socket.socket(fileno=os.dup(fd)) as found:
                 if found.family != socket.AF_UNIX or found.getsockname() != self._address:
                     return None
                 if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                     return None
                 said = found.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-                uid = int(_CREDENTIALS.unpack(said)[1])
                 if close:
-                    found.shutdown(socket.SHUT_RDWR)  # gRPC sees its end, and closes it
-                return uid
-        except OSError:
-            return None
+                    with contextlib.suppress(OSError):  # its client was faster
+                        found.shutdown(socket.SHUT_RDWR)  # gRPC sees its end, and closes it
+                return int(_CREDENTIALS.unpack(said)[1])
+        finally:
+            os.close(fd)
 
 
 def _sockets() -> list[tuple[str, int]]:

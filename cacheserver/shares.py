@@ -49,7 +49,10 @@ class Shares:
         with self._lock:
             if self._is_closed:
                 raise stopped()
-            self._waiting.setdefault(owner, deque()).append((future, partial(work, *args)))
+            works = self._waiting.setdefault(owner, deque())
+            while works and works[0][0].cancelled():  # who has waited in vain waits no more; nobody else takes him out
+                works.popleft()
+            works.append((future, partial(work, *args)))
             due = self._due()
         self._start(due)
         return future
@@ -64,13 +67,14 @@ class Shares:
                 future.cancel()
 
     def close(self) -> None:
-        """Starts nothing any more: what waits is cancelled."""
+        """Starts nothing any more: who waits gets DaemonUnavailable."""
         with self._lock:
             self._is_closed = True
             waiting = [future for works in self._waiting.values() for future, _ in works]
             self._waiting.clear()
         for future in waiting:  # without the lock: what is told of it may ask for more
-            future.cancel()
+            if future.set_running_or_notify_cancel():
+                future.set_exception(stopped())
         self._pool.shutdown(wait=False)
 
     def _due(self) -> list[_Begun]:
@@ -95,8 +99,12 @@ class Shares:
         for owner, future, work in due:
             try:
                 self._pool.submit(self._run, owner, future, work)
-            except RuntimeError:  # closed meanwhile
-                future.set_exception(stopped())
+            except RuntimeError:
+                with self._lock:
+                    is_closed = self._is_closed
+                if is_closed:
+                    future.set_exception(stopped())
+                # Else no thread could be had just now: it waits in the pool for one that is there, or the next one.
 
     def _run(self, owner: Hashable, future: Future[Any], work: Callable[[], Any]) -> None:
         try:

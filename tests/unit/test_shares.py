@@ -131,7 +131,7 @@ def test_each_of_several() -> None:
 
 
 def test_the_end() -> None:
-    """What waits is cancelled, also where who hears of it asks for more; nothing is taken on any more."""
+    """Who waits is told, also where he asks for more at that moment; nothing is taken on any more."""
     shares, go, heard = Shares(2, "test"), threading.Event(), list[str]()
     first = shares.submit(1, go.wait, SECONDS_MAX)
     second = shares.submit(1, go.wait, SECONDS_MAX)
@@ -143,6 +143,39 @@ def test_the_end() -> None:
 
     second.add_done_callback(ask_again)
     shares.close()
-    assert second.cancelled() and heard == ["stopped"]
+    with pytest.raises(DaemonUnavailable):
+        second.result(0)
+    assert heard == ["stopped"]
     go.set()
     assert first.result(SECONDS_MAX)
+
+
+def test_the_end_of_several() -> None:
+    """Who waits for them is told that the daemon is being stopped."""
+    shares, go, told = Shares(2, "test"), threading.Event(), list[str]()
+
+    def ask() -> None:
+        with pytest.raises(DaemonUnavailable):
+            shares.each(1, lambda _: go.wait(SECONDS_MAX), range(3))
+        told.append("stopped")
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    until(lambda: len(shares._waiting.get(1, ())) == 2, "two of three to wait")
+    shares.close()
+    go.set()
+    asking.join(SECONDS_MAX)
+    assert told == ["stopped"]
+
+
+def test_who_gives_up_is_not_kept() -> None:
+    """However often somebody asks again while his threads hang."""
+    shares, go = Shares(2, "test"), threading.Event()
+    try:
+        shares.submit(1, go.wait, SECONDS_MAX)
+        for _ in range(100):
+            shares.submit(1, go.wait, SECONDS_MAX).cancel()
+        assert len(shares._waiting[1]) == 1
+    finally:
+        go.set()
+        shares.close()
