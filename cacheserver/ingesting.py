@@ -20,7 +20,7 @@ from artifactcache.errors import CacheError, Corrupted, NoSpace, NotFound
 from cacheserver import roots, runfolders, uris
 from cacheserver.bringing import Ask
 from cacheserver.cache import Cache
-from cacheserver.finding import Finding
+from cacheserver.discovery import Discovery
 from cacheserver.flights import Flight
 from cacheserver.index import Index
 from cacheserver.local import LOCAL_SCHEMES
@@ -69,6 +69,7 @@ class _Run:
         wait: how long after that it is looked at again.
         is_doubtful: something in it has changed: that its folders have not is no reason to take it for what is held.
         newest, newest_at: what was written in it last, by the filesystem's clock, and when that was seen.
+        brought: what was the newest when it was brought.
     """
 
     spot: Spot
@@ -77,6 +78,7 @@ class _Run:
     is_doubtful: bool = False
     newest: float = -math.inf
     newest_at: float = -math.inf
+    brought: float = -math.inf
     flight: Flight[Brought] | None = None
 
 
@@ -116,13 +118,14 @@ class Ingesting:
         self._clock = clock
         self._ticks = ticks
         self._pause = pause
-        self._finding = Finding(wanted, clock, ticks, pause)
+        self._discovery = Discovery(wanted, clock, ticks, pause)
         self._runs: dict[str, _Run] = {}  # by path
         self._ready: list[_Run] = []  # have finished, and their bytes lie there; the newest last
         self._flying: list[_Run] = []
         self._watched: dict[str, None] = {}
         self._told: dict[tuple[str, type[Exception]], float] = {}
         self._is_away = False
+        self._asked_at = -math.inf  # about those that are ready
         self._rest_until = -math.inf  # while the store is full, or the origin away
         self._has_changed = self._is_stopping = False
         self.counts = Tally((result,) for result in RESULTS)
@@ -141,7 +144,7 @@ class Ingesting:
 
     def watch_count(self) -> int:
         """How many folders are watched."""
-        return self._finding.lookout.count()
+        return self._discovery.lookout.count()
 
     def look(self) -> None:
         """Does what there is to do, and comes back when there is nothing more for now."""
@@ -153,7 +156,7 @@ class Ingesting:
                     return
         finally:
             if self._is_stopping:
-                self._finding.lookout.close()
+                self._discovery.lookout.close()
 
     # -- what there is ----------------------------------------------------------------------------------------------
 
@@ -161,13 +164,13 @@ class Ingesting:
         """Of what has come, and of another configuration."""
         if self._has_changed:
             self._has_changed = False  # before it is read: what changes from now on has another look
-            self._finding.become(self._wanted)
+            self._discovery.become(self._wanted)
             self._told.clear()
-            for run in [run for run in self._runs.values() if not self._finding.root_of(run.spot.path)]:
+            for run in [run for run in self._runs.values() if not self._discovery.root_of(run.spot.path)]:
                 self._forget(run)
-        for spot in self._finding.look(wants_more=len(self._runs) < WAITING_MAX // 2):
+        for spot in self._discovery.look(wants_more=len(self._runs) < WAITING_MAX // 2):
             self._want(spot, is_doubtful=False)
-        for spot in self._finding.told():
+        for spot in self._discovery.told():
             self._want(spot, is_doubtful=True)
 
     def _want(self, spot: Spot, *, is_doubtful: bool) -> None:
@@ -185,19 +188,19 @@ class Ingesting:
         idle = [run for run in self._runs.values() if run.flight is None]
         for run in heapq.nsmallest(max(1, WAITING_MAX // 20), idle, key=lambda run: run.spot.changed_at):
             self._forget(run)
-            self._finding.forgot(run.spot)
+            self._discovery.forgot(run.spot)
 
     def _watch(self, run: _Run) -> None:
         """Watches a run's own folders; only the last ones are."""
         for folder in (run.spot.path, run.spot.artifacts):
-            self._finding.lookout.watch(folder)
+            self._discovery.lookout.watch(folder)
         self._watched.pop(run.spot.path, None)
         self._watched[run.spot.path] = None
         while len(self._watched) > WATCHED_MAX:
             oldest = next(iter(self._watched))
             del self._watched[oldest]
-            self._finding.lookout.leave(oldest)
-            self._finding.lookout.leave(os.path.join(oldest, runfolders.ARTIFACTS))
+            self._discovery.lookout.leave(oldest)
+            self._discovery.lookout.leave(os.path.join(oldest, runfolders.ARTIFACTS))
 
     def _forget(self, run: _Run) -> None:
         self._runs.pop(run.spot.path, None)
@@ -230,17 +233,20 @@ class Ingesting:
         """Asks about some of those whose time has come: which have finished. Returns whether there
         were any."""
         now, some = self._ticks(), list[_Run]()
+        self._asked_at = now
         due = [run for run in self._runs.values() if run.flight is None and run.due <= now]
         # In turns the newest and who waits for longest: whoever goes on making folders keeps nobody waiting for ever.
         newest, longest = sorted(due, key=lambda run: -run.spot.changed_at), sorted(due, key=lambda run: run.due)
         for number, run in enumerate(dict.fromkeys(chain.from_iterable(zip(newest, longest, strict=True))), start=1):
             if self._is_worth_asking(run):
+                if not some and not self._has_room():  # the others' files are not walked for nothing
+                    return False
                 some.append(run)
             if len(some) == ASKED_TOGETHER or self._is_stopping:
                 break
             if number % PAUSE_EVERY == 0:
                 self._pause()
-        if not some or not self._has_room():
+        if not some:
             return False
         try:
             found = self._origin.outcomes([(run.spot.experiment, run.spot.name) for run in some])
@@ -314,14 +320,14 @@ class Ingesting:
         where it would put them."""
         if roots.scheme(root) in LOCAL_SCHEMES:
             return os.path.realpath(roots.local_path(root)) == os.path.realpath(spot.artifacts)
-        inside = spot.artifacts[len(self._finding.root_of(spot.path)) :]
+        inside = spot.artifacts[len(self._discovery.root_of(spot.path)) :]
         return roots.scheme(root) in ("mlflow-artifacts", "http", "https") and root.endswith(inside)
 
     # -- bringing ---------------------------------------------------------------------------------------------------
 
     def _bring(self, run: _Run) -> None:
-        if self._runs.get(run.spot.path) is not run:  # the configuration has changed
-            return
+        if self._runs.get(run.spot.path) is not run or run.due > self._asked_at:
+            return  # the configuration has changed, or it is written again: it waits for its time
         artifact = uris.parse(run.spot.uri)
         # What is held is of before the last change there: the origin is asked anew whatever is trusted still.
         ask = Ask.AGAIN if self._index.held(artifact.uri, "") else Ask.WHAT_IS_DUE
@@ -353,10 +359,13 @@ class Ingesting:
             return
         self.counts.add(BROUGHT if brought.origin_bytes else THERE, amount=brought.origin_bytes)
         _log.info("ingested uri=%s bytes=%d files=%d", run.spot.uri, brought.origin_bytes, brought.held.file_count)
-        if not run.is_doubtful and run.newest < self._clock() - SECOND_LOOK_SECONDS:
+        # A clock that is ahead makes it look as if it were written later than it was brought, until that time has come.
+        is_same = run.newest == run.brought and not brought.origin_bytes
+        if not run.is_doubtful and (is_same or run.newest < self._clock() - SECOND_LOOK_SECONDS):
             self._forget(run)
             return
         # Somebody may have gone on writing, deep in it, where nothing is watched: it is looked at once more.
+        run.brought = run.newest
         run.due, run.is_doubtful = self._ticks() + self._wanted.settle, True
 
     def _failed(self, run: _Run, error: CacheError) -> None:
@@ -373,7 +382,7 @@ class Ingesting:
         run.due, run.wait = self._ticks() + run.wait, max(run.wait, min(run.wait * 2, most))
 
     def _tell_words(self, run: _Run, kind: type[Exception], words: str) -> None:
-        if self._is_new(self._finding.root_of(run.spot.path), kind):
+        if self._is_new(self._discovery.root_of(run.spot.path), kind):
             _log.warning("%s is not ingested now, and is tried again, as are others like it: %s", run.spot.uri, words)
 
     def _tell_full(self, words: str) -> None:

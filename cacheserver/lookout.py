@@ -14,8 +14,8 @@ from collections.abc import Callable
 from watchdog.observers.inotify_c import CallbackId, InotifyConstants, InotifyEvent, InotifyFD, Mask, WatchDescriptor
 
 WATCHES_MAX = 8192  # a KiB of the kernel's memory each; the limit of the user is shared with other programs
+THREAD = "lookout"  # its name: watchdog's log does not tell whose queue has run over
 NOTED_MAX = 20_000  # paths; with more than that, all is to be looked at
-THREAD = "ingest-events"  # whose lost events are told in watchdog's log as those of the store are
 _OF = InotifyConstants
 _SELF = _OF.IN_MOVE_SELF | _OF.IN_DELETE_SELF
 # Not IN_MODIFY: who writes closes the file some time.
@@ -32,7 +32,8 @@ class Lookout:
         subject: what has to be looked at when something has changed at a path; empty for nothing.
 
     Attributes:
-        is_short: whether a folder could not be watched for want of watches.
+        is_short: whether a folder could not be watched because the kernel gives no more watches.
+        is_full: whether one could not because there are WATCHES_MAX.
     """
 
     def __init__(self, subject: Callable[[str], str]) -> None:
@@ -41,7 +42,7 @@ class Lookout:
         self._inotify: InotifyFD | None = None
         self._watched: dict[str, tuple[WatchDescriptor, _Folder]] = {}
         self._noted: set[str] = set()
-        self._is_much = self.is_short = False
+        self._is_much = self.is_short = self.is_full = False
 
     def close(self) -> None:
         """Watches nothing any more."""
@@ -55,25 +56,25 @@ class Lookout:
         """How many folders are watched."""
         return len(self._watched)
 
-    def watch(self, folder: str) -> bool:
-        """Watches a folder from now on. Returns False where that cannot be had."""
+    def watch(self, folder: str) -> None:
+        """Watches a folder from now on, if that can be had."""
         with self._lock:
             if folder in self._watched:
-                return True
+                return
+            if len(self._watched) >= WATCHES_MAX:
+                self.is_full = True
+                return
             try:
-                if len(self._watched) >= WATCHES_MAX:
-                    raise OSError(errno.ENOSPC, "too many folders")
                 inotify = self._inotify = self._inotify or _begun()
                 told = _Folder(folder, self)
                 number = inotify.add_callback(os.fsencode(folder), _MASK, told, CallbackId(id(told)))
             except OSError as error:
                 self.is_short = self.is_short or error.errno in _FULL
-                return False
+                return
             if number < 0:  # it may not be read: watchdog keeps silent of that
                 inotify.remove_callbacks([(number, CallbackId(id(told)))])
-                return False
+                return
             self._watched[folder] = number, told
-            return True
 
     def leave(self, folder: str, *, below: bool = False) -> None:
         """Watches a folder no more; with `below` nor what lies below it."""

@@ -107,6 +107,11 @@ class Outcomes:
     def _one(self, kind: str, one: str) -> tuple[Outcome, str]:
         """The answer about one, and the experiment that it is of; empty where that is not said."""
         get = self._client.get_run if kind == "run" else self._client.get_logged_model
+
+        def ask() -> tuple[str, Outcome, str]:
+            found = get(one)
+            return *_told(kind, found), str(found.info.experiment_id if kind == "run" else found.experiment_id)
+
         try:
             (name, outcome), experiment = self._question(one, lambda: _whole(kind, get(one)))
         except NotFound:

@@ -9,10 +9,11 @@ says. Folders are listed and files looked at, never opened; below a run no symli
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import re
 from collections.abc import Iterator
-from itertools import islice
 from typing import NamedTuple
 
 ARTIFACTS, MODELS = "artifacts", "models"
@@ -112,15 +113,13 @@ def newest(artifacts: str) -> float:
     """When anything below a folder was written, or changed otherwise, last. Raises OSError."""
     found, count, folders = os.stat(artifacts).st_ctime, 0, [artifacts]
     while folders and count < WALK_MAX:
-        try:
-            with os.scandir(folders.pop()) as entries:
-                for entry in islice(entries, WALK_MAX - count):
-                    count += 1
+        with contextlib.suppress(FileNotFoundError), os.scandir(folders.pop()) as entries:
+            for entry in itertools.islice(entries, WALK_MAX - count):
+                count += 1
+                with contextlib.suppress(FileNotFoundError):  # it goes while it is looked at
                     found = max(found, entry.stat(follow_symlinks=False).st_ctime)
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(entry.path)
-        except FileNotFoundError:  # it goes while it is looked at
-            continue
     return found
 
 

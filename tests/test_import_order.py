@@ -140,7 +140,7 @@ ORDER = (
     "warming",
     "runfolders",
     "lookout",
-    "finding",
+    "discovery",
     "ingesting",
     "healing",
     "meddling",

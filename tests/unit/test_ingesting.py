@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from artifactcache.errors import NoSpace, OriginUnavailable
-from cacheserver import finding, ingesting, uris
+from cacheserver import discovery, ingesting, uris
 from cacheserver.bringing import Ask
 from cacheserver.ingesting import AWAY_SECONDS, FULL_SECONDS, RUNNING_SECONDS_MAX, Ingesting
 from cacheserver.outcomes import Outcome, State
@@ -147,14 +147,14 @@ def test_more_than_is_remembered_comes_all_the_same(yard: Yard, monkeypatch: pyt
     """A look gives so many, and goes on where it ended when there is room for more; what could not be remembered is
     found again."""
     if bound != "WAITING_MAX":
-        monkeypatch.setattr(finding, "FOUND_MAX", 10)
+        monkeypatch.setattr(discovery, "FOUND_MAX", 10)
     if bound != "FOUND_MAX":
         monkeypatch.setattr(ingesting, "WAITING_MAX", 12)
     added = {yard.origin.add(number) for number in range(45)}
     counts = list[int]()
     yard.origin.before_download = lambda uri: counts.append(yard.ingesting.waiting_count())
     for _ in range(12):
-        yard.later(600.0 if bound == "WAITING_MAX" else finding.RETRY_SECONDS)
+        yard.later(600.0 if bound == "WAITING_MAX" else discovery.RETRY_SECONDS)
     assert yard.held() == added and max(counts) <= (12 if bound == "WAITING_MAX" else 10)
 
 
@@ -255,13 +255,41 @@ def test_what_is_gone_is_forgotten(yard: Yard) -> None:
 
 
 def test_a_clock_that_is_ahead_delays_and_stops_nothing(yard: Yard) -> None:
-    """A file server's, say: what stays what it is for as long as that has settled."""
+    """A file server's, say: what stays what it is for as long as that has settled. It is looked at once more, and not
+    for ever."""
     uri = yard.origin.add(1)
     yard.now -= 20_000
     yard.later(0)
     assert not yard.held()
     yard.later(SETTLE)
-    assert yard.held() == {uri}
+    assert yard.held() == {uri} and yard.ingesting.waiting_count() == 1
+    yard.later(SETTLE)
+    asked = len(yard.origin.asked)
+    for _ in range(20):
+        yard.later(SETTLE)
+    assert len(yard.origin.asked) == asked == 2 and yard.ingesting.waiting_count() == 0
+
+
+def test_what_is_written_while_it_waits_for_its_turn(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits until that has settled, and is not brought as it was asked about."""
+    monkeypatch.setattr(ingesting, "AT_ONCE", 1)
+    both = {yard.origin.add(number) for number in range(2)}
+    first = set[str]()
+
+    def write(uri: str) -> None:
+        if first:
+            return
+        first.add(f"runs:/{uri.split('/')[-3]}")
+        (other,) = both - first
+        (Path(yard.origin.versions[other].root) / "late").mkdir()  # one event
+        until(lambda: yard.ingesting._discovery.lookout._noted, "that to be told")
+        yard.ticks += SETTLE * 2  # it takes that long
+
+    yard.origin.before_download = write
+    yard.later(0)
+    assert yard.held() == first and len(yard.origin.asked) == 1
+    yard.later(SETTLE)
+    assert yard.held() == both and len(yard.origin.asked) == 2
 
 
 # -- room, and threads ------------------------------------------------------------------------------------------------
@@ -300,6 +328,20 @@ def test_nothing_goes_for_it(small: Yard, caplog: pytest.LogCaptureFixture) -> N
     small.sweeper.sweep(free_bytes=ALL)
     small.later(1800.0)
     assert small.held() == {large}
+
+
+def test_a_full_store_has_no_runs_walked(small: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All files of a hundred runs, every so often, for nothing: that the first one has no place is enough."""
+    small.origin.files["s3://b/mine/f"] = os.urandom(9500)
+    small.bring("s3://b/mine")
+    for number in range(20):
+        small.origin.add(number)
+    walked, scandir = set[str](), os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: walked.add(path) or scandir(path))  # type: ignore[func-returns-value]
+    for _ in range(3):
+        small.later(FULL_SECONDS + 1)
+    assert len([path for path in walked if path.endswith("artifacts")]) == 1
+    assert small.ingesting.waiting_count() == 20 and not small.origin.asked
 
 
 def test_who_fetches_it_has_room_made(small: Yard) -> None:

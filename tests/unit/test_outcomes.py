@@ -55,6 +55,8 @@ class Client:
         self.asked["search"] += 1
         if "search" in self.refused:
             raise MlflowException(self.refused["search"])
+        if "by-name" in experiments:
+            raise MlflowException("INVALID_PARAMETER_VALUE")
         ids = re.findall(r"'([^']*)'", text)
         assert view == 3 and len(ids) == count <= IDS_MAX["run"]
         return [self.runs[one] for one in ids if one in self.runs and self.runs[one].info.experiment_id in experiments]

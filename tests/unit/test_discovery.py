@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cacheserver import finding, lookout, runfolders
-from cacheserver.finding import Finding
+from cacheserver import discovery, lookout, runfolders
+from cacheserver.discovery import Discovery
 from cacheserver.lookout import Lookout
 from cacheserver.settings import IngestConfig
 from tests.rig.until import until
@@ -29,7 +30,7 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-class Finder(Finding):
+class Finder(Discovery):
     """Looks at one folder, at whatever time a test says."""
 
     def __init__(self, root: Path, max_age: float = 1e6, pause: Callable[[], None] = lambda: None) -> None:
@@ -101,33 +102,46 @@ def test_the_newest_file_counts_wherever_it_is(tmp_path: Path) -> None:
     assert runfolders.newest(str(tmp_path / "run")) > before
 
 
-def test_a_folder_without_end_is_looked_at_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many files lie in it, side by side."""
-    monkeypatch.setattr(runfolders, "WALK_MAX", 5)
-    for number in range(20):
-        (tmp_path / f"{number}").touch()
-    real, seen = os.scandir, list[str]()
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was looked at in folders; one called `gone` comes first, and is removed when it has been listed."""
+    looked, scandir = list[str](), os.scandir
 
-    class Counted:
-        """What is listed."""
+    def each(some: list[os.DirEntry[str]]) -> Iterator[os.DirEntry[str]]:
+        for entry in some:
+            looked.append(entry.name)
+            yield entry
 
-        def __init__(self, folder: str) -> None:
-            self.entries = real(folder)
+    @contextlib.contextmanager
+    def scanned(path: str) -> Iterator[Iterator[os.DirEntry[str]]]:
+        with scandir(path) as entries:
+            some = sorted(entries, key=lambda entry: entry.name != "gone")
+        if some and some[0].name == "gone":
+            os.unlink(some[0].path)
+        yield each(some)
 
-        def __enter__(self) -> Iterator[os.DirEntry[str]]:
-            return self.each()
+    monkeypatch.setattr(os, "scandir", scanned)
+    return looked
 
-        def each(self) -> Iterator[os.DirEntry[str]]:
-            for each in self.entries:
-                seen.append(each.name)
-                yield each
 
-        def __exit__(self, *_: object) -> None:
-            self.entries.close()
+def test_a_file_that_goes_hides_no_other(tmp_path: Path, listed: list[str]) -> None:
+    """Those that are looked at after it count all the same."""
+    for name in ("gone", "late"):
+        (tmp_path / name).touch()
+    until(lambda: _touched(tmp_path / "late") > tmp_path.stat().st_ctime, "the clock to go on")
+    assert runfolders.newest(str(tmp_path)) == (tmp_path / "late").stat().st_ctime
+    assert listed == ["gone", "late"]
 
-    monkeypatch.setattr(os, "scandir", Counted)
+
+def test_there_is_an_end_within_a_folder_too(
+    tmp_path: Path, listed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many files lie in it."""
+    monkeypatch.setattr(runfolders, "WALK_MAX", 4)
+    for path in ("a/1", "a/2", "a/3", "b/1", "b/2", "b/3"):
+        (tmp_path / path).mkdir(parents=True)
     runfolders.newest(str(tmp_path))
-    assert len(seen) == 5
+    assert len(listed) == 4
 
 
 def _touched(path: Path) -> float:
@@ -175,6 +189,47 @@ def test_a_folder_that_is_taken_out_is_watched_no_more(finder: Finder, root: Pat
     assert finder.found() == {RUN, MODEL} and finder.lookout.count() == 4
 
 
+def test_how_often_and_how_far_back_may_change(root: Path) -> None:
+    """What counts is what the configuration says now, not what it said when the next look was put off."""
+    finder = Finder(root, max_age=50.0)
+    assert finder.found() == set()
+    finder.become(IngestConfig([str(root)], every=600.0, max_age=1e6))
+    assert finder.found() == {RUN, MODEL}
+    (root / "1" / OTHER).unlink()
+    (root / "1" / OTHER / "artifacts").mkdir(parents=True)
+    assert finder.found() == set()
+    finder.become(IngestConfig([str(root)], every=1.0, max_age=1e6))
+    assert finder.found() == {OTHER}
+    finder.ticks += 1.0
+    (root / "1" / OTHER / "artifacts").rmdir()
+    (root / "1" / OTHER / "artifacts").mkdir()
+    assert finder.found() == {OTHER}
+    finder.lookout.close()
+
+
+@pytest.mark.parametrize("stays", ["outer", "inner"])
+def test_a_folder_in_another_is_watched_when_that_is_taken_out(finder: Finder, root: Path, stays: str) -> None:
+    """Some of what is watched is both's."""
+    (root / "1" / OTHER).unlink()
+    (root / "1/sub").mkdir()
+    finder.become(IngestConfig([str(root), str(root / "1")], every=600.0, max_age=1e6))
+    finder.found()
+    finder.become(IngestConfig([str(root if stays == "outer" else root / "1")], every=600.0, max_age=1e6))
+    finder.found()
+    (root / ("1" if stays == "outer" else "1/sub") / OTHER / "artifacts").mkdir(parents=True)
+    finder.until_told(OTHER)
+
+
+def test_which_limit_it_was_is_told(
+    finder: Finder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once: to raise the kernel's does not help where it is the daemon's own."""
+    monkeypatch.setattr(lookout, "WATCHES_MAX", 2)
+    assert finder.found() == {RUN, MODEL} and finder.found() == set()
+    (message,) = caplog.messages
+    assert "more than 2 folders" in message and "inotify" not in message
+
+
 # -- the lookout ------------------------------------------------------------------------------------------------------
 
 
@@ -191,17 +246,20 @@ def test_no_more_is_watched_than_may_be(outlook: Lookout, tmp_path: Path, monkey
     monkeypatch.setattr(lookout, "WATCHES_MAX", 2)
     for name in "abc":
         (tmp_path / name).mkdir()
-    assert [outlook.watch(str(tmp_path / name)) for name in "abca"] == [True, True, False, True]
-    assert outlook.is_short and outlook.count() == 2
+    for name in "abca":
+        outlook.watch(str(tmp_path / name))
+    assert outlook.is_full and not outlook.is_short and outlook.count() == 2
     (tmp_path / "a").rmdir()
     until(lambda: outlook.count() == 1, "the watch to end")
-    assert outlook.watch(str(tmp_path / "c"))
+    outlook.watch(str(tmp_path / "c"))
+    assert outlook.count() == 2
 
 
 def test_what_is_not_there_or_closed_is_not_watched(outlook: Lookout, tmp_path: Path) -> None:
     """That is no want of watches."""
     (tmp_path / "file").touch()
-    assert not outlook.watch(str(tmp_path / "file")) and not outlook.watch(str(tmp_path / "none"))
+    outlook.watch(str(tmp_path / "file"))
+    outlook.watch(str(tmp_path / "none"))
     assert not outlook.is_short and outlook.count() == 0
 
 
@@ -211,15 +269,8 @@ def test_more_than_can_be_noted_is_told(outlook: Lookout, tmp_path: Path, monkey
     outlook.watch(str(tmp_path))
     for number in range(10):
         (tmp_path / str(number)).mkdir()
-    noted = set[str]()
-
-    def is_told() -> bool:
-        some, is_much = outlook.take()
-        noted.update(some)
-        return is_much
-
-    until(is_told, "more than can be noted")
-    assert noted == {str(tmp_path / str(number)) for number in range(3)}
+    until(lambda: outlook._is_much, "more than can be noted")
+    assert outlook.take() == ({str(tmp_path / str(number)) for number in range(3)}, True)
 
 
 def test_what_is_moved_away_is_not_taken_for_what_was_there(outlook: Lookout, tmp_path: Path) -> None:
@@ -230,7 +281,7 @@ def test_what_is_moved_away_is_not_taken_for_what_was_there(outlook: Lookout, tm
     (tmp_path / "a").rename(tmp_path / "away")
     until(lambda: outlook.count() == 0, "both to be left")
     (tmp_path / "a/b").mkdir(parents=True)
-    assert outlook.watch(str(tmp_path / "a/b"))
+    outlook.watch(str(tmp_path / "a/b"))
     outlook.take()
     (tmp_path / "away/b/x").mkdir()
     (tmp_path / "a/b/y").mkdir()
@@ -241,7 +292,8 @@ def test_a_folder_may_be_had_by_two_names(outlook: Lookout, tmp_path: Path) -> N
     """A symlink's and its own: what happens is told by both."""
     (tmp_path / "a").mkdir()
     (tmp_path / "link").symlink_to("a")
-    assert outlook.watch(str(tmp_path / "a")) and outlook.watch(str(tmp_path / "link"))
+    outlook.watch(str(tmp_path / "a"))
+    outlook.watch(str(tmp_path / "link"))
     (tmp_path / "a/x").mkdir()
     told = set[str]()
 
@@ -259,7 +311,7 @@ def test_a_folder_may_be_had_by_two_names(outlook: Lookout, tmp_path: Path) -> N
 def test_what_comes_behind_a_look_is_found_by_the_next_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In an experiment that was looked at already, while the look finds something newer in another one. Nor does a run
     of a clock that was ahead hide those of after it was set right: no look begins where an earlier one has not been."""
-    monkeypatch.setattr(finding, "MARGIN_SECONDS", 0.0)
+    monkeypatch.setattr(discovery, "MARGIN_SECONDS", 0.0)
     shutil.rmtree(root / "1")
     for path in (f"{experiment}/{letter * 32}/artifacts" for experiment in "12" for letter in f"{experiment}ef"):
         (root / path).mkdir(parents=True)

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from cacheserver import runfolders
+from cacheserver import lookout, runfolders
 from cacheserver.lookout import Lookout
 from cacheserver.runfolders import MODELS, Spot
 from cacheserver.settings import IngestConfig
@@ -61,7 +61,7 @@ class _Root:
     troubles: dict[str, str] = field(default_factory=dict)
 
 
-class Finding:
+class Discovery:
     """Of all folders of a configuration.
 
     Args:
@@ -78,17 +78,23 @@ class Finding:
         self._ticks = ticks
         self._pause = pause
         self._roots: dict[str, _Root] = {}
-        self._was_short = False
         self._tell_lost_at = -math.inf
+        self._told_short: set[str] = set()
         self._noted: set[str] = set()
+        self._wanted = wanted
         self.become(wanted)
 
     def become(self, wanted: IngestConfig) -> None:
         """Looks at these folders from now on, and at no others."""
         folders = [os.path.normpath(folder) for folder in wanted.folders]
-        self._wanted = wanted
+        before, self._wanted = self._wanted, wanted
         for gone in self._roots.keys() - set(folders):
-            self.lookout.leave(gone, below=True)
+            self._leave(gone)
+        for root in self._roots.values():
+            if (before.every, before.max_age) != (wanted.every, wanted.max_age):
+                root.due = -math.inf
+            if before.max_age < wanted.max_age:  # there are older ones to be found
+                root.known.clear()
         self._roots = {folder: self._roots.get(folder) or _Root(folder) for folder in folders}
         if not folders:
             self.lookout.close()
@@ -133,6 +139,14 @@ class Finding:
             if root.before < math.inf:
                 root.before = max(root.before, spot.changed_at)
 
+    def _leave(self, gone: str) -> None:
+        """Watches a folder no more. Those that lie in it, or around it, are looked at again, and watched: some of what
+        was watched was theirs as well."""
+        self.lookout.leave(gone, below=True)
+        for folder, root in self._roots.items():
+            if folder.startswith(gone + "/") or gone.startswith(folder + "/"):
+                root.due = -math.inf
+
     def _subject(self, path: str) -> str:
         root = self.root_of(path)
         return runfolders.owner(root, path) if root else ""
@@ -144,7 +158,7 @@ class Finding:
             now_there = runfolders.identity(root.folder)
             if root.identity != now_there:
                 if root.identity is not None:
-                    self.lookout.leave(root.folder, below=True)
+                    self._leave(root.folder)
                 self._roots[root.folder] = root = _Root(root.folder, now_there, troubles=root.troubles)
             if self._ticks() < root.due or (is_waiting and root.due > -math.inf):
                 return []
@@ -153,7 +167,7 @@ class Finding:
             return found
         except OSError as error:
             if root.identity is not None:
-                self.lookout.leave(root.folder, below=True)
+                self._leave(root.folder)
             root.identity, root.due = None, self._ticks() + RETRY_SECONDS
             self._tell(root, root.folder, error)
             return []
@@ -248,10 +262,14 @@ class Finding:
             _log.info("%a can be looked at again for what to ingest", path)
 
     def _tell_short(self) -> None:
-        if self.lookout.is_short and not self._was_short:
+        shortages = {
+            "Raise fs.inotify.max_user_watches and fs.inotify.max_user_instances.": self.lookout.is_short,
+            f"There are more than {lookout.WATCHES_MAX:,} folders, and no more are watched.": self.lookout.is_full,
+        }
+        for words in [words for words, is_so in shortages.items() if is_so and words not in self._told_short]:
+            self._told_short.add(words)
             _log.warning(
-                "not all folders that are ingested can be watched: what comes there is found by a look every %g s."
-                " Raise fs.inotify.max_user_watches and fs.inotify.max_user_instances.",
+                "not all folders that are ingested can be watched: what comes there is found by a look every %g s. %s",
                 self._wanted.every,
+                words,
             )
-        self._was_short = self._was_short or self.lookout.is_short
