@@ -160,6 +160,9 @@ def login(whose: str, status: int, has_any: bool | None, todo: str) -> list[Find
             None: f"the tracking server refuses the login of {whose}, or wants one and there is none",
         }[has_any]
         return [Finding("credentials", PROBLEM, what, todo)]
+    if status == 403 and not has_any:  # MLflow: that login may not see this; a gateway: it is no login of ours
+        what = f"the tracking server refuses {whose} a question (HTTP 403), be it for want of a login or of a permission"
+        return [Finding("credentials", NOTE, what, todo)]
     if status == 0 or status >= 500:
         return [Finding("credentials", NOTE, f"whether the tracking server takes the login of {whose} it does not say")]
     if has_any is None:

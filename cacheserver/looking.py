@@ -1,6 +1,7 @@
 """A look at the tracking server: whether it answers, what its clock says, and whether it takes a login.
 
-Law of this file: any answer is an answer, whatever its status; and a look ends within its time.
+Law of this file: any answer is an answer, whatever its status; and a look ends within its time, what its credentials
+take included: a plugin of MLflow's that is asked for them may hang as well as the server.
 """
 
 from __future__ import annotations
@@ -41,18 +42,33 @@ class Looked(NamedTuple):
 
 
 def look(
-    http: Http, base: str, path: str, access: Access, patience: float, ask: Callable[[Callable[[], Any]], Any]
+    http: Http,
+    base: str,
+    path: str,
+    anew: Callable[[str], Access],
+    patience: float,
+    ask: Callable[[Callable[[], Any]], Any],
 ) -> Looked:
     """Asks the tracking server for a path, and reads no more than the head of the answer.
 
     Args:
-        access: what goes beside a URL below its API; elsewhere no credentials do.
+        anew: what goes beside a URL, as it is now. Outside of its API no credentials go; certificates are one for all.
         ask: has the question asked by a thread that nobody waits for any longer once its time is over.
     """
-    if not path.startswith(API):
-        access = access._replace(headers={})
+
+    def asked() -> Looked:
+        try:
+            if path.startswith(API):
+                access = anew(base + path)  # of this very question, for it may be a signature
+            else:
+                access = anew(base + API)._replace(headers={})
+        except Exception as error:  # noqa: BLE001 - MLflow, and its plugins, raise anything
+            said = without_secrets(str(error)) or type(error).__name__
+            return Looked(0, trouble=f"it cannot be asked, for what has to go with a question cannot be had: {said}")
+        return _head(http, base + path, access, patience)
+
     try:
-        found: Looked = ask(lambda: _head(http, base + path, access, patience))
+        found: Looked = ask(asked)
         return found
     except CacheError:
         return Looked(0, trouble=_WORDS["TimeoutError"].format(patience=patience))

@@ -342,7 +342,7 @@ class MlflowOrigin:
         whose = self._accesses if headers is None else self.as_caller(headers)._accesses
         base = self._tracking_uri.rstrip("/")
         ask = partial(self._questions.ask, self.name, owner=owner, patience=patience)
-        return look(self._looker, base, path, whose.anew(base + API), patience, ask)
+        return look(self._looker, base, path, whose.anew, patience, ask)
 
     def _answers(self) -> bool:
         """Whether the tracking server answers at all, with whatever it likes."""
