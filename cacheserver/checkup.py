@@ -135,6 +135,9 @@ class Checkup:
         began, at = self._ticks(), self._clock()
         looked = self._tracking.look(_HEALTH_PATH, None, LOOK_SECONDS_MAX, session.peer.uid)
         seconds = self._ticks() - began
+        if looked.unasked:
+            yield from findings.unasked("tracking server", looked.unasked)
+            return
         yield from findings.tracking(name, looked.trouble, looked.status, seconds)
         if looked.trouble:
             return
@@ -142,12 +145,15 @@ class Checkup:
             yield Finding("tracking server", NOTE, "it was away until a moment ago; what is held was served meanwhile")
         date = _seconds_of(looked.date)
         yield from findings.clock(None if date is None else date - (at + seconds / 2))
-        if access.check == "caller":
-            headers = dict(session.credentials.headers)
-            asked = self._tracking.look(_LOGIN_PATH, headers, LOOK_SECONDS_MAX, session.peer.uid)
+        headers = dict(session.credentials.headers) if access.check == "caller" else None
+        if headers is None and OPERATOR not in self._roles.of(session.peer):
+            return
+        asked = self._tracking.look(_LOGIN_PATH, headers, LOOK_SECONDS_MAX, session.peer.uid)
+        if asked.unasked:
+            yield from findings.unasked("credentials", asked.unasked)
+        elif headers is not None:
             yield from findings.login("the caller", asked.status, bool(headers), _CALLERS)
-        elif OPERATOR in self._roles.of(session.peer):
-            asked = self._tracking.look(_LOGIN_PATH, None, LOOK_SECONDS_MAX, session.peer.uid)
+        else:
             yield from findings.login("the daemon", asked.status, None, _DAEMONS)
 
     def _disk(self) -> Iterator[Finding]:

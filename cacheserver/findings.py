@@ -145,6 +145,12 @@ def tracking(name: str, trouble: str, status: int, seconds: float) -> list[Findi
     return [Finding("tracking server", OK, f"{name} answers the daemon within {seconds * 1000:.0f} ms")]
 
 
+def unasked(check: str, why: str) -> list[Finding]:
+    """That the tracking server was not asked, for others are waited for: it says nothing of the server."""
+    todo = "run it again in a moment; what is held is served meanwhile"
+    return [Finding(check, NOTE, f"the tracking server was not looked at: {why}", todo)]
+
+
 def login(whose: str, status: int, has_any: bool | None, todo: str) -> list[Finding]:
     """Whether the tracking server takes a login.
 
@@ -161,7 +167,8 @@ def login(whose: str, status: int, has_any: bool | None, todo: str) -> list[Find
         }[has_any]
         return [Finding("credentials", PROBLEM, what, todo)]
     if status == 403 and not has_any:  # MLflow: that login may not see this; a gateway: it is no login of ours
-        what = f"the tracking server refuses {whose} a question (HTTP 403), be it for want of a login or of a permission"
+        why = "be it for want of a login or of a permission"
+        what = f"the tracking server refuses {whose} a question (HTTP 403), {why}"
         return [Finding("credentials", NOTE, what, todo)]
     if status == 0 or status >= 500:
         return [Finding("credentials", NOTE, f"whether the tracking server takes the login of {whose} it does not say")]
