@@ -13,7 +13,7 @@ import stat
 import threading
 from dataclasses import dataclass
 
-from artifactcache.errors import CacheError, ModeUnavailable, NoSpace
+from artifactcache.errors import CacheError, Corrupted, ModeUnavailable, NoSpace
 from cacheserver import doors
 from cacheserver.disk import Disk
 from cacheserver.doors import Doors
@@ -79,12 +79,16 @@ class Probe:
 
     def _linked(self, folder_fd: int, uid: int) -> tuple[str, str]:
         """The probe's name in a folder, or why it has none there."""
-        try:
-            source = f"../{NAME}"
-            link_file(source, NAME.encode(), self._disk.blobs_fd, folder_fd, uid, lambda _: self._make())
-            return NAME, ""
-        except (ModeUnavailable, NoSpace) as error:
-            return "", str(error)
+        for more in (True, False):
+            try:
+                link_file(f"../{NAME}", NAME.encode(), self._disk.blobs_fd, folder_fd, uid, lambda _: self._make())
+                return NAME, ""
+            except (ModeUnavailable, NoSpace) as error:
+                return "", str(error)
+            except Corrupted:  # it has gone since it was opened, as it may at any time
+                if more:
+                    self._make()
+        raise CacheError(f"{self._disk.at(NAME)} was removed again and again while it was tried: run this once more.")
 
     def _opened(self) -> int:
         """A descriptor of it, as of a blob; made where there is none, or what is there is none of the daemon's."""
