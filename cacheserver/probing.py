@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import stat
 import threading
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from cacheserver.disk import Disk
 from cacheserver.doors import Doors
 from cacheserver.faults import trouble
 from cacheserver.links import link_file, mount_of
+from cacheserver.plain import open_plain
 
 NAME = "probe"
 _WORDS = b"On this file `artifactcache doctor` tries hard links, clones and copies. It may be removed at any time.\n"
@@ -102,16 +102,12 @@ class Probe:
         return fd
 
     def _open(self) -> int | None:
-        fd = os.open(self._disk.at(NAME), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            found = os.fstat(fd)
-            if stat.S_ISREG(found.st_mode) and (found.st_uid, found.st_size) == (self._own, len(BYTES)):
-                fd, opened = -1, fd
-                return opened
-            return None
-        finally:
-            if fd >= 0:
-                os.close(fd)
+        fd = open_plain(self._disk.at(NAME))
+        found = os.fstat(fd)
+        if (found.st_uid, found.st_size) == (self._own, len(BYTES)):
+            return fd
+        os.close(fd)
+        return None
 
     def _make(self) -> None:
         with self._making:
