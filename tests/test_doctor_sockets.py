@@ -136,6 +136,15 @@ def test_stale_sockets(start_daemon: StartDaemon, origin: CountingProxy, caller_
     alice = caller_of(daemon, room)
     daemon.kill()
     assert "is stale: nobody listens there" in sockets(doctor(alice))
+    named = room / "Connection refused"
+    named.mkdir()
+    with contextlib.ExitStack() as ends:
+        for name in ("handoff.sock", "cache.sock"):
+            stream = ends.enter_context(socket.socket(socket.AF_UNIX))  # of another kind than is connected to
+            stream.bind(str(named / name))
+            (named / name).chmod(0o777)
+            stream.listen()
+        assert "Protocol wrong type" in sockets(doctor(alice, env={"ARTIFACTCACHE_SOCKET_DIR": str(named)}))
     daemon.start()
     assert doctor(alice).levels("sockets") == ["ok"]
 

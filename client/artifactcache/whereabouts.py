@@ -6,6 +6,7 @@ over and nothing else, trusts nobody whom that would not trust, and every look e
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Mapping
@@ -136,7 +137,8 @@ def _greeted(place: Place, uid: int, title: str, start: str) -> Look:
         what = f"{title}: {path} may not be connected to (EACCES)"
         return Look(place, False, what, f"{_pass(place.folder)}; or start one of your own with `cacheserver serve`")
     except CacheError as error:
-        if "Connection refused" not in str(error):
+        kernels = error.__context__  # which a traceback leaves out, and the error keeps
+        if not (isinstance(kernels, OSError) and kernels.errno == errno.ECONNREFUSED):
             return Look(place, False, f"{title}: {error}", start, ends=not isinstance(error, handoff.PASSED_OVER))
         what = f"{title}: {path} is stale: nobody listens there, as where a daemon was killed"
         return Look(place, False, what, f"{start}; it puts new sockets in their place")
