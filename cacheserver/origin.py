@@ -1,7 +1,8 @@
 """Where misses come from: MLflow's tracking server and its artifact stores. The one room that imports mlflow.
 
 Law of this file: what the origin says is not believed. Every name passes `names`, every size is compared, every
-question ends within `unreachable_after`; errors leave here as errors of ours, without a secret in them.
+question ends within `unreachable_after` from its turn, for which it is waited as long; errors leave here as errors of
+ours, without a secret in them.
 """
 
 from __future__ import annotations
