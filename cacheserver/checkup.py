@@ -6,6 +6,7 @@ tell everybody, and of logins only of the caller's own; operators hear of the da
 
 from __future__ import annotations
 
+import dataclasses
 import email.utils
 import os
 import platform
@@ -14,9 +15,9 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol
 
+from artifactcache.findings import NOTE, OK, PROBLEM, Finding
 from artifactcache.v1 import cache_pb2 as pb
 from cacheserver import __version__, findings
-from cacheserver.findings import NOTE, OK, PROBLEM, Finding
 from cacheserver.looking import Looked
 from cacheserver.quotas import Quota
 from cacheserver.roles import OPERATOR, Roles
@@ -90,7 +91,7 @@ class Checkup:
     def reply(self, session: Session, *, hardlink_for_root: bool) -> pb.CheckupReply:
         """Everything, for one caller. Raises QuotaExceeded."""
         with self._turns.one(session.peer.uid):
-            told = [pb.Finding(**one._asdict()) for one in self._findings(session)]
+            told = [pb.Finding(**dataclasses.asdict(one)) for one in self._findings(session)]
             return pb.CheckupReply(findings=told, now=self._clock(), hardlink_for_root=hardlink_for_root)
 
     def _findings(self, session: Session) -> Iterator[Finding]:

@@ -6,26 +6,15 @@ Each says what the reader can do, where there is anything.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
+from artifactcache.findings import NOTE, OK, PROBLEM, Finding
 from cacheserver.space import Fill, Limits, missing, pressure, show
 
-OK, NOTE, PROBLEM = "ok", "note", "problem"
 SKEW_SECONDS_NOTE = 5.0  # Date has whole seconds, and is as old as its way here
 SKEW_SECONDS_MAX = 60.0  # signatures and certificates of a moment ago stop to be valid then, or soon
 NEAR = 0.8  # of a limit
 INODES_FREE_MIN, INODES_FREE_FEW = 0.01, 0.05  # of all
 OPEN_FILES_MIN = 4096  # below it few clients can connect, for each takes one
 UNKNOWN_UID = 65534  # the kernel's overflowuid: whom a user namespace does not know
-
-
-class Finding(NamedTuple):
-    """One thing that was looked at: what it is about, how bad it is, what was found, and what can be done."""
-
-    check: str
-    level: str
-    what: str
-    todo: str = ""
 
 
 def disk(fill: Fill, limits: Limits, *, is_read_only: bool, root: str) -> list[Finding]:

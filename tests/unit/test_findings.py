@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from artifactcache.findings import NOTE, OK, PROBLEM, Finding
 from cacheserver import findings
-from cacheserver.findings import NOTE, OK, PROBLEM, Finding
 from cacheserver.space import Amount, Fill, Limits
 
 GIB = 1 << 30
