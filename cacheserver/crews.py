@@ -17,6 +17,7 @@ from cacheserver.stopping import stopped
 # Stores of one scheme that are asked at a time; more than that only where all of them hang at once. Of one scheme, for
 # whoever names as many hosts of his own that never answer, as he can of ftp, is to keep nobody from S3.
 CREWS_MAX = 32
+CREWS_ALL_MAX = 128  # of all schemes together: whoever names an artifact can write any
 
 T = TypeVar("T")
 
@@ -77,6 +78,14 @@ class Crews:
                 raise OriginUnavailable(
                     f"{CREWS_MAX} artifact stores of {scheme}: are being asked and have not answered yet, so no other"
                     " of them is. Try again in a moment."
+                )
+            self._crews.pop(idle).pool.close()
+        elif len(self._crews) >= CREWS_ALL_MAX:
+            idle = next((store for store in self._crews if not self._crews[store].under_way), None)
+            if idle is None:
+                raise OriginUnavailable(
+                    f"{CREWS_ALL_MAX} artifact stores are being asked and have not answered yet, so no other is. Try"
+                    " again in a moment."
                 )
             self._crews.pop(idle).pool.close()
         return _Crew(self._size, self._name)

@@ -107,7 +107,7 @@ def run(config: Config, path: str, read: Callable[[str], Config]) -> None:
     threads = [
         *parts.threads,
         Upkeep("reload", [(1, reloading.look)]),
-        Upkeep("peers", [(1, Peers(address, connections_max // 2, time.sleep).look)]),
+        Upkeep("peers", [(1, Peers(address, connections_max, time.sleep).look)]),
         Upkeep("pulse", [(1, pulse.look), (1, health.look)]),
     ]
     if accounts:

@@ -68,7 +68,8 @@ class Disk:
         self._lost_before = 0  # what was staged before this number may be among the bytes that the disk has lost
         try:
             make_way(self.root, shared=bool(shared))
-            self._locks = lock.take(self.root)
+            os.makedirs(self.at("blobs"), exist_ok=True)
+            self._lock_fd, self.blobs_fd = lock.take_both(self.root, self.at("blobs"))
             if ballast.throw(self.root):
                 _log.warning(
                     "the disk of %s is full: its ballast is thrown overboard, so that it can be served", self.root
@@ -77,7 +78,6 @@ class Disk:
                 os.makedirs(self.at(name), exist_ok=True)
             if shared is not None:
                 settle(self.root, doors, shared=shared)
-            self.blobs_fd = os.open(self.at("blobs"), os.O_RDONLY | os.O_DIRECTORY)
             self.quarantine = Quarantine(self.root)
             self.partials = Partials(self.at("staging"))
             self.partials.load()
@@ -89,8 +89,8 @@ class Disk:
 
     def close(self) -> None:
         """Lets another daemon have the store."""
-        for fd in (self.blobs_fd, *self._locks):
-            os.close(fd)
+        os.close(self.blobs_fd)
+        os.close(self._lock_fd)
 
     @property
     def index_path(self) -> str:

@@ -21,7 +21,7 @@ from cacheserver.leftovers import key_of
 from cacheserver.local import LOCAL_SCHEMES
 from cacheserver.origin import MlflowOrigin
 from cacheserver.partials import Noted
-from cacheserver.roots import scheme, server
+from cacheserver.roots import scheme, server, store
 from cacheserver.shares import Shares
 from cacheserver.staging import Sink, Staged
 from cacheserver.stopping import stopped
@@ -295,14 +295,14 @@ class Downloads:
             if self._is_closing:
                 raise stopped()
             self._under_way.add(work)
-        store, own = _store(location.root, way.origin.name), None
+        elsewhere, own = _artifact_store(location.root, way.origin.name), None
         owner = way.origin.owner
         submit: Submit = partial(self._pool.submit, owner)
         if way.spend:  # it sleeps more than it works: not in threads that others wait for
             own = ThreadPoolExecutor(max_workers=WINDOW_PACED, thread_name_prefix="paced-download")
             submit = own.submit
-        elif store:
-            submit = partial(self._crews.submit, store, owner)
+        elif elsewhere:
+            submit = partial(self._crews.submit, elsewhere, owner)
         try:
             for _ in range(min(WINDOW_PACED if way.spend else WINDOW, len(mine))):
                 submit(self._run, work, submit)
@@ -372,11 +372,11 @@ class Downloads:
             way.spend(count)
 
 
-def _store(root: str, tracking_uri: str) -> str:
+def _artifact_store(root: str, tracking_uri: str) -> str:
     """Which artifact store a root is in; empty where the tracking server, or this host, has it. Another server that
     speaks as the tracking server does is a store like others: whoever may create runs may be able to name his own."""
-    kind, there = scheme(root), "" if scheme(root) in LOCAL_SCHEMES else server(root)
-    return "" if kind in AT_HAND and there in ("", server(tracking_uri)) else f"{kind}://{there}"
+    there = "" if scheme(root) in LOCAL_SCHEMES else server(root)
+    return "" if scheme(root) in AT_HAND and there in ("", server(tracking_uri)) else store(root)
 
 
 def key(location: Location, file: File) -> str:

@@ -22,6 +22,8 @@ FOUND_MAX = 10_000  # runs that one look gives; the next one goes on where it en
 PAUSE_EVERY = 50  # folders looked at; then others have their turn
 RETRY_SECONDS = 10.0  # between two looks at a folder that is not there, or cannot be read
 MARGIN_SECONDS = 2.0  # clocks of filesystems are coarse
+LOST_SECONDS = 3600.0  # between two lines about events that were lost
+TROUBLES_MAX = 10  # folders of which it is told that they cannot be looked at: anybody may make any number of them
 
 _log = logging.getLogger(__name__)
 
@@ -34,9 +36,13 @@ class _Root:
         identity: which folder it is that is watched; None where none is.
         known: experiments of which all was seen once, by device and inode. One that was moved here has old runs.
         seen: those of the look that is under way.
+        began_at, latest: when the look that is under way began, and what has changed last of all that was found: the
+            filesystem's clock may be ahead, or behind.
         since: what has not changed since then was seen; of what has, that which has not since it is one of `recent`.
         before: what has changed since then was seen by the look that is under way, which found more than it gives.
         due: when it is looked at again.
+        again_at: not sooner than then because of lost events, of which anybody can see to any number.
+        is_lost: whether some were.
         troubles: what was told of it, or of an experiment in it, by path.
     """
 
@@ -46,9 +52,12 @@ class _Root:
     seen: set[tuple[int, int]] = field(default_factory=set)
     since: float = -math.inf
     before: float = math.inf
+    began_at: float = math.inf
     latest: float = -math.inf
     recent: dict[str, float] = field(default_factory=dict)
     due: float = -math.inf
+    again_at: float = -math.inf
+    is_lost: bool = False
     troubles: dict[str, str] = field(default_factory=dict)
 
 
@@ -70,6 +79,7 @@ class Finding:
         self._pause = pause
         self._roots: dict[str, _Root] = {}
         self._was_short = False
+        self._tell_lost_at = -math.inf
         self._noted: set[str] = set()
         self.become(wanted)
 
@@ -95,11 +105,13 @@ class Finding:
         """
         found: list[Spot] = []
         self._noted, is_much = self.lookout.take()
-        if is_much:
-            _log.warning("events of the folders that are ingested were lost: all of them are looked at now")
+        if is_much and self._ticks() >= self._tell_lost_at:
+            self._tell_lost_at = self._ticks() + LOST_SECONDS
+            _log.warning("events of the folders that are ingested were lost: all of them are looked at")
         for root in list(self._roots.values()):
-            if is_much:
-                root.due = -math.inf
+            root.is_lost = root.is_lost or is_much
+            if root.is_lost and self._ticks() >= root.again_at:
+                root.due, root.is_lost = -math.inf, False
             found += self._attempt(root, wants_more)
         self._tell_short()
         return found
@@ -118,6 +130,8 @@ class Finding:
         if root := self._roots.get(self.root_of(spot.path)):
             root.recent.pop(spot.path, None)
             root.since = min(root.since, spot.changed_at)
+            if root.before < math.inf:
+                root.before = max(root.before, spot.changed_at)
 
     def _subject(self, path: str) -> str:
         root = self.root_of(path)
@@ -145,10 +159,13 @@ class Finding:
             return []
 
     def _scan(self, root: _Root) -> list[Spot]:
+        root.again_at = self._ticks() + RETRY_SECONDS
+        if root.before == math.inf:
+            root.began_at = self._clock()
         oldest = self._clock() - self._wanted.max_age
         found = heapq.nlargest(FOUND_MAX, self._all(root, oldest), key=lambda spot: spot.changed_at)
         root.latest = max(root.latest, found[0].changed_at if found else root.since)
-        margin = root.latest - MARGIN_SECONDS
+        margin = min(root.latest, root.began_at) - MARGIN_SECONDS
         recent = root.recent | {spot.path: spot.changed_at for spot in found}
         root.recent = {path: at for path, at in recent.items() if at >= margin}
         if len(found) == FOUND_MAX:  # the rest when these are done
@@ -156,6 +173,7 @@ class Finding:
             root.due = self._ticks() + RETRY_SECONDS
         else:
             root.known, root.seen = root.seen, set()
+            root.troubles = {path: words for path, words in root.troubles.items() if os.path.lexists(path)}
             root.since, root.before = margin, math.inf
             root.due = self._ticks() + self._wanted.every
         return found
@@ -213,8 +231,10 @@ class Finding:
             return []
 
     def _tell(self, root: _Root, path: str, error: OSError) -> None:
-        words = error.strerror or str(error)
-        if words != root.troubles.get(path):
+        words, known = error.strerror or str(error), root.troubles.get(path)
+        if known is None and path != root.folder and len(root.troubles) >= TROUBLES_MAX:
+            return
+        if words != known:
             _log.warning(
                 "%a cannot be looked at for what to ingest (%s): it is tried again. It has to be a folder that the"
                 " daemon's user can list.",

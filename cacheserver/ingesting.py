@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
 from artifactcache.errors import CacheError, Corrupted, NoSpace, NotFound
@@ -226,11 +227,13 @@ class Ingesting:
         return False
 
     def _ask(self) -> bool:
-        """Asks about some of those whose time has come, the newest first: which have finished. Returns whether there
+        """Asks about some of those whose time has come: which have finished. Returns whether there
         were any."""
         now, some = self._ticks(), list[_Run]()
         due = [run for run in self._runs.values() if run.flight is None and run.due <= now]
-        for number, run in enumerate(sorted(due, key=lambda run: -run.spot.changed_at), start=1):
+        # In turns the newest and who waits for longest: whoever goes on making folders keeps nobody waiting for ever.
+        newest, longest = sorted(due, key=lambda run: -run.spot.changed_at), sorted(due, key=lambda run: run.due)
+        for number, run in enumerate(dict.fromkeys(chain.from_iterable(zip(newest, longest, strict=True))), start=1):
             if self._is_worth_asking(run):
                 some.append(run)
             if len(some) == ASKED_TOGETHER or self._is_stopping:

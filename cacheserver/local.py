@@ -59,7 +59,7 @@ class LocalFiles:
         self._clock = clock
         self._root = root
         self._forbidden = _identity(os.stat(forbidden))
-        self._world_only = world_only
+        self._world_only = self._serves_all = world_only
         self._exempt = exempt
 
     def listing(self, location: Location) -> Listing:
@@ -146,8 +146,8 @@ class LocalFiles:
         except OSError as error:
             raise _refusal(error, self._root) from None
         try:
-            if self._is_exempt(os.readlink(f"/proc/self/fd/{fd}")):
-                self._world_only = False
+            # Each time anew: another folder may stand there by the second attempt.
+            self._world_only = self._serves_all and not self._is_exempt(os.readlink(f"/proc/self/fd/{fd}"))
             self._check_way(fd, "")
         except BaseException:
             os.close(fd)

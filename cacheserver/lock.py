@@ -1,7 +1,6 @@
 """A folder that one daemon has for itself.
 
-Law of this file: the lock is on a file in it, for network filesystems lock no folders, and on the folder itself where
-that can be had: then it stands though somebody has removed the file.
+Law of this file: what is locked is something that nobody else can open; whoever can could hold the lock for ever.
 """
 
 from __future__ import annotations
@@ -12,17 +11,16 @@ import os
 from artifactcache.errors import CacheError
 
 
-def take(folder: str) -> tuple[int, ...]:
-    """Takes a folder for this process, by flock on its file `lock` and on itself. The locks go with the descriptors.
+def take(folder: str) -> int:
+    """Takes a folder for this process, by flock on its file `lock`. The lock goes with the descriptor.
 
     Raises CacheError where another daemon has it, or where locks do not work; OSError.
     """
     path = os.path.join(folder, "lock")
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    itself = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        if not (_locked(fd) and _locked_too(itself)):
-            raise CacheError(f"Another daemon uses {folder}: stop it, or use another folder.")
+        if not _locked(fd):
+            raise _taken(folder)
         # On some network filesystems everybody gets the lock: a second descriptor must not.
         second = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -35,16 +33,32 @@ def take(folder: str) -> tuple[int, ...]:
             os.close(second)
     except BaseException:
         os.close(fd)
-        os.close(itself)
         raise
-    return fd, itself
+    return fd
 
 
-def _locked_too(folder_fd: int) -> bool:
+def take_both(folder: str, inner: str) -> tuple[int, int]:
+    """Takes a folder, and one inside it that is the daemon's alone: so it is taken though somebody has removed the
+    file. Returns a descriptor of each. Raises CacheError as `take` does; OSError."""
+    fd = take(folder)
     try:
-        return _locked(folder_fd)
+        inner_fd = os.open(inner, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except BaseException:
+        os.close(fd)
+        raise
+    try:
+        is_ours = _locked(inner_fd)
     except OSError:  # NFS locks only what is open for writing
-        return True
+        is_ours = True
+    if not is_ours:
+        os.close(inner_fd)
+        os.close(fd)
+        raise _taken(folder)
+    return fd, inner_fd
+
+
+def _taken(folder: str) -> CacheError:
+    return CacheError(f"Another daemon uses {folder}: stop it, or use another folder.")
 
 
 def _locked(fd: int) -> bool:

@@ -15,6 +15,7 @@ from watchdog.observers.inotify_c import CallbackId, InotifyConstants, InotifyEv
 
 WATCHES_MAX = 8192  # a KiB of the kernel's memory each; the limit of the user is shared with other programs
 NOTED_MAX = 20_000  # paths; with more than that, all is to be looked at
+THREAD = "ingest-events"  # whose lost events are told in watchdog's log as those of the store are
 _OF = InotifyConstants
 _SELF = _OF.IN_MOVE_SELF | _OF.IN_DELETE_SELF
 # Not IN_MODIFY: who writes closes the file some time.
@@ -138,5 +139,6 @@ class _Folder:
 def _begun() -> InotifyFD:
     """A descriptor of its own, with its thread. Raises OSError."""
     inotify = InotifyFD()
+    inotify.name = THREAD
     inotify.start()
     return inotify

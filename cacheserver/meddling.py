@@ -25,6 +25,7 @@ from watchdog.events import (
 from watchdog.observers import Observer
 
 from artifactcache.errors import CacheError
+from cacheserver import lookout
 from cacheserver.disk import Disk
 from cacheserver.index import Index
 from cacheserver.verify import Verifier
@@ -70,6 +71,7 @@ class Meddling:
             self._observer.start()
             _WATCHDOG.addFilter(self._overflow)
         except OSError as error:
+            self._observer.unschedule_all()  # one of the two may run already, and nobody would read what it hears
             _log.warning(
                 "the store's folders cannot be watched (%s): what somebody changes there is found when it is handed"
                 " out, or by the scrub. Raise fs.inotify.max_user_watches.",
@@ -174,16 +176,19 @@ class Meddling:
 
 
 class _Overflow(logging.Filter):
-    """Hears that the kernel's queue has run over, and events are lost: watchdog tells it in its log only."""
+    """Hears that the kernel's queue has run over, and events are lost: watchdog tells it in its log only, and there of
+    all queues of this process. One that others may fill (`lookout`) has words of its own, and says nothing of the
+    store."""
 
     def __init__(self, told: Callable[[], None]) -> None:
         super().__init__()
         self._told = told
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if "overflowed" in str(record.msg):
+        is_overflow, is_others = "overflowed" in str(record.msg), record.threadName == lookout.THREAD
+        if is_overflow and not is_others:
             self._told()
-        return True
+        return not (is_overflow and is_others)
 
 
 class _Handler(FileSystemEventHandler):

@@ -79,8 +79,8 @@ T = TypeVar("T")
 _ENDPOINT = "/mlflow-artifacts/artifacts"  # of every http: artifact URI
 _NO_STORE = "Could not find a registered artifact repository"  # MLflow has no class of error for it
 
-# Where these list no size, the file is empty: MLflow's JSON leaves out zeros.
 _OF_TRACKING_SERVER = frozenset({"http", "https", "mlflow-artifacts"})
+# Where these list no size, the file is empty: MLflow's JSON leaves out zeros.
 _SIZED = frozenset({"", "file", "http", "https", "mlflow-artifacts", "s3", "gs", "wasbs", "abfss"})
 
 

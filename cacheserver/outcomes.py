@@ -15,7 +15,7 @@ from artifactcache.errors import CacheError, NotFound, OriginUnavailable, Unauth
 from cacheserver import roots
 
 IDS_MAX = {"run": 100, "model": 50}  # in one question; more logged models at a time MLflow does not give
-FEW = 3  # that are asked for one by one
+FEW = 3  # from so many on that are left, they are asked together
 VIEW_ALL = 3  # mlflow.entities.ViewType.ALL: deleted ones too
 _ENDED = frozenset({"FAILED", "KILLED"})
 
@@ -61,7 +61,8 @@ class Outcomes:
         self._searches = searches
 
     def of(self, asked: Iterable[tuple[str, str]]) -> dict[str, Outcome]:
-        """What has become of each (experiment, ID of a run or of a logged model); the experiment is a hint only.
+        """What has become of each (folder of an experiment, ID of a run or of a logged model). Those of one folder are
+        asked together, as of the experiment that the server says of one of them.
 
         Raises OriginUnavailable, and Unauthenticated, for then no other answer comes either.
         """
@@ -69,13 +70,19 @@ class Outcomes:
         for experiment, one in asked:
             by_place[experiment, "model" if one.startswith("m-") else "run"].append(one)
         found: dict[str, Outcome] = {}
-        for (experiment, kind), ids in by_place.items():
-            if self._searches and len(ids) > FEW:
-                for some in _batches(ids, IDS_MAX[kind]):
-                    found.update(self._search(kind, experiment, some))
-            for one in ids:  # those in another experiment than their folder says, too
-                if one not in found:
-                    found[one] = self._one(kind, one)
+        for (_, kind), ids in by_place.items():
+            searched = set[str]()
+            for number, one in enumerate(ids):
+                if one in found:
+                    continue
+                found[one], experiment = self._one(kind, one)
+                rest = [other for other in ids[number + 1 :] if other not in found]
+                # By what the server says of the first one: the name of a folder may be anything, and a question about
+                # what is no experiment has made servers fail, which looks as if they were away.
+                if self._searches and experiment and experiment not in searched and len(rest) >= FEW:
+                    searched.add(experiment)
+                    for some in _batches(rest, IDS_MAX[kind]):
+                        found.update(self._search(kind, experiment, some))
         return found
 
     def _search(self, kind: str, experiment: str, ids: Sequence[str]) -> dict[str, Outcome]:
@@ -97,17 +104,25 @@ class Outcomes:
             return {}
         return {one: outcome for one, outcome in told.items() if one in ids}
 
-    def _one(self, kind: str, one: str) -> Outcome:
+    def _one(self, kind: str, one: str) -> tuple[Outcome, str]:
+        """The answer about one, and the experiment that it is of; empty where that is not said."""
         get = self._client.get_run if kind == "run" else self._client.get_logged_model
         try:
-            name, outcome = self._question(one, lambda: _told(kind, get(one)))
+            (name, outcome), experiment = self._question(one, lambda: _whole(kind, get(one)))
         except NotFound:
-            return Outcome(State.ENDED)
+            return Outcome(State.ENDED), ""
         except (OriginUnavailable, Unauthenticated):
             raise
         except CacheError as error:
-            return Outcome(State.REFUSED, why=str(error))
-        return outcome if name == one else Outcome(State.REFUSED, why=f"{one}: the answer is about something else.")
+            return Outcome(State.REFUSED, why=str(error)), ""
+        if name != one:
+            return Outcome(State.REFUSED, why=f"{one}: the answer is about something else."), ""
+        return outcome, experiment
+
+
+def _whole(kind: str, found: Any) -> tuple[tuple[str, Outcome], str]:
+    """One answer, and the experiment that it is of."""
+    return _told(kind, found), str((found if kind == "model" else found.info).experiment_id)
 
 
 def _told(kind: str, found: Any) -> tuple[str, Outcome]:

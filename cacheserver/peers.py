@@ -1,18 +1,19 @@
 """Whose connections cache.sock has: gRPC takes them and tells nobody whose they are, but the kernel does.
 
-Law of this file: no user keeps more of them than a share, so that another one gets in. Who has more loses the newest.
+Law of this file: no user keeps more of them than are left, so that another one gets in. Who has more loses the newest.
 gRPC has accepted them by then, so somebody who connects again and again all the time can make others wait for the next
 look, and no longer.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
 import struct
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 
 ROUNDS_MAX = 20  # looks one after the other, as long as somebody comes back with more
 PAUSE_SECONDS = 0.05
@@ -26,13 +27,13 @@ class Peers:
 
     Args:
         address: the socket's path.
-        share: connections that one user may have.
+        most: connections that all users together may have.
         pause: waits so many seconds.
     """
 
-    def __init__(self, address: str, share: int, pause: Callable[[float], object]) -> None:
+    def __init__(self, address: str, most: int, pause: Callable[[float], object]) -> None:
         self._address = address
-        self._share = share
+        self._most = most
         self._pause = pause
         self._seen: dict[str, int | None] = {}  # by the kernel's name of a socket, the oldest first: whose it is
         self._over: set[int] = set()
@@ -43,7 +44,7 @@ class Peers:
             over = self._trim()
             for uid in over - self._over:
                 _log.warning(
-                    "uid %d has more than %d connections to %s: the newest are closed", uid, self._share, self._address
+                    "uid %d has more than its share of connections to %s: the newest are closed", uid, self._address
                 )
             self._over = over
             if not over:
@@ -54,35 +55,52 @@ class Peers:
         """Closes what is too much now. Returns who had it."""
         here = dict(_sockets())
         self._seen = {name: uid for name, uid in self._seen.items() if name in here}
-        kept: defaultdict[int, int] = defaultdict(int)
-        over = set()
-        for name in [*self._seen, *(here.keys() - self._seen.keys())]:
-            uid = self._seen[name] if name in self._seen else self._whose(here[name], close=False)
-            self._seen[name] = uid
+        for name in [name for name in here if name not in self._seen]:
+            with contextlib.suppress(OSError):  # no descriptor is left, say: the next look sees it
+                self._seen[name] = self._whose(name, here[name])
+        counts = Counter(uid for uid in self._seen.values() if uid is not None)
+        limit, kept, over = share(counts.values(), self._most), Counter[int](), set[int]()
+        for name, uid in self._seen.items():
             if uid is None:
                 continue
             kept[uid] += 1
-            if kept[uid] > self._share:
+            if kept[uid] > limit:
                 over.add(uid)
-                self._whose(here[name], close=True)
+                with contextlib.suppress(OSError):
+                    self._whose(name, here[name], close=True)
         return over
 
-    def _whose(self, descriptor: int, *, close: bool) -> int | None:
-        """Whose connection to our socket it is; None where it is none. What was closed meanwhile, and is something else
-        by now, is looked at as what it is: by a descriptor of our own."""
+    def _whose(self, name: str, descriptor: int, *, close: bool = False) -> int | None:
+        """Whose connection to our socket one is; None where it is none, or something else has its descriptor by now.
+        Raises OSError."""
+        fd = os.dup(descriptor)
         try:
-            with socket.socket(fileno=os.dup(descriptor)) as found:
+            if os.readlink(f"/proc/self/fd/{fd}") != name:
+                return None
+            with socket.socket(fileno=os.dup(fd)) as found:
                 if found.family != socket.AF_UNIX or found.getsockname() != self._address:
                     return None
                 if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                     return None
                 said = found.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-                uid = int(_CREDENTIALS.unpack(said)[1])
                 if close:
-                    found.shutdown(socket.SHUT_RDWR)  # gRPC sees its end, and closes it
-                return uid
-        except OSError:
-            return None
+                    with contextlib.suppress(OSError):  # its client was faster
+                        found.shutdown(socket.SHUT_RDWR)  # gRPC sees its end, and closes it
+                return int(_CREDENTIALS.unpack(said)[1])
+        finally:
+            os.close(fd)
+
+
+def share(counts: Iterable[int], most: int) -> int:
+    """How many one user may keep, where users have so many: as many as are left then, as in `shares`."""
+    counts, low, high = list(counts), 1, max(most // 2, 1)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if sum(min(count, middle) for count in counts) + middle <= most:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _sockets() -> list[tuple[str, int]]:

@@ -32,8 +32,8 @@ def stamp(version: Any) -> str:
 def root(what: str, uri: Any) -> str:
     """Where bytes are, in an answer. Raises Corrupted."""
     try:
-        if isinstance(uri, str) and uri and "\0" not in uri and uri.encode():
-            return _tidy(uri)
+        if isinstance(uri, str) and uri and uri.encode() and "\0" not in (tidy := _tidy(uri)):  # an escape may be one
+            return tidy
     except UnicodeEncodeError:  # half a surrogate pair
         pass
     raise Corrupted(f"{what}: the origin answers without saying where its artifacts are.")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 ARTIFACTS, MODELS = "artifacts", "models"
@@ -113,7 +114,7 @@ def newest(artifacts: str) -> float:
     while folders and count < WALK_MAX:
         try:
             with os.scandir(folders.pop()) as entries:
-                for entry in entries:
+                for entry in islice(entries, WALK_MAX - count):
                     count += 1
                     found = max(found, entry.stat(follow_symlinks=False).st_ctime)
                     if entry.is_dir(follow_symlinks=False):

@@ -15,7 +15,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
+from artifactcache.errors import CacheError
 from cacheserver.stopping import stopped
+
+_NO_THREAD = (
+    "The daemon can begin no thread on this host now: raise TasksMax= of its unit, or `ulimit -u` of its user, or end"
+    " what has so many. Then try again."
+)
 
 T = TypeVar("T")
 _Begun = tuple[Hashable, Future[Any], Callable[[], Any]]
@@ -30,7 +36,9 @@ class Shares:
     """
 
     def __init__(self, size: int, name: str) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=size, thread_name_prefix=name)
+        self._size = size
+        self._name = name
+        self._pool = self._new()
         self._lock = threading.Lock()
         self._free = size
         self._running: Counter[Hashable] = Counter()
@@ -49,7 +57,10 @@ class Shares:
         with self._lock:
             if self._is_closed:
                 raise stopped()
-            self._waiting.setdefault(owner, deque()).append((future, partial(work, *args)))
+            works = self._waiting.setdefault(owner, deque())
+            while works and works[0][0].cancelled():  # who has waited in vain waits no more; nobody else takes him out
+                works.popleft()
+            works.append((future, partial(work, *args)))
             due = self._due()
         self._start(due)
         return future
@@ -64,13 +75,14 @@ class Shares:
                 future.cancel()
 
     def close(self) -> None:
-        """Starts nothing any more: what waits is cancelled."""
+        """Starts nothing any more: who waits gets DaemonUnavailable."""
         with self._lock:
             self._is_closed = True
             waiting = [future for works in self._waiting.values() for future, _ in works]
             self._waiting.clear()
         for future in waiting:  # without the lock: what is told of it may ask for more
-            future.cancel()
+            if future.set_running_or_notify_cancel():
+                future.set_exception(stopped())
         self._pool.shutdown(wait=False)
 
     def _due(self) -> list[_Begun]:
@@ -92,22 +104,47 @@ class Shares:
         return due
 
     def _start(self, due: list[_Begun]) -> None:
-        for owner, future, work in due:
+        while due:
+            owner, future, work = due.pop(0)
+            claim, pool = [work], self._pool  # who takes it out does it
             try:
-                self._pool.submit(self._run, owner, future, work)
-            except RuntimeError:  # closed meanwhile
-                future.set_exception(stopped())
+                pool.submit(self._run, owner, future, claim)
+            except RuntimeError:  # closed meanwhile, or this host has no thread left: the pool keeps it all the same
+                self._replace(pool)
+                try:
+                    claim.pop()
+                except IndexError:  # a thread that there is does it
+                    continue
+                due += self._give_back(owner)
+                future.set_exception(stopped() if self._is_closed else CacheError(_NO_THREAD))
 
-    def _run(self, owner: Hashable, future: Future[Any], work: Callable[[], Any]) -> None:
+    def _run(self, owner: Hashable, future: Future[Any], claim: list[Callable[[], Any]]) -> None:
+        try:
+            work = claim.pop()
+        except IndexError:
+            return
         try:
             tell = partial(future.set_result, work())
         except BaseException as error:  # noqa: BLE001 - whoever has the future hears of it
             tell = partial(future.set_exception, error)
+        self._start(self._give_back(owner))
+        tell()
+
+    def _new(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(max_workers=self._size, thread_name_prefix=self._name)
+
+    def _replace(self, pool: ThreadPoolExecutor) -> None:
+        """Has another pool from now on: one that has failed to begin a thread counts wrong which of its are idle."""
+        with self._lock:
+            if self._pool is pool and not self._is_closed:
+                self._pool = self._new()
+        pool.shutdown(wait=False)
+
+    def _give_back(self, owner: Hashable) -> list[_Begun]:
+        """Returns what may begin for it."""
         with self._lock:
             self._free += 1
             self._running[owner] -= 1
             if not self._running[owner]:
                 del self._running[owner]
-            due = [] if self._is_closed else self._due()
-        self._start(due)
-        tell()
+            return [] if self._is_closed else self._due()

@@ -66,6 +66,7 @@ class Upkeep:
             if not self._stopping.is_set() and str(error) != self._told.get(chore):  # else it was broken off
                 self._told[chore] = str(error)
                 _log.warning("%s", error)
-        except Exception:  # noqa: BLE001 - whatever it is, the next time it may go well
-            if not self._stopping.is_set():  # else the store was closed under it
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next time it may go well
+            if not self._stopping.is_set() and repr(error) != self._told.get(chore):  # else it was closed under it
+                self._told[chore] = repr(error)
                 _log.exception("a chore failed")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from artifactcache import errors, paths
-from tests.conftest import CallerOf
+from tests.conftest import CallerOf, StartDaemon
 from tests.rig import trees
 from tests.rig.caller import Caller
 from tests.rig.counting import CountingProxy
@@ -29,6 +29,37 @@ def test_the_daemon_has_no_capabilities(daemon: Daemon) -> None:
     fields = {line.split(":")[0]: line.split()[1:] for line in status.splitlines()}
     assert fields["Uid"] == [str(daemon.user.uid)] * 4
     assert {fields[f"Cap{name}"][0] for name in ("Inh", "Prm", "Eff", "Amb")} == {"0" * 16}
+
+
+def test_nobody_else_keeps_it_from_starting(
+    start_daemon: StartDaemon, mlflow_proxied: MlflowServer, caller_of: CallerOf, room: Path
+) -> None:
+    """Whoever can open a folder for reading can lock it, and waits for that while the daemon has it: it starts all the
+    same."""
+    daemon = start_daemon(mlflow_proxied.uri)
+    code = """
+        import fcntl, threading
+        def lock(path):
+            try:
+                fcntl.flock(os.open(path, os.O_RDONLY), fcntl.LOCK_EX)
+            except PermissionError:
+                pass
+        threads = [threading.Thread(target=lock, args=[path], daemon=True) for path in paths]
+        for each in threads:
+            each.start()
+        say("waits")
+        hear()
+        for each in threads:
+            each.join()
+        say("has them")
+        hear()
+    """
+    with caller_of(daemon, room, "bob").start(code, paths=[str(daemon.socket_dir), str(daemon.root)]) as job:
+        assert job.hear() == "waits"
+        daemon.stop()
+        job.say("")
+        assert job.hear() == "has them"
+        daemon.start()
 
 
 def test_whoami(alice: Caller) -> None:

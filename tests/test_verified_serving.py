@@ -195,16 +195,16 @@ def test_a_changed_blob_across_a_restart(alice: Caller, daemon: Daemon, held: He
 def test_verify_finds_what_nothing_else_shows(alice: Caller, daemon: Daemon, held: Held, origin: CountingProxy) -> None:
     """A bit that flipped with size and mtime as they were is found by `verify`, and then fetched again."""
     before, status = origin.bytes, held.blob.stat()
-    with held.blob.open("r+b", buffering=0) as file:
-        file.write(bytes([held.files["a"][0] ^ 1]))
-        os.utime(held.blob, ns=(status.st_atime_ns, status.st_mtime_ns))  # before it is closed, which is noticed
     code = """
         import artifactcache
         with artifactcache.Client() as client:
             found = client.verify()
         result = [list(found.corrupted), list(found.affected), found.blobs_checked]
     """
-    corrupted, affected, checked = alice.as_operator().run(code)
+    with held.blob.open("r+b", buffering=0) as file:  # not closed before it is found: that would be noticed
+        file.write(bytes([held.files["a"][0] ^ 1]))
+        os.utime(held.blob, ns=(status.st_atime_ns, status.st_mtime_ns))
+        corrupted, affected, checked = alice.as_operator().run(code)
     assert corrupted == [held.blob.parent.name + held.blob.name]
     assert affected
     assert checked >= 2

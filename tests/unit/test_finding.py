@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cacheserver import lookout, runfolders
+from cacheserver import finding, lookout, runfolders
 from cacheserver.finding import Finding
 from cacheserver.lookout import Lookout
 from cacheserver.settings import IngestConfig
@@ -32,14 +32,14 @@ def root(tmp_path: Path) -> Path:
 class Finder(Finding):
     """Looks at one folder, at whatever time a test says."""
 
-    def __init__(self, root: Path, max_age: float = 1e6) -> None:
+    def __init__(self, root: Path, max_age: float = 1e6, pause: Callable[[], None] = lambda: None) -> None:
         self.now = root.stat().st_ctime + 100.0
         self.ticks = 0.0
         super().__init__(
             IngestConfig([str(root)], every=600.0, max_age=max_age),
             lambda: self.now,
             lambda: self.ticks,
-            lambda: None,
+            pause,
         )
 
     def found(self) -> set[str]:
@@ -99,6 +99,35 @@ def test_the_newest_file_counts_wherever_it_is(tmp_path: Path) -> None:
     assert runfolders.newest(str(tmp_path / "run")) == before
     (tmp_path / "run/deep/er/f").touch()
     assert runfolders.newest(str(tmp_path / "run")) > before
+
+
+def test_a_folder_without_end_is_looked_at_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many files lie in it, side by side."""
+    monkeypatch.setattr(runfolders, "WALK_MAX", 5)
+    for number in range(20):
+        (tmp_path / f"{number}").touch()
+    real, seen = os.scandir, list[str]()
+
+    class Counted:
+        """What is listed."""
+
+        def __init__(self, folder: str) -> None:
+            self.entries = real(folder)
+
+        def __enter__(self) -> Iterator[os.DirEntry[str]]:
+            return self.each()
+
+        def each(self) -> Iterator[os.DirEntry[str]]:
+            for each in self.entries:
+                seen.append(each.name)
+                yield each
+
+        def __exit__(self, *_: object) -> None:
+            self.entries.close()
+
+    monkeypatch.setattr(os, "scandir", Counted)
+    runfolders.newest(str(tmp_path))
+    assert len(seen) == 5
 
 
 def _touched(path: Path) -> float:
@@ -225,3 +254,32 @@ def test_a_folder_may_be_had_by_two_names(outlook: Lookout, tmp_path: Path) -> N
     shutil.rmtree(tmp_path / "a")
     until(lambda: outlook.count() == 0, "the watch to end")
     assert not os.path.exists(tmp_path / "a")
+
+
+def test_what_comes_behind_a_look_is_found_by_the_next_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an experiment that was looked at already, while the look finds something newer in another one. Nor does a run
+    of a clock that was ahead hide those of after it was set right: no look begins where an earlier one has not been."""
+    monkeypatch.setattr(finding, "MARGIN_SECONDS", 0.0)
+    shutil.rmtree(root / "1")
+    for path in (f"{experiment}/{letter * 32}/artifacts" for experiment in "12" for letter in f"{experiment}ef"):
+        (root / path).mkdir(parents=True)
+    behind = list[Path]()
+
+    def pause() -> None:
+        watched = [path for path in (root / "1", root / "2") if str(path) in finders[0].lookout._watched]
+        if len(watched) < 2 or behind:
+            return
+        first, second = sorted(watched, key=list(map(Path, finders[0].lookout._watched)).index)
+        behind.append(first / ("9" * 32))
+        (behind[0] / "artifacts").mkdir(parents=True)
+        for run in list(second.iterdir()):
+            while max(path.stat().st_ctime for path in (run, run / "artifacts")) <= behind[0].stat().st_ctime:
+                (run / "artifacts" / os.urandom(4).hex()).touch()
+
+    finder = Finder(root, pause=pause)
+    finders = [finder]
+    finder.now = max(path.stat().st_ctime for path in root.rglob("*"))
+    finder.found()
+    finder.ticks += 600.0
+    assert behind and behind[0].name in finder.found()
+    finder.lookout.close()

@@ -49,7 +49,7 @@ def test_a_failure_in_the_middle_leaves_nothing(index: Index) -> None:
     """Rows of one call appear together: an artifact that cannot be written takes its tree with it."""
     index.record_arrivals([blob("x")], {}, Standing.FINISHED, 1.0)
     broken = [Record("s3://b/p", "", "", Standing.FINISHED, True), Record("s3://b/q", "", None, Standing.OPEN, True)]  # type: ignore[arg-type]
-    with pytest.raises(sqlite3.IntegrityError):
+    with pytest.raises(IndexDamaged):
         index.record_tree(tree("x"), broken, (), 2.0)
     assert index.held("s3://b/p", "") is None and index.totals()["tree_count"] == 0
 

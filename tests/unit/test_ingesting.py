@@ -124,6 +124,24 @@ def test_the_newest_come_first(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> N
     assert [order[uri] for uri in came] == sorted((at for at, _ in times), reverse=True)
 
 
+def test_newer_ones_keep_nobody_waiting_for_ever(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many folders somebody goes on making, who waits for longest is asked about beside the newest."""
+    monkeypatch.setattr(ingesting, "ASKED_TOGETHER", 2)
+    patient = yard.origin.add(1, State.OPEN)
+    yard.later(0)
+    for number in range(2, 10):
+        yard.origin.add(number)
+
+    def are_known() -> bool:
+        yard.later(0)
+        return yard.ingesting.waiting_count() == 9
+
+    until(are_known, "all folders to be known")
+    yard.origin.asked.clear()
+    yard.later(SETTLE)
+    assert patient.removeprefix("runs:/") in yard.origin.asked[0]
+
+
 @pytest.mark.parametrize("bound", ["FOUND_MAX", "WAITING_MAX", "both"])
 def test_more_than_is_remembered_comes_all_the_same(yard: Yard, monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
     """A look gives so many, and goes on where it ended when there is room for more; what could not be remembered is

@@ -12,6 +12,7 @@ import pytest
 from watchdog.observers.inotify_c import InotifyConstants, InotifyEvent, InotifyFD, Mask, WatchDescriptor
 
 from artifactcache.errors import CacheError
+from cacheserver.lookout import Lookout
 from cacheserver.meddling import Meddling
 from cacheserver.words import BlobRow, Held
 from tests.rig.until import until
@@ -170,6 +171,32 @@ def test_a_queue_that_runs_over_hides_nothing(house: Guarded) -> None:
     InotifyFD.get_instance().handle_event(overflow)
     _heal(house)
     assert house.content(house.bring(ROOT).held) == FILES
+
+
+def test_a_queue_of_others_that_runs_over_says_nothing_of_the_store(
+    house: Guarded, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That of the folders that are ingested, which whoever may write there can fill: not all of the store is looked at
+    for it."""
+    queued_max = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    others, folder, is_lost = Lookout(lambda path: path), tmp_path / "noise", False
+    folder.mkdir()
+
+    def lost() -> bool:
+        nonlocal is_lost
+        is_lost = is_lost or others.take()[1]
+        return is_lost
+
+    try:
+        assert others.watch(str(folder))
+        with others._lock:  # nobody reads the kernel's queue
+            for number in range(queued_max):
+                (folder / f"{number}").mkdir()
+                (folder / f"{number}").rmdir()
+        until(lost, "events to be lost")
+    finally:
+        others.close()
+    assert not house.meddling._is_much and "overflowed" not in caplog.text
 
 
 def test_what_could_not_be_looked_at_is_looked_at_again(house: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ class Client:
     def add(self, run_id: str, experiment: str = "1", status: str = "FINISHED", stage: str = "active") -> str:
         """A run; returns its ID."""
         info = SimpleNamespace(
-            run_id=run_id, status=status, lifecycle_stage=stage, artifact_uri=f"/x/{run_id}", experiment=experiment
+            run_id=run_id, status=status, lifecycle_stage=stage, artifact_uri=f"/x/{run_id}", experiment_id=experiment
         )
         self.runs[run_id] = SimpleNamespace(info=info)
         return run_id
@@ -57,11 +57,17 @@ class Client:
             raise MlflowException(self.refused["search"])
         ids = re.findall(r"'([^']*)'", text)
         assert view == 3 and len(ids) == count <= IDS_MAX["run"]
-        return [self.runs[one] for one in ids if one in self.runs and self.runs[one].info.experiment in experiments]
+        return [self.runs[one] for one in ids if one in self.runs and self.runs[one].info.experiment_id in experiments]
 
     def get_logged_model(self, model_id: str) -> Any:
         """As MLflow's client: `m-ready`, `m-pending` and `m-failed`."""
-        return SimpleNamespace(model_id=model_id, status=model_id[2:].upper(), artifact_location=f"/x/{model_id}")
+        return SimpleNamespace(
+            model_id=model_id, status=model_id[2:].upper(), artifact_location=f"/x/{model_id}", experiment_id="1"
+        )
+
+    def search_logged_models(self, experiments: list[str], text: str, max_results: int) -> list[Any]:
+        """As MLflow's client."""
+        return [self.get_logged_model(one) for one in re.findall(r"'([^']*)'", text)]
 
 
 def question(what: str, question: Callable[[], T]) -> T:
@@ -105,7 +111,7 @@ def test_many_are_one_question(client: Client) -> None:
     searched."""
     ids = [client.add(f"r{number}", "12"[number == 7]) for number in range(IDS_MAX["run"] + 5)]
     found = outcomes(client).of([("1", one) for one in ids])
-    assert set(found) == set(ids) and client.asked == {"search": 2, "get": 1}
+    assert set(found) == set(ids) and client.asked == {"search": 2, "get": 2}
     client.asked.clear()
     assert outcomes(client).of([("1", one) for one in ids[:FEW]]) and client.asked == {"get": FEW}
     client.asked.clear()
@@ -114,10 +120,17 @@ def test_many_are_one_question(client: Client) -> None:
 
 
 def test_a_folder_that_is_no_experiments(client: Client) -> None:
-    """The server does not understand the question: each is asked for by itself."""
-    ids = [client.add(f"r{number}") for number in range(5)]
+    """Its name goes to no server: they are searched for in the experiment that the first of them is of. Where the
+    server does not understand the question, and where it knows none of them, each is asked for by itself."""
+    ids = [client.add(f"r{number}", "7") for number in range(5)]
+    place = "9" * 30
+    assert len(outcomes(client).of([(place, one) for one in ids])) == 5 and client.asked == {"search": 1, "get": 1}
     client.refused["search"] = "INVALID_PARAMETER_VALUE"
-    assert len(outcomes(client).of([("by-name", one) for one in ids])) == 5 and client.asked == {"search": 1, "get": 5}
+    client.asked.clear()
+    assert len(outcomes(client).of([(place, one) for one in ids])) == 5 and client.asked == {"search": 1, "get": 5}
+    client.asked.clear()
+    assert set(outcomes(client).of([(place, f"x{n}") for n in range(5)]).values()) == {Outcome(State.ENDED)}
+    assert client.asked == {"get": 5}
 
 
 def test_what_is_refused_is_not_gone(client: Client) -> None:

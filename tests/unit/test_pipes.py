@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import tracemalloc
@@ -57,6 +58,17 @@ def test_a_store_whose_lock_was_removed(root: Path) -> None:
         Disk(str(root), shared=False)
     disk.close()
     Disk(str(root), shared=False).close()
+
+
+def test_whoever_can_open_the_folder_cannot_hold_the_lock(root: Path) -> None:
+    """flock(2) asks for no right but to read: what is locked is what nobody else can open."""
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        Disk(str(root), shared=True).close()
+    finally:
+        os.close(fd)
+    assert all(stat.S_IMODE((root / name).stat().st_mode) in (0o600, 0o700) for name in ("lock", "blobs"))
 
 
 def test_a_manifest_that_has_grown_is_not_read_into_memory(root: Path) -> None:

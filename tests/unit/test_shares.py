@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from artifactcache.errors import DaemonUnavailable
+from artifactcache.errors import CacheError, DaemonUnavailable
+from cacheserver.peers import share
 from cacheserver.shares import Shares
 from tests.rig.until import until
 
@@ -131,7 +132,7 @@ def test_each_of_several() -> None:
 
 
 def test_the_end() -> None:
-    """What waits is cancelled, also where who hears of it asks for more; nothing is taken on any more."""
+    """Who waits is told, also where he asks for more at that moment; nothing is taken on any more."""
     shares, go, heard = Shares(2, "test"), threading.Event(), list[str]()
     first = shares.submit(1, go.wait, SECONDS_MAX)
     second = shares.submit(1, go.wait, SECONDS_MAX)
@@ -143,6 +144,69 @@ def test_the_end() -> None:
 
     second.add_done_callback(ask_again)
     shares.close()
-    assert second.cancelled() and heard == ["stopped"]
+    with pytest.raises(DaemonUnavailable):
+        second.result(0)
+    assert heard == ["stopped"]
     go.set()
     assert first.result(SECONDS_MAX)
+
+
+def test_a_host_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks is told so, and the work is not done behind his back when there are some again; then there is as much
+    room as ever."""
+    shares, done = Shares(SIZE, "shared"), list[int]()
+
+    def none_left(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none_left)
+        futures = [shares.submit(1, done.append, number) for number in range(2 * SIZE)]
+    for future in futures:
+        with pytest.raises(CacheError, match="no thread") as told:
+            future.result(SECONDS_MAX)
+        assert not isinstance(told.value, DaemonUnavailable)
+    crowd = Crowd(shares)
+    crowd.add(2, SIZE)
+    crowd.settle(running={2: SIZE // 2})
+    crowd.let_go(2, SIZE)
+    until(lambda: crowd.order == [2] * SIZE, "all to be done")
+    shares.close()
+    assert not done
+
+
+def test_the_end_of_several() -> None:
+    """Who waits for them is told that the daemon is being stopped."""
+    shares, go, told = Shares(2, "test"), threading.Event(), list[str]()
+
+    def ask() -> None:
+        with pytest.raises(DaemonUnavailable):
+            shares.each(1, lambda _: go.wait(SECONDS_MAX), range(3))
+        told.append("stopped")
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    until(lambda: len(shares._waiting.get(1, ())) == 2, "two of three to wait")
+    shares.close()
+    go.set()
+    asking.join(SECONDS_MAX)
+    assert told == ["stopped"]
+
+
+def test_who_gives_up_is_not_kept() -> None:
+    """However often somebody asks again while his threads hang."""
+    shares, go = Shares(2, "test"), threading.Event()
+    try:
+        shares.submit(1, go.wait, SECONDS_MAX)
+        for _ in range(100):
+            shares.submit(1, go.wait, SECONDS_MAX).cancel()
+        assert len(shares._waiting[1]) == 1
+    finally:
+        go.set()
+        shares.close()
+
+
+def test_connections_are_shared_in_the_same_way() -> None:
+    """Who is alone may keep half; however many want all, as many as each of them has are left for another one."""
+    assert share([1000], 100) == 50 and share([3, 1000], 100) == 48 and share([1000, 1000], 100) == 33
+    assert share([], 100) == 50 and share([1] * 10, 100) == 50 and share([1000] * 200, 100) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ NAMES = (
 
 @pytest.fixture(autouse=True)
 def _bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """An environment that says nothing of MLflow, and a home without files."""
+    """An environment that says nothing of MLflow, whatever this process has imported, and a home without files."""
+    monkeypatch.setitem(sys.modules, "mlflow", None)
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -61,14 +61,14 @@ def end(thread: Upkeep) -> None:
 
 @pytest.mark.parametrize(
     ("error", "level", "times"),
-    [(NoSpace("The disk is full: free some space."), logging.WARNING, 2), (KeyError("a defect"), logging.ERROR, 20)],
+    [(NoSpace("The disk is full: free some space."), logging.WARNING, 2), (KeyError("a defect"), logging.ERROR, 2)],
     ids=["of ours", "a defect"],
 )
 def test_a_chore_that_fails_keeps_nothing_from_being_done(
     chores: Chores, caplog: pytest.LogCaptureFixture, error: Exception, level: int, times: int
 ) -> None:
-    """Neither the others nor itself, in the next round; and it is told: what somebody has to do something about once
-    for each chore, a defect each time with where it was."""
+    """Neither the others nor itself, in the next round; and it is told once for each chore, a defect with where it
+    was: each second of it would fill the log."""
     chores.errors = {"first": error, "last": error}
     with caplog.at_level(logging.WARNING):
         end(run(chores, [(0, chores.chore("first")), (0, chores.chore("second")), (0, chores.chore("last", 10))]))
