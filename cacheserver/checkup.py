@@ -6,6 +6,7 @@ tell everybody, and of logins only of the caller's own; operators hear of the da
 
 from __future__ import annotations
 
+import dataclasses
 import email.utils
 import os
 import platform
@@ -14,9 +15,9 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol
 
+from artifactcache.findings import NOTE, OK, PROBLEM, Finding
 from artifactcache.v1 import cache_pb2 as pb
 from cacheserver import __version__, findings
-from cacheserver.findings import NOTE, OK, PROBLEM, Finding
 from cacheserver.looking import Looked
 from cacheserver.quotas import Quota
 from cacheserver.roles import OPERATOR, Roles
@@ -90,7 +91,7 @@ class Checkup:
     def reply(self, session: Session, *, hardlink_for_root: bool) -> pb.CheckupReply:
         """Everything, for one caller. Raises QuotaExceeded."""
         with self._turns.one(session.peer.uid):
-            told = [pb.Finding(**one._asdict()) for one in self._findings(session)]
+            told = [pb.Finding(**dataclasses.asdict(one)) for one in self._findings(session)]
             return pb.CheckupReply(findings=told, now=self._clock(), hardlink_for_root=hardlink_for_root)
 
     def _findings(self, session: Session) -> Iterator[Finding]:
@@ -135,6 +136,9 @@ class Checkup:
         began, at = self._ticks(), self._clock()
         looked = self._tracking.look(_HEALTH_PATH, None, LOOK_SECONDS_MAX, session.peer.uid)
         seconds = self._ticks() - began
+        if looked.unasked:
+            yield from findings.unasked("tracking server", looked.unasked)
+            return
         yield from findings.tracking(name, looked.trouble, looked.status, seconds)
         if looked.trouble:
             return
@@ -142,12 +146,15 @@ class Checkup:
             yield Finding("tracking server", NOTE, "it was away until a moment ago; what is held was served meanwhile")
         date = _seconds_of(looked.date)
         yield from findings.clock(None if date is None else date - (at + seconds / 2))
-        if access.check == "caller":
-            headers = dict(session.credentials.headers)
-            asked = self._tracking.look(_LOGIN_PATH, headers, LOOK_SECONDS_MAX, session.peer.uid)
+        headers = dict(session.credentials.headers) if access.check == "caller" else None
+        if headers is None and OPERATOR not in self._roles.of(session.peer):
+            return
+        asked = self._tracking.look(_LOGIN_PATH, headers, LOOK_SECONDS_MAX, session.peer.uid)
+        if asked.unasked:
+            yield from findings.unasked("credentials", asked.unasked)
+        elif headers is not None:
             yield from findings.login("the caller", asked.status, bool(headers), _CALLERS)
-        elif OPERATOR in self._roles.of(session.peer):
-            asked = self._tracking.look(_LOGIN_PATH, None, LOOK_SECONDS_MAX, session.peer.uid)
+        else:
             yield from findings.login("the daemon", asked.status, None, _DAEMONS)
 
     def _disk(self) -> Iterator[Finding]:

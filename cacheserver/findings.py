@@ -6,26 +6,15 @@ Each says what the reader can do, where there is anything.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
+from artifactcache.findings import NOTE, OK, PROBLEM, Finding
 from cacheserver.space import Fill, Limits, missing, pressure, show
 
-OK, NOTE, PROBLEM = "ok", "note", "problem"
 SKEW_SECONDS_NOTE = 5.0  # Date has whole seconds, and is as old as its way here
 SKEW_SECONDS_MAX = 60.0  # signatures and certificates of a moment ago stop to be valid then, or soon
 NEAR = 0.8  # of a limit
 INODES_FREE_MIN, INODES_FREE_FEW = 0.01, 0.05  # of all
 OPEN_FILES_MIN = 4096  # below it few clients can connect, for each takes one
 UNKNOWN_UID = 65534  # the kernel's overflowuid: whom a user namespace does not know
-
-
-class Finding(NamedTuple):
-    """One thing that was looked at: what it is about, how bad it is, what was found, and what can be done."""
-
-    check: str
-    level: str
-    what: str
-    todo: str = ""
 
 
 def disk(fill: Fill, limits: Limits, *, is_read_only: bool, root: str) -> list[Finding]:
@@ -145,6 +134,12 @@ def tracking(name: str, trouble: str, status: int, seconds: float) -> list[Findi
     return [Finding("tracking server", OK, f"{name} answers the daemon within {seconds * 1000:.0f} ms")]
 
 
+def unasked(check: str, why: str) -> list[Finding]:
+    """That the tracking server was not asked, for others are waited for: it says nothing of the server."""
+    todo = "run it again in a moment; what is held is served meanwhile"
+    return [Finding(check, NOTE, f"the tracking server was not looked at: {why}", todo)]
+
+
 def login(whose: str, status: int, has_any: bool | None, todo: str) -> list[Finding]:
     """Whether the tracking server takes a login.
 
@@ -160,6 +155,10 @@ def login(whose: str, status: int, has_any: bool | None, todo: str) -> list[Find
             None: f"the tracking server refuses the login of {whose}, or wants one and there is none",
         }[has_any]
         return [Finding("credentials", PROBLEM, what, todo)]
+    if status == 403 and not has_any:  # MLflow: that login may not see this; a gateway: it is no login of ours
+        why = "be it for want of a login or of a permission"
+        what = f"the tracking server refuses {whose} a question (HTTP 403), {why}"
+        return [Finding("credentials", NOTE, what, todo)]
     if status == 0 or status >= 500:
         return [Finding("credentials", NOTE, f"whether the tracking server takes the login of {whose} it does not say")]
     if has_any is None:

@@ -1,7 +1,8 @@
 """Where misses come from: MLflow's tracking server and its artifact stores. The one room that imports mlflow.
 
 Law of this file: what the origin says is not believed. Every name passes `names`, every size is compared, every
-question ends within `unreachable_after`; errors leave here as errors of ours, without a secret in them.
+question ends within `unreachable_after` from its turn, for which it is waited as long; errors leave here as errors of
+ours, without a secret in them.
 """
 
 from __future__ import annotations
@@ -342,7 +343,7 @@ class MlflowOrigin:
         whose = self._accesses if headers is None else self.as_caller(headers)._accesses
         base = self._tracking_uri.rstrip("/")
         ask = partial(self._questions.ask, self.name, owner=owner, patience=patience)
-        return look(self._looker, base, path, whose.anew(base + API), patience, ask)
+        return look(self._looker, base, path, whose.anew, patience, ask)
 
     def _answers(self) -> bool:
         """Whether the tracking server answers at all, with whatever it likes."""

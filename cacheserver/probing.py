@@ -9,16 +9,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import stat
 import threading
 from dataclasses import dataclass
 
-from artifactcache.errors import CacheError, ModeUnavailable, NoSpace
+from artifactcache.errors import CacheError, Corrupted, ModeUnavailable, NoSpace
 from cacheserver import doors
 from cacheserver.disk import Disk
 from cacheserver.doors import Doors
 from cacheserver.faults import trouble
 from cacheserver.links import link_file, mount_of
+from cacheserver.plain import open_plain
 
 NAME = "probe"
 _WORDS = b"On this file `artifactcache doctor` tries hard links, clones and copies. It may be removed at any time.\n"
@@ -79,12 +79,16 @@ class Probe:
 
     def _linked(self, folder_fd: int, uid: int) -> tuple[str, str]:
         """The probe's name in a folder, or why it has none there."""
-        try:
-            source = f"../{NAME}"
-            link_file(source, NAME.encode(), self._disk.blobs_fd, folder_fd, uid, lambda _: self._make())
-            return NAME, ""
-        except (ModeUnavailable, NoSpace) as error:
-            return "", str(error)
+        for more in (True, False):
+            try:
+                link_file(f"../{NAME}", NAME.encode(), self._disk.blobs_fd, folder_fd, uid, lambda _: self._make())
+                return NAME, ""
+            except (ModeUnavailable, NoSpace) as error:
+                return "", str(error)
+            except Corrupted:  # it has gone since it was opened, as it may at any time
+                if more:
+                    self._make()
+        raise CacheError(f"{self._disk.at(NAME)} was removed again and again while it was tried: run this once more.")
 
     def _opened(self) -> int:
         """A descriptor of it, as of a blob; made where there is none, or what is there is none of the daemon's."""
@@ -98,16 +102,12 @@ class Probe:
         return fd
 
     def _open(self) -> int | None:
-        fd = os.open(self._disk.at(NAME), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            found = os.fstat(fd)
-            if stat.S_ISREG(found.st_mode) and (found.st_uid, found.st_size) == (self._own, len(BYTES)):
-                fd, opened = -1, fd
-                return opened
-            return None
-        finally:
-            if fd >= 0:
-                os.close(fd)
+        fd = open_plain(self._disk.at(NAME))
+        found = os.fstat(fd)
+        if (found.st_uid, found.st_size) == (self._own, len(BYTES)):
+            return fd
+        os.close(fd)
+        return None
 
     def _make(self) -> None:
         with self._making:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,11 +95,15 @@ def test_many_at_once(start_daemon: StartDaemon, stand_in: Clockwork) -> None:
 
 
 def test_a_time_for_all_of_it(start_daemon: StartDaemon, stand_in: Clockwork, caller_of: CallerOf, room: Path) -> None:
-    """--timeout ends it where something hangs; what was not done by then is a finding each."""
+    """--timeout ends it where something hangs, which is a problem, said with the time that it had; what was not begun
+    by then is a note each."""
     stand_in.hangs = True
     told = doctor(caller_of(start_daemon(stand_in.uri), room), "--timeout", "2")
     assert told.status == 1 and told.levels("sockets") == ["ok"]
-    assert "this check was not done within" in told.text("daemon")
+    (had,) = re.findall(r"this check was not done within ([\d.]+) s", told.text("daemon"))
+    assert float(had) <= 2
+    for check in ("destination", "credentials", "mlflow", "limits"):
+        assert told.levels(check) == ["note"] and "the time of --timeout was over" in told.text(check)
 
 
 # -- credentials ------------------------------------------------------------------------------------------------------

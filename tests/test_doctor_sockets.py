@@ -89,6 +89,46 @@ def test_ones_own_daemon(
             assert "This daemon serves only the user who started it" in said
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts and several users need root")
+def test_what_ends_the_search(
+    start_daemon: StartDaemon,
+    all_users: dict[str, Any],
+    interpreter: Interpreter,
+    helper: Helper,
+    origin: CountingProxy,
+    caller_of: CallerOf,
+    room: Path,
+) -> None:
+    """A daemon of one's own helps nobody where the host's is stopped, or has half its sockets: a fetch stays with that,
+    and so does the doctor. Where the host's denies somebody, both go on to one's own."""
+    host = start_daemon(origin.uri)
+    own = Own(interpreter, all_users["alice"], room, room / "store", host.config, is_system=False)
+    own.config = own.config.replace(str(host.root), str(room / "store"))
+    (half := room / "half").mkdir()
+    (half / "handoff.sock").symlink_to(host.socket_dir / "handoff.sock")
+    with running(own):
+        alice = caller_of(own, room)
+        os.kill(host.pid, signal.SIGSTOP)
+        try:
+            said = sockets(doctor(alice, env=looking(alice, room), wrap=as_the_hosts(host.socket_dir)))
+        finally:
+            os.kill(host.pid, signal.SIGCONT)
+        assert "the daemon of this host: /run/cacheserver/handoff.sock takes connections, and says nothing" in said
+        assert "of your own" not in said
+        said = sockets(doctor(alice, env=looking(alice, room), wrap=as_the_hosts(half)))
+        assert "there is no /run/cacheserver/cache.sock" in said and "of your own" not in said
+        host.stop()
+        host = start_daemon(origin.uri, more=f'deny = ["{all_users["alice"].name}"]\n')
+        told = doctor(alice, env=looking(alice, room), wrap=as_the_hosts(host.socket_dir))
+        assert (told.status, told.levels("sockets")) == (0, ["note", "ok"])
+
+
+def as_the_hosts(folder: Path) -> tuple[str, ...]:
+    """What has a command see a folder where the host's daemon has its sockets."""
+    there = f'mount -t tmpfs none /run && ln -s {folder} /run/cacheserver && exec "$@"'
+    return ("unshare", "--mount", "--propagation", "private", "sh", "-c", there, "sh")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="several users need root")
 def test_stale_sockets(start_daemon: StartDaemon, origin: CountingProxy, caller_of: CallerOf, room: Path) -> None:
     """Sockets that a killed daemon has left are told from a daemon that hangs."""
@@ -96,6 +136,15 @@ def test_stale_sockets(start_daemon: StartDaemon, origin: CountingProxy, caller_
     alice = caller_of(daemon, room)
     daemon.kill()
     assert "is stale: nobody listens there" in sockets(doctor(alice))
+    named = room / "Connection refused"
+    named.mkdir()
+    with contextlib.ExitStack() as ends:
+        for name in ("handoff.sock", "cache.sock"):
+            stream = ends.enter_context(socket.socket(socket.AF_UNIX))  # of another kind than is connected to
+            stream.bind(str(named / name))
+            (named / name).chmod(0o777)
+            stream.listen()
+        assert "Protocol wrong type" in sockets(doctor(alice, env={"ARTIFACTCACHE_SOCKET_DIR": str(named)}))
     daemon.start()
     assert doctor(alice).levels("sockets") == ["ok"]
 

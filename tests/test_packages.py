@@ -172,3 +172,13 @@ def test_dist_leaves_nothing_of_before(tmp_path: Path) -> None:
     dist.make(tmp_path)
     assert len(list(tmp_path.iterdir())) == 6
     shutil.rmtree(tmp_path)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    """Whoever names one by mistake loses nothing."""
+    kept = tmp_path / "thesis.txt"
+    kept.touch()
+    (tmp_path / "SHA256SUMS").touch()
+    with pytest.raises(FileExistsError, match=r"thesis\.txt was not made here"):
+        dist.make(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2

@@ -56,7 +56,7 @@ def test_what_it_is(session: Session, daemon: Daemon, folder: Path) -> None:
     with probed(session, folder) as (reply, (fd,)):
         found, probe = os.fstat(fd), reply.probe
         assert (found.st_size, stat.S_IMODE(found.st_mode)) == (4096, 0o444)
-        assert found.st_uid == daemon.root.stat().st_uid
+        assert found.st_uid == daemon.root.stat().st_uid and os.get_blocking(fd)
         assert os.pread(fd, 100, 0).startswith(b"On this file `artifactcache doctor` tries")
         with pytest.raises(OSError):
             os.write(fd, b"x")

@@ -171,3 +171,13 @@ def test_the_site_is_built(made: Path, tmp_path: Path) -> None:
                 assert unquote(parts.fragment) in found[target].anchors, f"{path.name}: {link}"
     for sheet in tmp_path.rglob("*.css"):
         assert not re.search(r"url\(\s*['\"]?(https?:)?//|@import", sheet.read_text(encoding="utf-8")), sheet
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    """Whoever names one by mistake loses nothing."""
+    kept = tmp_path / "thesis.txt"
+    kept.touch()
+    (tmp_path / "mkdocs.yml").touch()
+    with pytest.raises(FileExistsError, match=r"thesis\.txt was not made here"):
+        site.make(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2

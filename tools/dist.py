@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ SOURCES = (TOP / "client", TOP)
 EPOCH_WITHOUT_GIT = "1767225600"  # 2026-01-01, in a checkout that git does not know: in an unpacked sdist, say
 REQUIREMENTS = "requirements.txt"  # what the daemon needs, with hashes
 CHECKSUMS = "SHA256SUMS"
+MADE = re.compile(rf"(artifactcache|cacheserver)-[^/]+\.(whl|tar\.gz)|{re.escape(REQUIREMENTS)}|{CHECKSUMS}")
 
 
 def epoch() -> str:
@@ -50,9 +52,16 @@ def checksums(folder: Path) -> str:
 
 
 def make(folder: Path) -> None:
-    """Everything that is handed out, in a folder that has nothing else."""
+    """Everything that is handed out, in a folder that has nothing else.
+
+    Raises FileExistsError where it has what this did not make: nothing of it is removed then.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():
+    made = sorted(folder.iterdir())
+    for old in made:
+        if old.is_dir() or not MADE.fullmatch(old.name):
+            raise FileExistsError(f"{old} was not made here: name a folder that is empty, or not there yet")
+    for old in made:
         old.unlink()
     for source in SOURCES:
         build(source, folder)

@@ -29,6 +29,7 @@ BESIDE = {
 }
 FIRST = ("design.md", "security.md")  # of the explanations; the others follow by name
 HOW_TO = ("training-job.md", "ci-runner.md", "administrator.md", "examples.md")
+MADE = {"mkdocs.yml", "pages"}
 NOT_PAGES = {"distributions"}
 CODE = re.compile(r"^(```|~~~).*?^\1|`[^`\n]*`", re.M | re.S)
 LINK = re.compile(r"(!?\[(?:[^\]\\]|\\.)*\]\()([^)\s]+)(\))")
@@ -78,7 +79,13 @@ def linked(text: str, source: str, places: dict[str, str], files: set[str]) -> s
 
 
 def make(folder: Path) -> None:
-    """Put everything into `folder`: `mkdocs.yml`, and below `pages` what it is about."""
+    """Put everything into `folder`: `mkdocs.yml`, and below `pages` what it is about.
+
+    Raises FileExistsError where it has anything else: nothing of it is removed then.
+    """
+    for old in sorted(folder.iterdir()) if folder.exists() else ():
+        if old.name not in MADE:
+            raise FileExistsError(f"{old} was not made here: name a folder that is empty, or not there yet")
     shutil.rmtree(folder, ignore_errors=True)
     places, files = sources(), set[str]()
     texts = {place: linked((TOP / name).read_text("utf-8"), name, places, files) for name, place in places.items()}

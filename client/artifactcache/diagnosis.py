@@ -51,7 +51,10 @@ def lines(report: Report, width: int, is_in_colour: bool) -> list[str]:
     shown: list[str] = []
     if report.modes is not None:
         shown += [*_modes(report.modes, width, is_in_colour), ""]
-    rows: list[Row] = [(each.check, each.level, _texts(each.what, each.todo)) for each in report.findings]
+    rows: list[Row] = [
+        (render.printable(each.check), render.printable(each.level), _texts(each.what, each.todo))
+        for each in report.findings
+    ]
     shown += _table(("CHECK", "LEVEL", "WHAT"), rows, width, is_in_colour)
     counts = [sum(each.level == level for each in report.findings) for level in (PROBLEM, NOTE)]
     problems, notes = (render.count(number, noun) for number, noun in zip(counts, (PROBLEM, NOTE), strict=True))
@@ -71,7 +74,8 @@ def _modes(modes: Modes, width: int, is_in_colour: bool) -> list[str]:
 
 
 def _at(where: Filesystem) -> str:
-    return f"{render.printable(where.path)} ({where.kind or 'a filesystem of which nothing is told'})"
+    kind = render.printable(where.kind)
+    return f"{render.printable(where.path)} ({kind or 'a filesystem of which nothing is told'})"
 
 
 def _texts(what: str, todo: str) -> list[str]:

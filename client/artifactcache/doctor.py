@@ -172,9 +172,17 @@ class Examination:
         """Make a check within its time. What goes wrong is a finding, and then there is no result."""
         try:
             left = self._deadline.remaining()
-            return _within(seconds if left is None else min(seconds, left), made)
         except DeadlineExceeded:
-            what = f"this check was not done within {seconds:g} s"
+            what = "this check was not made, for the time of --timeout was over"
+            over = Finding(check, NOTE, what, "give it more time: `--timeout` is for all of it")
+            if over not in self._found:
+                self._found.append(over)
+            return None
+        limit = seconds if left is None else min(seconds, left)
+        try:
+            return _within(limit, made)
+        except DeadlineExceeded:
+            what = f"this check was not done within {limit:.2g} s"
             todo = "what it is about hangs, or is very busy: look at its log, and at `dmesg` where it is a disk"
             self._found.append(Finding(check, PROBLEM, what, todo))
         except QuotaExceeded as error:  # it works, but for others as well

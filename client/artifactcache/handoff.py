@@ -31,6 +31,9 @@ DESCRIPTORS_MAX = 128  # of one packet (BlobsReply.count); the kernel's own limi
 SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7), without its NUL
 DESCRIPTORS_RESERVE = 16  # left free beside those: for the files being made, for grpc, for other threads
 CONNECT_SECONDS_MAX = 10.0  # a daemon whose queue is full for longer is not there
+# What of the host's daemon leads on to one of the user's own. Anything else is an answer, or the lack of one, that says
+# the host's daemon is there: who passed over that would serve a job from another store without a word.
+PASSED_OVER = (DaemonUnavailable, PermissionDenied)
 
 # Every open connection, so that a forked child can close its copies: the daemon takes an open connection for
 # a living client.

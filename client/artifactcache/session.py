@@ -20,7 +20,7 @@ import grpc
 
 from artifactcache import credentials, forks, handoff, proofs, request, status
 from artifactcache.deadline import Deadline
-from artifactcache.errors import CacheError, DaemonUnavailable, InvalidRequest, PermissionDenied, Unauthenticated
+from artifactcache.errors import CacheError, DaemonUnavailable, InvalidRequest, Unauthenticated
 from artifactcache.paths import GRPC_SOCKET, SOCKET_DIR_VARIABLE, SYSTEM_SOCKET_DIR, user_socket_dir
 from artifactcache.v1 import cache_pb2 as pb
 from artifactcache.v1.cache_pb2_grpc import CacheStub
@@ -263,7 +263,7 @@ class Session:
             return _introduce(request.socket_dir(given), deadline)
         try:
             return _introduce(SYSTEM_SOCKET_DIR, deadline)
-        except (DaemonUnavailable, PermissionDenied) as error:
+        except handoff.PASSED_OVER as error:
             absent = error
         uid = os.geteuid()
         own_dir = user_socket_dir(os.environ, uid)

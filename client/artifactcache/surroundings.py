@@ -101,11 +101,15 @@ def _other_server(tracking_uri: str, *, has_mlflow: bool) -> list[Finding]:
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
         other = os.environ.get(name)
         if other and (server(other) is None or server(other) != server(tracking_uri)):
-            what = f"{name} is {_plain(other)}, and the daemon serves {tracking_uri}: the plugin steps aside"
+            is_served = has_mlflow and is_on(os.environ)
+            effects = ["the plugin steps aside"] if is_served else []
             if name == "MLFLOW_TRACKING_URI":
-                what += ", and `artifactcache` fetches from the daemon's"
+                effects.append("`artifactcache` fetches from the daemon's")
+            if not effects:
+                continue
+            what = f"{name} is {_plain(other)}, and the daemon serves {tracking_uri}: {', and '.join(effects)}"
             todo = f"export {name}={tracking_uri}, by just that name: localhost is not 127.0.0.1"
-            return [Finding("mlflow", PROBLEM, what, todo)]
+            return [Finding("mlflow", PROBLEM if is_served else NOTE, what, todo)]
     return []
 
 

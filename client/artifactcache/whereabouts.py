@@ -1,15 +1,16 @@
 """Looks where this process would look for a daemon, and says what is there: an answer, or why there is none.
 
-Law of this file: the order is that of `session`. It connects and says Hello as that does, trusts nobody whom that would
-not trust, and every look ends within its time.
+Law of this file: the order is that of `session`. It connects and says Hello as that does, passes over what that passes
+over and nothing else, trusts nobody whom that would not trust, and every look ends within its time.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from artifactcache import handoff
 from artifactcache.deadline import Deadline
@@ -46,6 +47,8 @@ class Look:
     todo: str = ""
     is_absent: bool = False
     """Whether there is just nothing: no folder, or no sockets in it."""
+    ends: bool = False
+    """Whether `session` would look no further, though nothing answers as it should."""
 
 
 def places(given: str | None, environ: Mapping[str, str], uid: int) -> list[Place]:
@@ -70,7 +73,7 @@ def findings(given: str | None, environ: Mapping[str, str], uid: int) -> tuple[l
     looks = []
     for place in places(given, environ, uid):
         looks.append(look(place, uid))
-        if looks[-1].answers:
+        if looks[-1].answers or looks[-1].ends:
             break
     *missed, last = looks
     if last.answers:
@@ -102,17 +105,27 @@ def look(place: Place, uid: int) -> Look:
     if place.kind == "own" and found.st_uid != uid:
         what = f"{title}: {place.folder} belongs to uid {found.st_uid}, not to you, so that no daemon in it is trusted"
         return Look(place, False, what, "have it removed, or set XDG_RUNTIME_DIR to a folder of your own")
-    for name in (HANDOFF_SOCKET, GRPC_SOCKET):
-        path = os.path.join(place.folder, name)
-        try:
-            kind = stat.S_IFMT(os.stat(path).st_mode)
-        except FileNotFoundError:
-            return Look(place, False, f"{title}: there is no {path}", start, is_absent=True)
-        except OSError as error:
-            return Look(place, False, f"{title}: {path}: {error.strerror}", _pass(place.folder))
-        if kind != stat.S_IFSOCK:
-            return Look(place, False, f"{title}: {path} is no socket", "move it away, and start the daemon again")
-    return _greeted(place, uid, title, start)
+    if (lacks := _lacking(place, HANDOFF_SOCKET, title, start)) is not None:
+        return lacks
+    if (lacks := _lacking(place, GRPC_SOCKET, title, start)) is None:
+        return _greeted(place, uid, title, start)
+    # `session` asks handoff.sock alone whether somebody is there.
+    greeted = place.kind == "host" and _greeted(place, uid, title, start)
+    return replace(lacks, ends=True) if greeted and (greeted.answers or greeted.ends) else lacks
+
+
+def _lacking(place: Place, name: str, title: str, start: str) -> Look | None:
+    """Say what is wrong with a socket's file; None where nothing is."""
+    path = os.path.join(place.folder, name)
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return Look(place, False, f"{title}: there is no {path}", start, is_absent=True)
+    except OSError as error:
+        return Look(place, False, f"{title}: {path}: {error.strerror}", _pass(place.folder))
+    if kind != stat.S_IFSOCK:
+        return Look(place, False, f"{title}: {path} is no socket", "move it away, and start the daemon again")
+    return None
 
 
 def _greeted(place: Place, uid: int, title: str, start: str) -> Look:
@@ -124,8 +137,9 @@ def _greeted(place: Place, uid: int, title: str, start: str) -> Look:
         what = f"{title}: {path} may not be connected to (EACCES)"
         return Look(place, False, what, f"{_pass(place.folder)}; or start one of your own with `cacheserver serve`")
     except CacheError as error:
-        if "Connection refused" not in str(error):
-            return Look(place, False, f"{title}: {error}", start)
+        kernels = error.__context__  # which a traceback leaves out, and the error keeps
+        if not (isinstance(kernels, OSError) and kernels.errno == errno.ECONNREFUSED):
+            return Look(place, False, f"{title}: {error}", start, ends=not isinstance(error, handoff.PASSED_OVER))
         what = f"{title}: {path} is stale: nobody listens there, as where a daemon was killed"
         return Look(place, False, what, f"{start}; it puts new sockets in their place")
     with connection:
@@ -137,11 +151,12 @@ def _greeted(place: Place, uid: int, title: str, start: str) -> Look:
         except DeadlineExceeded:
             what = f"{title}: {path} takes connections, and says nothing within {LOOK_SECONDS_MAX:g} s"
             todo = "it is stopped (SIGSTOP), or hangs: look at its log, and restart it"
-            return Look(place, False, what, todo)
+            return Look(place, False, what, todo, ends=True)
         except CacheError as error:
             kind = type(error).__name__
             todo = "as it says" if isinstance(error, PermissionDenied) else "look at the daemon's log, and restart it"
-            return Look(place, False, f"{title} in {place.folder}: {kind}: {error}", todo)
+            ends = not isinstance(error, handoff.PASSED_OVER)
+            return Look(place, False, f"{title} in {place.folder}: {kind}: {error}", todo, ends=ends)
     return Look(place, True, f"the daemon {place.title} answers in {place.folder}; it runs as uid {owner}")
 
 

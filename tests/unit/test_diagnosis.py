@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -41,7 +42,9 @@ def test_no_line_is_wider_than_the_terminal(width: int, modes: Modes | None) -> 
 
 def test_nothing_of_others_reaches_a_terminal() -> None:
     """Names and messages are shown with their control characters escaped, and no traceback comes of any."""
-    text = "\n".join(diagnosis.lines(Report(False, MODES, FOUND), 80, True))
+    found = (*FOUND, Finding(f"\x1b[2J{EVIL}", EVIL, "of a daemon that is not ours"))
+    modes = dataclasses.replace(MODES, store=Filesystem("/store", EVIL))
+    text = "\n".join(diagnosis.lines(Report(False, modes, found), 80, True))
     assert "\x1b[2J" not in text and "\\x1b[2Jb" in text and "\udcff" not in text
     json.loads(render.document(Report(False, MODES, FOUND)))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from artifactcache.findings import NOTE, OK, PROBLEM, Finding
 from cacheserver import findings
-from cacheserver.findings import NOTE, OK, PROBLEM, Finding
 from cacheserver.space import Amount, Fill, Limits
 
 GIB = 1 << 30
@@ -83,6 +83,8 @@ def test_tracking(trouble: str, status: int, level: str) -> None:
     [
         (200, True, OK, "takes the login"),
         (403, True, OK, "takes the login"),
+        (403, False, NOTE, "for want of a login or"),
+        (403, None, NOTE, "for want of a login or"),
         (404, True, OK, "takes the login"),
         (200, False, OK, "wants no login"),
         (200, None, OK, "lets the caller in"),
@@ -94,7 +96,7 @@ def test_tracking(trouble: str, status: int, level: str) -> None:
     ],
 )
 def test_login(status: int, has_any: bool | None, level: str, words: str) -> None:
-    """Only 401 refuses a login: 403 is for what that login may not see."""
+    """Only 401 refuses a login: 403 is for what that login may not see, and says nothing where none is known of."""
     found = findings.login("the caller", status, has_any, "log in")
     assert levels(found) == [level] and words in found[0].what
 

@@ -7,11 +7,12 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from artifactcache.errors import Corrupted, InvalidRequest, ModeUnavailable
-from cacheserver import links
+from artifactcache.errors import CacheError, Corrupted, InvalidRequest, ModeUnavailable
+from cacheserver import links, probing
 from cacheserver.links import link_tree
 from cacheserver.words import Manifest
 from tests.unit.house import PATIENCE_SECONDS, Shelf
@@ -173,6 +174,35 @@ def test_a_folder_that_is_gone_is_the_callers_to_make(shelf: Shelf, tmp_path: Pa
     shelf.blob(manifest.files[0].digest).unlink()
     with pytest.raises(Corrupted, match="fetch again"):
         link(shelf, manifest, to)
+
+
+@pytest.mark.parametrize("times", [0, 1, 2])
+def test_a_probe_that_goes_before_it_is_linked(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """It is made anew; where it goes again, its own path is named, and no blob that nobody knows."""
+    place, to, gone = shelf.root / "probe", tmp_path / "to", 0
+    to.mkdir()
+
+    def late(*given: Any) -> None:
+        nonlocal gone
+        if gone < times:
+            gone += 1
+            place.unlink()
+        links.link_file(*given)
+
+    monkeypatch.setattr(probing, "link_file", late)
+    fd = os.open(to, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if times == 2:
+            with pytest.raises(CacheError, match=f"^{place} was removed again and again"):
+                shelf.store.probe.tried(fd, ME)
+        else:
+            probed = shelf.store.probe.tried(fd, ME)
+            os.close(probed.descriptor)
+            assert probed.linked_as == "probe" and (to / "probe").samefile(place)
+    finally:
+        os.close(fd)
 
 
 def test_a_pool_that_is_busy_with_another_tree_holds_up_nobody(

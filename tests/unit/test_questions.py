@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
 from artifactcache.errors import DaemonUnavailable, OriginUnavailable
+from cacheserver.http import Access, Http
+from cacheserver.looking import Looked, look
 from cacheserver.questions import QUESTIONS_MAX, Questions
 from tests.unit.house import PATIENCE_SECONDS
 
@@ -64,10 +68,38 @@ def test_too_many_questions_that_hang(questions: Questions) -> None:
         each.join(PATIENCE_SECONDS)
     with pytest.raises(OriginUnavailable, match="too many other questions"):
         questions.ask("runs:/r", lambda: 1)
+    kept = looked(questions, "/health", lambda _: Access({}, True, None))
+    assert kept.trouble == "" and "too many other questions" in kept.unasked, "that says nothing of the server"
     assert questions.ask("runs:/r", lambda: 1, owner=1001) == 1
     assert questions.ask("s3://b", lambda: 1, store="s3://b") == 1
     assert questions.ask("file:/d", lambda: 1, is_local=True) == 1
     go_on.set()
+
+
+def test_a_look_ends_with_its_credentials(questions: Questions) -> None:
+    """What goes with a question is had in the time of that question, of its very URL; outside of the API nothing goes
+    but certificates. A plugin that fails is what stands in the way; one that hangs is not waited for."""
+    go_on, signed = threading.Event(), list[str]()
+
+    def seen(path: str, plugin: Callable[[], object]) -> str:
+        def anew(url: str) -> Access:
+            signed.append(url)
+            plugin()
+            return Access({}, True, None)
+
+        return looked(questions, path, anew).trouble
+
+    assert "Connection refused" in seen("/api/2.0/x?a=b", int) and "Connection refused" in seen("/health", int)
+    assert signed == ["http://127.0.0.1:1/api/2.0/x?a=b", "http://127.0.0.1:1/api/2.0/"]
+    assert "cannot be had: invalid literal" in seen("/health", lambda: int("x"))
+    said = seen("/health", lambda: go_on.wait(PATIENCE_SECONDS))
+    assert said == "what has to go with a question is not to be had within 0.1 s"
+    go_on.set()
+
+
+def looked(questions: Questions, path: str, anew: Callable[[str], Access]) -> Looked:
+    """What comes of a look at a port where nobody listens."""
+    return look(Http(time.monotonic), "http://127.0.0.1:1", path, anew, 0.1, partial(questions.ask, "it"))
 
 
 @pytest.mark.parametrize("store", ["", "s3://b"])
@@ -90,3 +122,5 @@ def test_the_daemons_end(store: str) -> None:
     go_on.set()
     with pytest.raises(DaemonUnavailable):
         patient.ask("runs:/r", lambda: 1, store=store)
+    with pytest.raises(DaemonUnavailable):
+        looked(patient, "/health", lambda _: Access({}, True, None))

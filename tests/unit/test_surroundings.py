@@ -80,6 +80,21 @@ def test_another_tracking_server(monkeypatch: pytest.MonkeyPatch, name: str, uri
     assert (PROBLEM in levels(surroundings.plugin(SERVER))) == is_other
 
 
+@pytest.mark.parametrize(("mlflow", "switch"), [("", ""), ("3.2.0", "off")])
+def test_another_tracking_server_where_nothing_is_served(
+    monkeypatch: pytest.MonkeyPatch, mlflow: str, switch: str
+) -> None:
+    """Without MLflow, or with the plugin off, nothing fails, and nothing is said of a plugin that steps aside."""
+    monkeypatch.setattr(surroundings, "found_version", lambda _: mlflow)
+    monkeypatch.setenv("ARTIFACTCACHE", switch)
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://registry.example")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", SERVER)
+    assert "registry" not in str(surroundings.plugin(SERVER))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere.example")
+    found = surroundings.plugin(SERVER)
+    assert NOTE in levels(found) and PROBLEM not in levels(found) and "steps aside" not in str(found)
+
+
 def test_an_mlflow_that_was_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Older and newer ones are noted; 3.2 is older than 3.17."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", SERVER)
