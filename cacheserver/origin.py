@@ -129,7 +129,7 @@ class MlflowOrigin:
         self._breaker = Breaker(self.name, self._answers, ticks)
         self._catalogue = Catalogue(self._client, self.name)
         searches = roots.scheme(here) not in LOCAL_SCHEMES
-        self._outcomes = Outcomes(self._client, self._question, searches=searches)
+        self._outcomes = Outcomes(self._client, self._question, self._breaker.check, searches=searches)
         self._identifiers = Shares(IDENTIFIERS_MAX, "identify")
         self._parts, self._transfers = Parts(), Transfers(unreachable_after_seconds)
         forget, forget_s3 = self._repositories.clear, s3_artifact_repo._cached_get_s3_client.cache_clear

@@ -51,13 +51,15 @@ class Outcomes:
     Args:
         client: MLflow's own.
         question: asks, and ends in time.
+        check: raises OriginUnavailable where the server is known to be away, once that was looked at.
         searches: whether many can be asked for in one question. A store of files reads all runs of an experiment for
             that.
     """
 
-    def __init__(self, client: Any, question: Question, *, searches: bool) -> None:
+    def __init__(self, client: Any, question: Question, check: Callable[[], None], *, searches: bool) -> None:
         self._client = client
         self._question = question
+        self._check = check
         self._searches = searches
 
     def of(self, asked: Iterable[tuple[str, str]]) -> dict[str, Outcome]:
@@ -98,8 +100,11 @@ class Outcomes:
 
         try:
             told = self._question(f"the {kind}s of the experiment {experiment}", ask)
-        except (OriginUnavailable, Unauthenticated):
+        except Unauthenticated:
             raise
+        except OriginUnavailable:
+            self._check()
+            return {}
         except CacheError:  # a folder that is no experiment's, say
             return {}
         return {one: outcome for one, outcome in told.items() if one in ids}
@@ -107,17 +112,15 @@ class Outcomes:
     def _one(self, kind: str, one: str) -> tuple[Outcome, str]:
         """The answer about one, and the experiment that it is of; empty where that is not said."""
         get = self._client.get_run if kind == "run" else self._client.get_logged_model
-
-        def ask() -> tuple[str, Outcome, str]:
-            found = get(one)
-            return *_told(kind, found), str(found.info.experiment_id if kind == "run" else found.experiment_id)
-
         try:
             (name, outcome), experiment = self._question(one, lambda: _whole(kind, get(one)))
         except NotFound:
             return Outcome(State.ENDED), ""
-        except (OriginUnavailable, Unauthenticated):
+        except Unauthenticated:
             raise
+        except OriginUnavailable as error:
+            self._check()  # where it answers others, what it cannot say of this one stops nothing
+            return Outcome(State.REFUSED, why=str(error)), ""
         except CacheError as error:
             return Outcome(State.REFUSED, why=str(error)), ""
         if name != one:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from artifactcache.errors import OriginUnavailable, PermissionDenied, Unauthenticated
+from artifactcache.errors import OriginUnavailable, Unauthenticated
 from cacheserver.outcomes import FEW, IDS_MAX, Outcome, Outcomes, State
 from cacheserver.refusals import translated
 
@@ -86,9 +86,9 @@ def client() -> Client:
     return Client()
 
 
-def outcomes(client: Client, *, searches: bool = True) -> Outcomes:
+def outcomes(client: Client, *, searches: bool = True, check: Callable[[], None] = lambda: None) -> Outcomes:
     """Asked of it."""
-    return Outcomes(client, question, searches=searches)
+    return Outcomes(client, question, check, searches=searches)
 
 
 def test_how_far_each_has_come(client: Client) -> None:
@@ -136,15 +136,10 @@ def test_a_folder_that_is_no_experiments(client: Client) -> None:
 
 
 def test_what_is_refused_is_not_gone(client: Client) -> None:
-    """It is told why; who is not let in at all, and a server that is away, end the questions."""
-    for code, error in (("PERMISSION_DENIED", PermissionDenied), ("INTERNAL_ERROR", OriginUnavailable)):
-        client.refused[client.add("r")] = code
-        if error is PermissionDenied:
-            found = outcomes(client).of([("1", "r")])["r"]
-            assert found.state is State.REFUSED and "PERMISSION_DENIED" in found.why
-        else:
-            with pytest.raises(error):
-                outcomes(client).of([("1", "r")])
+    """It is told why; who is not let in at all ends the questions."""
+    client.refused[client.add("r")] = "PERMISSION_DENIED"
+    found = outcomes(client).of([("1", "r")])["r"]
+    assert found.state is State.REFUSED and "PERMISSION_DENIED" in found.why
     client.refused["search"] = "UNAUTHENTICATED"
     with pytest.raises(Unauthenticated):
         outcomes(client).of([("1", client.add(f"r{number}")) for number in range(5)])
@@ -154,3 +149,22 @@ def test_an_answer_about_something_else_says_nothing(client: Client) -> None:
     """Of a proxy that mixes them up, say."""
     client.runs["asked"] = client.runs[client.add("other")]
     assert outcomes(client).of([("1", "asked")])["asked"].state is State.REFUSED
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+def test_one_that_the_server_fails_at_stops_no_other(client: Client, is_away: bool) -> None:
+    """Where it answers, though always with an error for this one; where it is away, nothing is said of any."""
+
+    def check() -> None:
+        if is_away:
+            raise OriginUnavailable("it is away")
+
+    ids = [client.add(one) for one in ("broken", "sound")]
+    client.refused["broken"] = "INTERNAL_ERROR"
+    asked = outcomes(client, searches=False, check=check)
+    if is_away:
+        with pytest.raises(OriginUnavailable, match="away"):
+            asked.of([("1", one) for one in ids])
+    else:
+        told = asked.of([("1", one) for one in ids])
+        assert [told[one].state for one in ids] == [State.REFUSED, State.DONE]
