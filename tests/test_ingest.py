@@ -107,8 +107,8 @@ def test_a_server_that_hands_out_its_files_itself(
     daemon = start_daemon(proxy.uri, more=section(mlflow_proxied.artifacts))
     caller = asks(daemon)
     until_held(caller, daemon, f"runs:/{run}")
-    sent = proxy.bytes
-    assert caller.fetch(f"runs:/{run}").origin_bytes == 0 and proxy.bytes == sent
+    fetched = caller.fetch(f"runs:/{run}")  # what others have logged there may still be coming
+    assert fetched.hit and fetched.origin_bytes == 0
 
 
 def test_a_run_that_is_running_is_not_brought(start_daemon: StartDaemon, logged: Logged, asks: Asks) -> None:
@@ -184,18 +184,16 @@ def test_what_is_renamed_into_place(start_daemon: StartDaemon, logged: Logged, a
     until_held(caller, daemon, uri)
 
 
-def test_a_burst_of_runs(start_daemon: StartDaemon, mlflow_file: MlflowServer, shown: Shown) -> None:
-    """Three hundred finish within seconds: all are brought, beside fetches."""
+def test_a_burst_of_runs(start_daemon: StartDaemon, mlflow_file: MlflowServer, asks: Asks, shown: Shown) -> None:
+    """Three hundred finish within seconds: all are brought, among whatever other tests have logged there."""
     daemon = start_daemon(mlflow_file.uri, more=section(mlflow_file.artifacts) + shown.section)
-    before = shown.value("ingested_artifacts_total", result="brought")
-    for number in range(300):
-        mlflow_file.run({f"{number}": os.urandom(100)})
+    caller = asks(daemon)
+    uris = {f"runs:/{mlflow_file.run({f'{number}': os.urandom(100)})}" for number in range(300)}
     until(
-        lambda: shown.value("ingested_artifacts_total", result="brought") >= before + 300,
-        lambda: f"{shown.all()}\n{daemon.read_log()[-3000:]}",
+        lambda: uris <= set(held(caller)),
+        lambda: f"{len(uris - set(held(caller)))} are missing\n{shown.all()}\n{daemon.read_log()[-3000:]}",
         120,
     )
-    assert shown.value("ingested_artifacts_total", result="failed") == 0
 
 
 @pytest.fixture
