@@ -6,6 +6,7 @@ while the daemon serves is changed here, all of it in one go.
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from dataclasses import dataclass, field
@@ -227,8 +228,11 @@ def _upkeep(parts: Parts) -> list[Upkeep]:
         store.index.pins.expire(time.time())
         store.leftovers.expire(time.time() - LEFTOVERS_KEPT_SECONDS)
 
+    looks = itertools.count()
+
     def look() -> None:
-        look_through(store.index)
+        if next(looks):  # not at the start, when others want the processor
+            look_through(store.index)
         compare(store.index)
 
     def mend() -> None:

@@ -116,9 +116,14 @@ class Tables:
             with contextlib.suppress(sqlite3.Error):
                 connection.close()
 
-    def find_damage(self, *, thorough: bool = False) -> list[str]:
-        """As `find_damage` below, of this index; thoroughly in any case where there seems to be damage."""
-        return find_damage(self._path, thorough=thorough or self.is_damaged)
+    def find_damage(self) -> list[str]:
+        """As `find_damage` below, of this index; thoroughly where there seems to be damage."""
+        return find_damage(self._path, thorough=self.is_damaged)
+
+    def is_sound(self) -> bool:
+        """Whether each entry of SQLite's own indexes is that of its row. Rows are not read one by one for it: that
+        would take the interpreter from whoever is served meanwhile."""
+        return _passes(self._path, "integrity_check", reads_rows=False)
 
     def _open(self, opened: contextlib.ExitStack) -> Database:
         connection = self._connect()
@@ -281,14 +286,14 @@ def find_damage(path: str, *, thorough: bool) -> list[str]:
     return []
 
 
-def _passes(path: str, check: str) -> bool:
+def _passes(path: str, check: str, *, reads_rows: bool = True) -> bool:
     try:
         with contextlib.closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS)) as alone:
             if alone.execute(f"PRAGMA {check}(1)").fetchone()[0] != "ok" or not _is_writable(path):
                 return False
             if not _has_its_tables(alone, is_mirror=path.endswith(mirror.path_of(""))):
                 return False
-            if check == "integrity_check":  # which does not look whether text is text
+            if check == "integrity_check" and reads_rows:  # which does not look whether text is text
                 for kind, name, _ in schema_in(alone):
                     for _ in alone.execute(f'SELECT * FROM "{name}"') if kind == "table" else ():
                         pass

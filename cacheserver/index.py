@@ -70,9 +70,13 @@ class Index:
         """What it says cannot be right: it is to be looked at, and made anew where it is damaged."""
         self._tables.is_damaged = True
 
-    def find_damage(self, *, thorough: bool = False) -> list[str]:
+    def is_sound(self) -> bool:
+        """Whether its rows can be found by all that they are known by. For whoever looks while it serves."""
+        return self._tables.is_sound()
+
+    def find_damage(self) -> list[str]:
         """Which of both are damaged: "main" for itself, "names" for its mirror. Reads all of them."""
-        return self._tables.find_damage(thorough=thorough)
+        return self._tables.find_damage()
 
     def renewed(self, catch_up: Callable[[], None]) -> AbstractContextManager[None]:
         """Closes it for as long as this lasts, and opens what stands in its place then, for `catch_up` to fill; whoever

@@ -48,7 +48,7 @@ def mend(index: Index, disk: Disk) -> bool:
 def look_through(index: Index) -> None:
     """Looks at each entry of an index while it serves, as at one that is no row's any more: SQLite meets such a one
     when it is asked for it, if at all."""
-    if index.find_damage(thorough=True):
+    if not index.is_sound():
         index.suspect()
 
 
