@@ -85,7 +85,8 @@ def prepared(server: GuardedServer, daemon: Daemon, alice: Caller, mallory: Call
     values |= {"experiment": hers, "tail": inside.partition("/")[2], "server": server.uri}
     values |= {"host": server.uri.partition("://")[2], "store": str(daemon.root), "sockets": str(daemon.socket_dir)}
     siege = Siege(server, daemon, alice, mallory, values)
-    values["mine"] = server.run_in(siege.client.create_experiment("his"), HIS)
+    values["his_experiment"] = siege.client.create_experiment("his")
+    values["mine"] = server.run_in(values["his_experiment"], HIS)
     return siege
 
 
@@ -145,9 +146,11 @@ def read(caller: Caller, uri: str, login: dict[str, str]) -> tuple[bytes, bool]:
 
 
 def take_over(siege: Siege, name: str) -> None:
-    """Alice renames her registered model, and mallory takes its name for a version of what is his."""
+    """Alice renames her registered model, and mallory takes its name for a version of what is his.
+
+    It is of a run that nobody has fetched: the siege is shared by all tests of a worker, in whatever order.
+    """
     siege.server.client.rename_registered_model(name, f"{name}-of-alice")
     siege.client.create_registered_model(name)
-    siege.client.create_model_version(
-        name, f"{siege.server.artifact_uri(siege.values['mine'])}/model", siege.values["mine"]
-    )
+    mine = siege.server.run_in(siege.values["his_experiment"], HIS)
+    siege.client.create_model_version(name, f"{siege.server.artifact_uri(mine)}/model", mine)
