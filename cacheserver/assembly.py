@@ -14,14 +14,15 @@ from dataclasses import dataclass, field
 from cacheserver import listening, logs
 from cacheserver.administration import Administration
 from cacheserver.audit import AuditLog
-from cacheserver.bringing import Freshness
 from cacheserver.budgets import Budgets
 from cacheserver.cache import Cache
 from cacheserver.checkup import Checkup
+from cacheserver.claims import RENEW_SECONDS
 from cacheserver.config import ConfigError
 from cacheserver.disk import Disk
 from cacheserver.doors import Doors
 from cacheserver.entrance import Entrance
+from cacheserver.errands import Freshness
 from cacheserver.eviction import POLICIES
 from cacheserver.fetching import Fetching
 from cacheserver.gate import Gate
@@ -30,6 +31,7 @@ from cacheserver.healing import Healing
 from cacheserver.history import SAMPLE_SECONDS
 from cacheserver.identities import Identities
 from cacheserver.ingesting import Ingesting
+from cacheserver.joining import join
 from cacheserver.journald import JOURNAL_SOCKET, Journal, is_wanted
 from cacheserver.leases import Leases
 from cacheserver.meddling import Meddling
@@ -50,6 +52,7 @@ from cacheserver.selection import Selection
 from cacheserver.service import Service
 from cacheserver.sessions import Sessions
 from cacheserver.settings import Config
+from cacheserver.sharing import Sharing
 from cacheserver.space import Limits
 from cacheserver.stopping import Stopping
 from cacheserver.store import Store
@@ -94,6 +97,7 @@ class Parts:
     entrance: Entrance
     overview: Overview
     ingesting: Ingesting
+    sharing: Sharing | None
     threads: list[Upkeep] = field(default_factory=list)
 
     def become(self, config: Config) -> None:
@@ -124,8 +128,10 @@ def assemble(config: Config, here: Place, uid: int) -> Parts:
     sessions = Sessions(sweeper.leases, register)
     sweeper.reap = sessions.reap
     budgets = Budgets(store, sweeper, config.quotas, time.monotonic, time.sleep)
-    cache = Cache(store, origin, sweeper, budgets, freshness, time.time)
     stopping = Stopping()
+    clocks = time.time, time.monotonic
+    sharing = join(config.shared, origin.name, store, sweeper, budgets, freshness, *clocks, stopping.wait)
+    cache = Cache(store, origin, sweeper, budgets, freshness, time.time, sharing)
 
     roles = Roles(config.access, Identities(time.monotonic), uid, serves_all=here.serves_all)
     journal = Journal() if is_wanted(os.environ) and os.path.exists(JOURNAL_SOCKET) else None
@@ -144,7 +150,6 @@ def assemble(config: Config, here: Place, uid: int) -> Parts:
     about = {"tracking_uri": origin.name, "access_check": config.access.check}
     healing = Healing(cache, store.index, time.monotonic, pause)
     whom = "every user" if here.serves_all else f"uid {uid}"
-    clocks = time.time, time.monotonic
     checkup = Checkup(store, sweeper, sessions, roles, origin, whom, healing.count, *clocks)
     entrance = Entrance(config.page.listen, time.monotonic)
     service = Service(
@@ -210,6 +215,7 @@ def assemble(config: Config, here: Place, uid: int) -> Parts:
         entrance,
         overview,
         ingesting,
+        sharing,
     )
     parts.threads = _upkeep(parts)
     return parts
@@ -250,6 +256,7 @@ def _upkeep(parts: Parts) -> list[Upkeep]:
             ],
         ),
         Upkeep("retain", [(RULES_SECONDS, retaining.refresh), (1, retaining.look)]),
+        *([Upkeep("share", [(RENEW_SECONDS, parts.sharing.tier.renew)])] if parts.sharing else []),
         Upkeep("warm", [(1, parts.warming.look)]),
         Upkeep("history", [(SAMPLE_SECONDS, parts.overview.note)]),
         Upkeep("ingest", [(1, parts.ingesting.look)]),

@@ -57,6 +57,7 @@ class Attempt:
     is_hit: bool | None = None
     way: str = ""
     origin_bytes: int = 0
+    shared_bytes: int = 0
     transport: str = ""
     given: str = ""
     is_done: bool = False
@@ -73,6 +74,7 @@ class Attempt:
         self.way = way
         self.version, self.tree, self.size_bytes = result.version, result.digest, result.size_bytes
         self.is_hit, self.origin_bytes, self.transport = result.hit, result.origin_bytes, result.transport
+        self.shared_bytes = result.shared_bytes
         self.given, self.is_done = VIEW if view else LEASE, True
 
     def taken_back(self) -> None:
@@ -112,6 +114,7 @@ class Attempt:
             "bytes": self.size_bytes,
             "hit": self.is_hit,
             "origin_bytes": self.origin_bytes,
+            "shared_bytes": self.shared_bytes,
             "transport": self.transport,
             "given": self.given,
             "decision": self.decision,

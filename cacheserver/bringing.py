@@ -9,114 +9,29 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum, auto
-from typing import NamedTuple
 
 from artifactcache.errors import Corrupted, NoSpace, NotFound, OriginUnavailable
 from cacheserver.budgets import Budgets
 from cacheserver.downloads import Downloads, Way, key
+from cacheserver.errands import Ask, Errand, Freshness, Part, Superseded, Vanished
 from cacheserver.evidence import Evidence, Known, is_same, wants_etag
-from cacheserver.leases import Hold
-from cacheserver.origin import MlflowOrigin
-from cacheserver.selection import Selection
+from cacheserver.sharing import Elsewhere, Sharing
 from cacheserver.store import Store
 from cacheserver.sweeper import Sweeper
 from cacheserver.uris import Artifact, Kind
 from cacheserver.words import (
     Arrived,
     Entry,
+    File,
     Held,
     Location,
     Manifest,
-    Payer,
-    Progress,
     Record,
     Resolved,
     Standing,
     folder,
     overlay,
 )
-
-
-@dataclass
-class Freshness:
-    """How long answers of the origin are worth something, in seconds. Everybody has the same one, and it may change.
-
-    Attributes:
-        relist_after: what is finished is trusted for so long, and then listed again.
-        alias_ttl: for so long an alias, a stage or `latest` is not asked for again.
-        stale_after: for so long the origin is waited for where what is held can be given out instead.
-    """
-
-    relist_after: float
-    alias_ttl: float
-    stale_after: float
-
-    def become(self, other: Freshness) -> None:
-        """Says from now on what another one says."""
-        self.relist_after, self.alias_ttl, self.stale_after = other.relist_after, other.alias_ttl, other.stale_after
-
-    def is_recent(self, at: float, now: float) -> bool:
-        """Whether an answer of that time is trusted now; not where the clock was set back since."""
-        return 0 <= now - at < self.relist_after
-
-
-class Ask(Enum):
-    """What the origin is asked."""
-
-    WHAT_IS_DUE = auto()
-    AGAIN = auto()  # whatever is trusted: it is another version of the same name
-    STRICTLY = auto()  # and nothing but entity tags proves that bytes are the same
-    NOTHING = auto()  # it does not answer
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one location holds of an artifact: the selected files with the origin's entity tags in the manifest's order,
-    its name where it is one file, what it is worth, and when the origin was seen to have it."""
-
-    location: Location
-    manifest: Manifest
-    etags: tuple[str, ...]
-    file_name: str
-    standing: Standing
-    checked_at: float
-    arrived: tuple[str, ...] = ()
-
-
-class Vanished(Exception):
-    """A file that was listed was gone when it was asked for."""
-
-
-class Superseded(Exception):
-    """While a version was brought, another one of the same name was made."""
-
-
-class Errand(NamedTuple):
-    """An artifact to bring, and how.
-
-    Attributes:
-        hold: leases a tree until it is done, and a moment more: what it counts on must not be evicted meanwhile.
-        count_on: says that what failed downloads left at or below a location is counted on from now on.
-        origin: as whoever asks sees it.
-        payer: on whose account it comes; None for the daemon's own.
-        since: what somebody else began to bring before this mark is too old.
-        patience: seconds that an answer may take, where that is not `unreachable_after`.
-        unasked: whether nobody waits for it: nothing goes for it, and it keeps none of the threads that others need.
-    """
-
-    artifact: Artifact
-    selection: Selection
-    ask: Ask
-    progress: Progress
-    hold: Hold
-    count_on: Callable[[str], None]
-    origin: MlflowOrigin
-    payer: Payer | None = None
-    since: int = 0
-    patience: float | None = None
-    unasked: bool = False
 
 
 class Bringing:
@@ -133,7 +48,9 @@ class Bringing:
         budgets: Budgets,
         freshness: Freshness,
         clock: Callable[[], float],
+        sharing: Sharing | None = None,
     ) -> None:
+        self._sharing = sharing
         self._store = store
         self._index = store.index
         self._versions = store.index.versions
@@ -148,12 +65,23 @@ class Bringing:
     def close(self) -> None:
         """Brings nothing any more."""
         self._downloads.close()
+        if self._sharing:
+            self._sharing.close()
 
     def sync(self, errand: Errand) -> Held:
         """Brings what the origin has and the store lacks, and records the tree. Returns what is held then.
 
         Raises errors of ours, MissingBlobs where a blob that was counted on went meanwhile, Vanished and Superseded.
         """
+        if self._sharing is None:
+            return self._sync(errand)
+        errand = errand._replace(claims=[])
+        try:
+            return self._sync(errand)
+        finally:
+            self._sharing.tier.release(errand.claims)
+
+    def _sync(self, errand: Errand) -> Held:
         artifact, ask = errand.artifact, errand.ask
         before = self._index.held(artifact.uri, errand.selection.key)
         if before and ask is Ask.NOTHING:
@@ -182,6 +110,8 @@ class Bringing:
         if of and not self._is_current(of, artifact.path):
             self._index.forget(artifact.uri)
             raise Superseded(artifact.uri)
+        if self._sharing:
+            self._sharing.brought(errand, parts)
         return held
 
     def _resolved(self, errand: Errand) -> Resolved:
@@ -274,6 +204,8 @@ class Bringing:
             part = None
             if may_trust or errand.ask is Ask.NOTHING:
                 part = self._without_asking(errand, location, standing)
+            if part is None and may_trust and self._sharing:
+                part = self._sharing.part(errand, location, standing)
             if part is None and errand.ask is Ask.NOTHING:
                 raise OriginUnavailable(f"{location.uri} is not held.")  # half of an artifact is none
             if part is None:
@@ -306,7 +238,9 @@ class Bringing:
         _check_paths(location.uri, [file.path for file in wanted])
         held_before = len(progress.trees)
         known = self.evidence.known(location, standing, errand.hold, trusting=errand.ask is Ask.WHAT_IS_DUE)
-        doubtful = [f for f in wanted if wants_etag(known.get(f.path), f, standing, strict=strict)]
+        elsewhere = self._elsewhere(errand, location, wanted, known)
+        evidence = elsewhere.known | known
+        doubtful = [f for f in wanted if wants_etag(evidence.get(f.path), f, standing, strict=strict)]
         try:
             told = errand.origin.identified(location, doubtful, named_by_client=named_by_client)
         except NotFound as error:
@@ -325,6 +259,9 @@ class Bringing:
 
         have = same(known)
         missing = [f for f in wanted if not f.is_folder and f.path not in have]
+        if missing and self._sharing and elsewhere.known:
+            have |= self._sharing.files(errand, location, elsewhere, missing, standing)
+            missing = [f for f in missing if f.path not in have]
         if missing:
             needed = sum(file.size or 0 for file in missing)
             self._let_go(errand, held_before, have)  # what has changed makes room for what it has become
@@ -356,7 +293,15 @@ class Bringing:
         arrivals = tuple(key(location, file) for file in missing)
         on_trust = [known[f.path] for f in wanted if f.path in have and f.path in known and not f.etag and f.size]
         checked_at = min([asked_at, *(k.checked_at for k in on_trust if k.is_trusted)])
-        return Part(location, manifest, etags, listing.file_name, standing, checked_at, arrivals)
+        return Part(location, manifest, etags, listing.file_name, standing, checked_at, arrivals, is_listed=True)
+
+    def _elsewhere(
+        self, errand: Errand, location: Location, wanted: list[File], known: dict[bytes, Known]
+    ) -> Elsewhere:
+        """What the shared tier says of a location, where this host has not all of it."""
+        if self._sharing is None or all(f.is_folder or f.path in known for f in wanted):
+            return Elsewhere()
+        return self._sharing.elsewhere(errand, location)
 
     def _let_go(self, errand: Errand, held_before: int, used: dict[bytes, Arrived]) -> None:
         """Gives back those trees that were leased only to look at them, and have nothing that is used; not what was

@@ -27,6 +27,7 @@ PAUSE_SECONDS_MAX = 2
 # An expiry for credentials that are out of date as soon as they are told: who has them is asked for each request, for
 # it knows when to get new ones.
 LONG_AGO = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
+_WHOLE_SECONDS = 7 * 86_400.0  # of a whole answer: progress is what counts
 _PROBE = "probe"  # a key that nobody asks for
 # obstore follows redirects to wherever they lead, credentials in its hand. So whatever is not the endpoint goes through
 # a proxy that nobody can be: TCP has no port 0.
@@ -42,11 +43,12 @@ _log = logging.getLogger(__name__)
 
 
 class ObjectError(OSError):
-    """What an endpoint or the way to it says is wrong; `response` is as botocore's errors have it, and `is_missing`
-    says that there is no such object."""
+    """What an endpoint or the way to it says is wrong; `code` is its word for it, or the HTTP status, `response` is as
+    botocore's errors have it, and `is_missing` says that there is no such object."""
 
     def __init__(self, code: str, status: str, text: str) -> None:
         super().__init__(text)
+        self.code = code
         self.is_missing = status == "404"
         self.response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": int(status or 0)}}
 
@@ -190,13 +192,17 @@ class Buckets:
 # -- how obstore is set up --------------------------------------------------------------------------------------------
 
 
-def client_options(endpoint: str, verify: bool | str, patience: float) -> ClientConfig:
+def client_options(
+    endpoint: str, verify: bool | str, patience: float, proxy: str = "", whole: float = _WHOLE_SECONDS
+) -> ClientConfig:
     """How obstore connects: to the endpoint, and to nothing else. All that it would otherwise read in variables of its
     own is said here.
 
     Args:
         verify: whether the endpoint's certificate is checked; a path checks it against the certificates there, too.
         patience: seconds for a connection, and for the next part of an answer.
+        proxy: through which the endpoint is asked; empty for none.
+        whole: seconds for a whole answer.
     """
     from certifi import where  # what botocore and requests trust
 
@@ -206,10 +212,11 @@ def client_options(endpoint: str, verify: bool | str, patience: float) -> Client
         "allow_invalid_certificates": not verify,
         "connect_timeout": seconds,
         "read_timeout": seconds,
-        "timeout": datetime.timedelta(days=7),  # of a whole answer; progress is what counts
-        "proxy_url": _NOWHERE,
-        "proxy_excludes": host.hostname or "",
+        "timeout": datetime.timedelta(seconds=whole),
+        "proxy_url": proxy or _NOWHERE,
     }
+    if not proxy:
+        options["proxy_excludes"] = host.hostname or ""
     if host.scheme == "https" and verify:  # obstore adds these to the system's
         with open(where() if verify is True else verify, "rb") as file:
             options["root_certificate"] = file.read()

@@ -14,12 +14,14 @@ from functools import partial
 from typing import Any, NamedTuple, cast
 
 from artifactcache.errors import Corrupted, NoSpace, NotFound, OriginUnavailable
-from cacheserver.bringing import Ask, Bringing, Errand, Freshness, Superseded, Vanished, location
+from cacheserver.bringing import Bringing, location
 from cacheserver.budgets import Budgets
+from cacheserver.errands import Ask, Errand, Freshness, Superseded, Vanished
 from cacheserver.flights import Flight, Flights
 from cacheserver.index import MissingBlobs
 from cacheserver.origin import MlflowOrigin
 from cacheserver.selection import Selection
+from cacheserver.sharing import Sharing
 from cacheserver.store import Store
 from cacheserver.sweeper import Sweeper
 from cacheserver.tallies import Spread, Tally
@@ -30,7 +32,7 @@ from cacheserver.words import Brought, Held, Manifest, Payer, Progress
 FLIGHTS_MAX = 512  # artifacts being brought at a time; more than one user's calls can ask for
 COMMIT_ATTEMPTS = 3
 # What became of bringing: bytes came; all was here, as the origin said; it did not answer, but some is here; nothing.
-OUTCOMES = ("brought", "checked", "stale", "failed")
+OUTCOMES = ("brought", "shared", "checked", "stale", "failed")
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,9 @@ class Cache:
         budgets: Budgets,
         freshness: Freshness,
         clock: Callable[[], float],
+        sharing: Sharing | None = None,
     ) -> None:
+        self.sharing = sharing
         self._store = store
         self._index = store.index
         self._versions = store.index.versions
@@ -86,7 +90,7 @@ class Cache:
         self._clock = clock
         self._sweeper = sweeper
         self._budgets = budgets
-        self._bringing = Bringing(store, sweeper, budgets, freshness, clock)
+        self._bringing = Bringing(store, sweeper, budgets, freshness, clock, sharing)
         self._pool = ThreadPoolExecutor(max_workers=FLIGHTS_MAX, thread_name_prefix="flight")
         self._flights: Flights[Brought] = Flights(self._pool)
         self._uses = Uses()
@@ -310,11 +314,11 @@ class Cache:
         began, outcome = self._store.ticks(), "failed"
         try:
             brought = bring(progress)
-            outcome = "stale" if brought.stale else "brought" if brought.origin_bytes else "checked"
+            outcome = brought.outcome
             return brought
         finally:
             self.bring_seconds.add(outcome, self._store.ticks() - began)
-            self.from_origin.add(outcome, amount=progress.bytes_done - progress.bytes_found)
+            self.from_origin.add(outcome, amount=progress.bytes_of_origin)
 
     def _bring(
         self,
@@ -346,7 +350,9 @@ class Cache:
                     brought = replace(self._attempts(errand._replace(ask=Ask.NOTHING, payer=None)), stale=True)
                 except (OriginUnavailable, NotFound):
                     raise error from None
-            self._sweeper.arrived(brought.held.tree, self._store.ticks() - began, brought.origin_bytes)
+            self._sweeper.arrived(
+                brought.held.tree, self._store.ticks() - began, brought.origin_bytes + brought.shared_bytes
+            )
             return brought
 
     def _attempts(self, errand: Errand) -> Brought:
@@ -373,8 +379,8 @@ class Cache:
             errand.hold(found.tree)
             if self._sound(found):
                 self._store.view_is_sound(found.tree)  # one that is not is built again when it is handed out
-                taken = progress.bytes_done - progress.bytes_found  # of all attempts
-                return Brought(found, taken, transport="+".join(sorted(progress.transports)) if taken else "")
+                taken, shared = progress.bytes_of_origin, progress.bytes_shared  # of all attempts
+                return Brought(found, taken, shared, transport=progress.transport)
         if gone:
             raise gone
         self._index.suspect()  # rows that lead nowhere look the same

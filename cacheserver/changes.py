@@ -16,6 +16,7 @@ RESTART: dict[str, frozenset[str]] = {
     "origin": frozenset({"tracking_uri", "unreachable_after", "local_roots"}),
     "access": frozenset({"check", "users", "views"}),
     "audit": frozenset({"file"}),
+    "shared": frozenset({"url", "read_only", "endpoint", "profile", "key_file", "patience", "rate_min", "tree_max"}),
     "server": frozenset({"socket_dir"}),
     "metrics": frozenset({"listen", "accounts"}),
     "page": frozenset({"listen"}),

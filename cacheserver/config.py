@@ -32,6 +32,7 @@ from cacheserver.settings import (
     QuotasConfig,
     ScrubConfig,
     ServerConfig,
+    SharedConfig,
     StoreConfig,
     WarmConfig,
 )
@@ -92,6 +93,20 @@ _SECTIONS: dict[str, tuple[type[Any], Readers]] = {
             "settle": readers.seconds,
             "every": readers.period,
             "max_age": readers.duration,
+        },
+    ),
+    "shared": (
+        SharedConfig,
+        {
+            "url": readers.object_store_or_none,
+            "read_only": readers.flag,
+            "endpoint": readers.endpoint_or_none,
+            "profile": readers.line_or_none,
+            "key_file": readers.path_or_none,
+            "patience": readers.seconds,
+            "rate_min": readers.rate,
+            "tree_max": readers.size,
+            "capacity": readers.size_or_none,
         },
     ),
     "server": (ServerConfig, {"socket_dir": readers.socket_dir}),

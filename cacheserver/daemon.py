@@ -115,6 +115,8 @@ def run(config: Config, path: str, read: Callable[[str], Config]) -> None:
     for each in visitors:
         each.start()
     parts.meddling.start()
+    if parts.sharing and parts.sharing.publishing:
+        parts.sharing.publishing.start()
     reloading.start()
     for thread in threads:
         thread.start()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
@@ -27,21 +27,16 @@ from cacheserver.staging import Sink, Staged
 from cacheserver.stopping import stopped
 from cacheserver.store import Store
 from cacheserver.words import Arrived, File, Location, Progress, Standing, join
+from cacheserver.work import Submit, Work
 
 DOWNLOADS_MAX = 32  # files at a time, of one user half of them; as many more of each artifact store
 AT_HAND = frozenset({"", "file", "http", "https", "mlflow-artifacts"})  # the tracking server or this host has them
 WINDOW = 8  # files at a time of one artifact: no artifact keeps the others waiting for all of its files
 WINDOW_PACED = 2  # of somebody whose rate is limited
-BATCH_FILES = 1000  # kept together: one sync for all
-BATCH_BYTES = 1 << 30
-
-FILES_PER_TURN = 50  # then a worker turns to another artifact; a future for each file would cost more than a small file
 
 RESUMABLE_BYTES_MIN = 16 << 20  # smaller ones begin anew: to write down what they are would cost more
 
 CLAIM_ATTEMPTS = 2
-
-Submit = Callable[..., "Future[None]"]
 
 
 class Way(NamedTuple):
@@ -51,72 +46,6 @@ class Way(NamedTuple):
     origin: MlflowOrigin
     named_by_client: bool
     spend: Callable[[int], None] | None = None
-
-
-class _Work:
-    """The files of one artifact, on their way through several workers into batches."""
-
-    def __init__(self, files: dict[str, File], download: Callable[[File], Staged]) -> None:
-        self._waiting = iter(list(files.items()))
-        self._download = download
-        self._missing = len(files)  # not in any batch yet
-        self._active = 0
-        self._done: dict[str, Staged] = {}
-        self._bytes = 0
-        self._error: BaseException | None = None
-        self._changed = threading.Condition()
-
-    def step(self) -> bool:
-        """Downloads one file. Returns whether there may be more."""
-        with self._changed:
-            following = None if self._error else next(self._waiting, None)
-            if following is None:
-                return False
-            self._active += 1
-        uri, file = following
-        staged, error = None, None
-        try:
-            staged = self._download(file)
-        except BaseException as caught:  # noqa: BLE001 - whoever waits for the batch must hear of it
-            error = caught
-        with self._changed:
-            self._active -= 1
-            self._error = self._error or error
-            if staged:
-                self._done[uri] = staged
-                self._bytes += staged.row.size
-            self._changed.notify()
-        return error is None
-
-    def fail(self, error: BaseException) -> None:
-        """Nobody is left to download the rest."""
-        with self._changed:
-            self._error = self._error or error
-            self._changed.notify()
-
-    def batch(self) -> dict[str, Staged]:
-        """Waits for files that are worth keeping together; none once all are given. Raises what a download raised."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: (
-                    self._error
-                    or len(self._done) in (self._missing, BATCH_FILES)
-                    or len(self._done) > BATCH_FILES
-                    or self._bytes >= BATCH_BYTES
-                )
-            )
-            if self._error:
-                raise self._error
-            batch, self._done, self._bytes = self._done, {}, 0
-            self._missing -= len(batch)
-            return batch
-
-    def abandon(self) -> dict[str, Staged]:
-        """Starts no file any more, waits for those under way, and gives those in no batch."""
-        with self._changed:
-            self._waiting = iter(())
-            self._changed.wait_for(lambda: not self._active)
-            return self._done
 
 
 class _Abandoned(Exception):
@@ -170,7 +99,7 @@ class Downloads:
         self._crews = Crews(DOWNLOADS_MAX, "store-download")
         self._lock = threading.Lock()
         self._claims: dict[str, _Claim] = {}
-        self._under_way: set[_Work] = set()
+        self._under_way: set[Work[File]] = set()
         self._is_closing = False
         self._numbers = itertools.count(1)
 
@@ -290,7 +219,7 @@ class Downloads:
         self, location: Location, mine: dict[str, File], progress: Progress, way: Way
     ) -> Iterator[dict[str, Staged]]:
         """Downloads, and gives what is finished in batches that are worth a sync."""
-        work = _Work(mine, lambda file: self._one(location, file, progress, way))
+        work = Work(mine, lambda uri, file: {uri: self._one(location, file, progress, way)})
         with self._lock:
             if self._is_closing:
                 raise stopped()
@@ -304,14 +233,7 @@ class Downloads:
         elif elsewhere:
             submit = partial(self._crews.submit, elsewhere, owner)
         try:
-            for _ in range(min(WINDOW_PACED if way.spend else WINDOW, len(mine))):
-                submit(self._run, work, submit)
-            while batch := work.batch():
-                yield batch
-        except Exception:
-            if left := work.abandon():  # they are here: the next attempt need not download them again
-                yield left
-            raise
+            yield from work.batches(submit, min(WINDOW_PACED if way.spend else WINDOW, len(mine)))
         finally:
             with self._lock:
                 self._under_way.remove(work)
@@ -319,16 +241,6 @@ class Downloads:
                 self._store.discard(staged.path)
             if own:
                 own.shutdown(wait=False)
-
-    def _run(self, work: _Work, submit: Submit) -> None:
-        """Downloads some files of an artifact, and then lets those of others have their turn."""
-        for _ in range(FILES_PER_TURN):
-            if not work.step():
-                return
-        try:
-            submit(self._run, work, submit)
-        except BaseException as error:  # noqa: BLE001 - whoever waits for the batch must hear of it
-            work.fail(error)
 
     def _one(self, location: Location, file: File, progress: Progress, way: Way) -> Staged:
         what, is_large = key(location, file), (file.size or 0) >= RESUMABLE_BYTES_MIN

@@ -25,8 +25,8 @@ from artifactcache.v1 import cache_pb2 as pb
 from cacheserver import uris
 from cacheserver.answers import artifact
 from cacheserver.attempts import LEASE, VIEW, WAYS, Attempt
-from cacheserver.bringing import Ask
 from cacheserver.cache import Cache
+from cacheserver.errands import Ask
 from cacheserver.gate import Admission, Gate
 from cacheserver.origin import MlflowOrigin
 from cacheserver.quotas import Quota
@@ -220,7 +220,7 @@ class Fetching:
 
     def _hand_out(self, session: Session, brought: Brought, lease: int, started: bool, view: bool) -> pb.FetchResult:
         held = brought.held
-        origin_bytes = brought.origin_bytes if started else 0
+        origin_bytes, shared_bytes = (brought.origin_bytes, brought.shared_bytes) if started else (0, 0)
         path = self._view(held, session.peer.uid) if view else ""
         return pb.FetchResult(
             version=held.uri,
@@ -234,7 +234,8 @@ class Fetching:
             lease=lease,
             view_path=os.fsencode(os.path.join(path, held.file_name) if held.file_name and path else path),
             hardlink_for_root=self.hardlink_for_root,
-            transport=brought.transport if origin_bytes else "",
+            transport=brought.transport if started else "",
+            shared_bytes=shared_bytes,
         )
 
     def _note(self, call: Call, held: Held, result: pb.FetchResult) -> None:

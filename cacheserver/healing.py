@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from artifactcache.errors import CacheError
 from cacheserver import uris
-from cacheserver.bringing import Ask
 from cacheserver.cache import Cache
+from cacheserver.errands import Ask
 from cacheserver.flights import Flight
 from cacheserver.index import Index
 from cacheserver.selection import Selection

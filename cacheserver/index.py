@@ -18,6 +18,7 @@ from cacheserver.extents import Extents
 from cacheserver.holdings import Holdings
 from cacheserver.ledger import Ledger
 from cacheserver.pins import Pins
+from cacheserver.publications import Publications
 from cacheserver.rankings import Rankings
 from cacheserver.recovery import Recovery
 from cacheserver.rulings import Rulings
@@ -54,6 +55,7 @@ class Index:
         self.rulings = Rulings(self._tables, self._origin)
         self.extents = Extents(self._tables, self._origin)
         self.scrubs = Scrubs(self._tables)
+        self.publications = Publications(self._tables, self._origin)
         self.recovery = Recovery(self._tables, self._origin, tracking_uri)
 
     @property

@@ -18,9 +18,9 @@ from typing import Protocol
 
 from artifactcache.errors import CacheError, Corrupted, NoSpace, NotFound
 from cacheserver import roots, runfolders, uris
-from cacheserver.bringing import Ask
 from cacheserver.cache import Cache
 from cacheserver.discovery import Discovery
+from cacheserver.errands import Ask
 from cacheserver.flights import Flight
 from cacheserver.index import Index
 from cacheserver.local import LOCAL_SCHEMES

@@ -31,6 +31,7 @@ _DURATION = re.compile(r"\s*([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*([smhdw])\s*")
 _PERCENT = re.compile(r"\s*([0-9]{1,3}(?:\.[0-9]{1,12})?)\s*%\s*")
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})")
 _LOOPBACK = re.compile(r"127(\.\d{1,3}){3}|\[::1\]|localhost")
+_OBJECT_STORES = frozenset({"s3", "gs", "az"})
 _NAME = re.compile(r"[^\s:/,@\x00-\x1f\x7f]{1,256}")
 
 
@@ -136,6 +137,13 @@ def size(value: Any) -> Amount:
     return _bytes(value, 1024, 'bytes, from 1KiB on, as in "64MiB"')
 
 
+def size_or_none(value: Any) -> Amount:
+    """Bytes, from a kilobyte on, or 0."""
+    return (
+        Amount(0) if value == 0 and value is not False else _bytes(value, 1024, 'bytes, as in "10TiB", or 0 for none')
+    )
+
+
 def percent(value: Any) -> float:
     """Per cent."""
     found = _PERCENT.fullmatch(value) if isinstance(value, str) else None
@@ -155,6 +163,41 @@ def uri(value: Any) -> str:
     if not has_scheme and not found.startswith("/"):
         raise ValueError('a tracking URI, as in "http://mlflow.example:5000" or "sqlite:////var/lib/mlflow.db"')
     return found
+
+
+def object_store_or_none(value: Any) -> str:
+    """A bucket, or a prefix in one; or an empty text."""
+    if value == "":
+        return ""
+    found = value.rstrip("/") if isinstance(value, str) else ""
+    parts = urlsplit(found) if found.isprintable() and found.isascii() else urlsplit("")
+    below = parts.path.split("/")[1:]
+    if parts.scheme not in _OBJECT_STORES or not parts.netloc or parts.query or parts.fragment or "@" in parts.netloc:
+        raise ValueError(
+            'a bucket, as in "s3://bucket/prefix", "gs://bucket/prefix" or "az://container"; or "" for none'
+        )
+    if any(part in ("", ".", "..") for part in below):
+        raise ValueError('a prefix without empty components, "." and "..", as in "s3://bucket/prefix"')
+    return found
+
+
+def endpoint_or_none(value: Any) -> str:
+    """The endpoint of an S3 store; or an empty text."""
+    if value == "":
+        return ""
+    try:
+        parts = urlsplit(line(value))
+        is_fine = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        is_fine = False
+    if not is_fine or parts.path.strip("/") or parts.query or parts.username:
+        raise ValueError('an endpoint, as in "https://s3.example:9000"; or "" for what the environment says')
+    return str(value).rstrip("/")
+
+
+def line_or_none(value: Any) -> str:
+    """A short text, or an empty one."""
+    return "" if value == "" else line(value)
 
 
 def server(value: Any) -> str:

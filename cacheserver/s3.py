@@ -27,7 +27,7 @@ from cacheserver.buckets import (
 )
 
 if TYPE_CHECKING:
-    from obstore.store import S3Credential, S3Store
+    from obstore.store import ClientConfig, S3Credential, S3Store
 
 # The first is a header that obstore would send without signing it. The others obstore would heed, MLflow's client not.
 _UNFIT = (
@@ -171,13 +171,23 @@ def place(client: Any, bucket: str, sent: Sent, environment: Mapping[str, str]) 
     return Place(bucket, endpoint, region, is_virtual, bool(sent.authorization), True if verify is None else verify)
 
 
-def open_store(at: Place, patience: float, keys: Callable[[], Any], retries_max: int = RETRIES_MAX) -> S3Store:
+def open_store(
+    at: Place,
+    patience: float,
+    keys: Callable[[], Any],
+    retries_max: int = RETRIES_MAX,
+    *,
+    prefix: str = "",
+    options: ClientConfig | None = None,
+) -> S3Store:
     """A client for the bucket: its connections, and how it tries again.
 
     Args:
         patience: seconds for a connection, for the next part of an answer, and for all that is tried again.
         keys: the credentials for a request, as botocore's `get_frozen_credentials` gives them.
         retries_max: how often a request is made again where what went wrong may pass.
+        prefix: what all keys are below.
+        options: how it connects, where that is not `client_options` of the place.
     """
     from obstore.store import S3Store
 
@@ -192,6 +202,7 @@ def open_store(at: Place, patience: float, keys: Callable[[], Any], retries_max:
 
     return S3Store(
         at.bucket,
+        prefix=prefix or None,
         config={
             "endpoint": at.endpoint,
             "aws_endpoint_url_s3": at.endpoint,
@@ -201,7 +212,7 @@ def open_store(at: Place, patience: float, keys: Callable[[], Any], retries_max:
             "request_payer": False,
             "s3_express": False,
         },
-        client_options=client_options(at.endpoint, at.verify, patience),
+        client_options=options or client_options(at.endpoint, at.verify, patience),
         retry_config=retry_config(patience, retries_max),
         credential_provider=credential if at.is_signed else None,
     )

@@ -273,7 +273,19 @@ CREATE TABLE mirrored (
 INSERT INTO mirrored VALUES (1);
 """
 
-MIGRATIONS = (FIRST, FRESHNESS, EVICTION, SCRUBBING)
+SHARING = """
+-- What this host has brought and other hosts lack: it is to be written into the shared tier. A daemon that is started
+-- again goes on with it.
+CREATE TABLE publications (
+    origin INTEGER NOT NULL REFERENCES origins(id),
+    uri TEXT NOT NULL,                 -- a location: a bare artifact URI
+    selection TEXT NOT NULL,           -- as in artifacts
+    since REAL NOT NULL,               -- when it was brought, seconds since the epoch
+    PRIMARY KEY (origin, uri, selection)
+) STRICT, WITHOUT ROWID;
+"""
+
+MIGRATIONS = (FIRST, FRESHNESS, EVICTION, SCRUBBING, SHARING)
 
 
 def statements(script: str) -> Iterator[str]:

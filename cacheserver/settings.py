@@ -80,6 +80,21 @@ class IngestConfig:
 
 
 @dataclass(frozen=True)
+class SharedConfig:
+    """[shared]; `rate_min` in bytes per second."""
+
+    url: str = ""
+    read_only: bool = False
+    endpoint: str = ""
+    profile: str = ""
+    key_file: str = ""
+    patience: float = 2.0
+    rate_min: int = 1 << 20
+    tree_max: Amount = field(default=Amount(1 << 40))
+    capacity: Amount = field(default=Amount(0))
+
+
+@dataclass(frozen=True)
 class ServerConfig:
     """[server]"""
 
@@ -148,6 +163,7 @@ class Config:
     audit: AuditConfig = field(default_factory=AuditConfig)
     scrub: ScrubConfig = field(default_factory=ScrubConfig)
     ingest: IngestConfig = field(default_factory=IngestConfig)
+    shared: SharedConfig = field(default_factory=SharedConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     page: PageConfig = field(default_factory=PageConfig)

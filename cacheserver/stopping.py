@@ -32,9 +32,9 @@ class Stopping:
         """Whether it is being stopped."""
         return self._has_begun.is_set()
 
-    def wait(self, seconds: float) -> None:
-        """Waits so long, or until it is being stopped."""
-        self._has_begun.wait(seconds)
+    def wait(self, seconds: float) -> bool:
+        """Waits so long, or until it is being stopped. Returns whether it is."""
+        return self._has_begun.wait(seconds)
 
     def refuse(self) -> None:
         """Raises DaemonUnavailable where the daemon is being stopped."""

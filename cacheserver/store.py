@@ -229,6 +229,10 @@ class Store:
             raise _unopened(f"The blob {entry.digest}", error) from None
         return fds
 
+    def open_blob(self, digest: str) -> int:
+        """A read-only descriptor of a blob, which nobody has looked at. Raises OSError."""
+        return self._disk.open_blob(digest)
+
     def open_manifest(self, digest: str) -> int:
         """A read-only descriptor of a tree's manifest, which was hashed just now: what is in memory of it is no proof
         of what is handed out. 3 ms per 100,000 files. Raises Corrupted where it is wrong or gone."""

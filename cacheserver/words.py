@@ -308,11 +308,15 @@ class Payer(NamedTuple):
     groups: tuple[int, ...]
 
 
+SHARED = "shared"  # the transport of what comes from the shared tier
+
+
 @dataclass
 class Progress:
     """How far a piece of work is. One side adds, others read; each number on its own is true.
 
-    `bytes_kept` are those of `bytes_done` that are blobs by now, `bytes_found` those that an earlier attempt had left.
+    `bytes_kept` are those of `bytes_done` that are blobs by now, `bytes_found` those that an earlier attempt had left,
+    `bytes_shared` those that came from the shared tier.
     `trees` are leased for it, those that are `recorded` by it among them. `active` has the files being written now,
     with their listed sizes; `transports` what brings them. `is_wanted` is set to False by who reads, where nobody
     waits for the work any more. `was_short`: the disk was full in the middle of it.
@@ -322,6 +326,7 @@ class Progress:
     bytes_done: int = 0
     bytes_kept: int = 0
     bytes_found: int = 0
+    bytes_shared: int = 0
     files_total: int = 0
     files_done: int = 0
     active: dict[str, int] = field(default_factory=dict)
@@ -331,13 +336,32 @@ class Progress:
     is_wanted: bool = True
     was_short: bool = False
 
+    @property
+    def bytes_of_origin(self) -> int:
+        """How many came from the origin."""
+        return self.bytes_done - self.bytes_found - self.bytes_shared
+
+    @property
+    def transport(self) -> str:
+        """What has brought bytes, by names with a + between them; empty where nothing has."""
+        of_origin = self.transports - {SHARED} if self.bytes_of_origin else set()
+        return "+".join(sorted(of_origin | ({SHARED} if self.bytes_shared else set())))
+
 
 @dataclass(frozen=True)
 class Brought:
-    """What a fetch found or brought: the artifact as held, the bytes that this took from the origin and by which
-    transport, and whether the origin could not be asked although it should have been."""
+    """What a fetch found or brought: the artifact as held, the bytes that this took from the origin and from the shared
+    tier, by which transports, and whether the origin could not be asked although it should have been."""
 
     held: Held
     origin_bytes: int = 0
+    shared_bytes: int = 0
     stale: bool = False
     transport: str = ""
+
+    @property
+    def outcome(self) -> str:
+        """What it was, in one word."""
+        if self.stale:
+            return "stale"
+        return "brought" if self.origin_bytes else "shared" if self.shared_bytes else "checked"

@@ -31,6 +31,7 @@ ORDER = (
     "schema",
     "selection",
     "uris",
+    "packing",
     "space",
     "retention",
     "access",
@@ -90,6 +91,7 @@ ORDER = (
     "pins",
     "rulings",
     "ledger",
+    "publications",
     "recovery",
     "scrubs",
     "index",
@@ -130,10 +132,19 @@ ORDER = (
     "outcomes",
     "origin",
     "gate",
+    "work",
     "downloads",
     "evidence",
     "pace",
     "budgets",
+    "tierstore",
+    "claims",
+    "errands",
+    "tier",
+    "unpacking",
+    "publishing",
+    "sharing",
+    "joining",
     "bringing",
     "cache",
     "retaining",
@@ -201,6 +212,7 @@ PURE = (
         "snapshots",
         "troubles",
         "trees",
+        "packing",
         "eviction",
         "planning",
     ),
@@ -320,7 +332,7 @@ def test_only_the_index_speaks_sql() -> None:
             speakers.add(room)
     assert speakers == {
         *("arrivals", "database", "extents", "holdings", "index", "ledger", "mirror", "pins", "rankings", "recovery"),
-        *("rulings", "schema", "scrubs", "versions"),
+        *("publications", "rulings", "schema", "scrubs", "versions"),
     }
 
 

@@ -132,6 +132,7 @@ class Calls:
                 origin_bytes=result.origin_bytes,
                 stale=result.stale,
                 transport=result.transport,
+                shared_bytes=result.shared_bytes,
             )
             return warmed, lambda: connection.release(result.lease)
 
@@ -355,6 +356,7 @@ def _fetched(
         stale=result.stale,
         writable=mode in ("reflink", "copy"),
         transport=result.transport,
+        shared_bytes=result.shared_bytes,
         _leases=leases,
     )
 

@@ -61,7 +61,7 @@ def warm(client: Client, arguments: argparse.Namespace, bar: render.Bar) -> int:
         print(render.document(warmed))
     else:
         for each in warmed:
-            cost = "held already" if each.hit else f"{render.size(each.origin_bytes)} from the origin"
+            cost = render.cost(each.origin_bytes, each.shared_bytes)
             output.line(f"{each.version}: {each.file_count} files, {render.size(each.size_bytes)}, {cost}")
     return 0
 
@@ -192,7 +192,7 @@ def sync(client: Client, arguments: argparse.Namespace, bar: render.Bar) -> int:
         print(render.document(done))
         return 0
     for each in done:
-        cost = "held already" if each.hit else f"{render.size(each.origin_bytes)} from the origin"
+        cost = render.cost(each.origin_bytes, each.shared_bytes)
         place = "" if each.path is None else f", {each.mode} at {each.path}"
         size = render.size(each.size_bytes)
         output.line(f"{each.name}: {each.version}, {each.file_count} files, {size}, {cost}{place}")

@@ -165,6 +165,7 @@ def sync(
                     hit=warmed.hit,
                     origin_bytes=warmed.origin_bytes,
                     stale=warmed.stale,
+                    shared_bytes=warmed.shared_bytes,
                 )
             )
         if folder is None:

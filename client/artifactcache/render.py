@@ -28,6 +28,12 @@ def size(size_bytes: float) -> str:
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
+def cost(origin_bytes: int, shared_bytes: int) -> str:
+    """Write what a fetch took, and from where."""
+    taken = [(origin_bytes, "the origin"), (shared_bytes, "the shared tier")]
+    return " and ".join(f"{size(count)} from {whence}" for count, whence in taken if count) or "held already"
+
+
 def age(seconds: float) -> str:
     """Write an age in its largest unit."""
     for length, unit in _AGES:

@@ -46,8 +46,10 @@ class Fetched(os.PathLike[str]):
     writable: bool
     """True where the files are the caller's own, so that writing to them changes nobody else's."""
     transport: str
-    """What brought the bytes that this call took from the origin: "file", "http", "s3", "gcs", "azure" or "mlflow";
-    several, joined by "+", where a run and its logged models are in different stores; empty for a hit."""
+    """What brought the bytes that this call took: "file", "http", "s3", "gcs", "azure" or "mlflow" from the origin,
+    "shared" from the shared tier; several, joined by "+", where it was more than one; empty where it took none."""
+    shared_bytes: int = 0
+    """How many bytes this call took from the shared tier, where another host had put them."""
     # A list, because `list.pop` hands the one entry to exactly one of several threads.
     _leases: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
@@ -92,6 +94,7 @@ class Warmed:
     origin_bytes: int
     stale: bool
     transport: str
+    shared_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,7 @@ class Synced:
     hit: bool
     origin_bytes: int
     stale: bool
+    shared_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

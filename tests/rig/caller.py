@@ -33,6 +33,7 @@ _FIELDS = (
     "stale",
     "writable",
     "transport",
+    "shared_bytes",
 )
 
 
@@ -56,6 +57,7 @@ class Handed:
     stale: bool
     writable: bool
     transport: str
+    shared_bytes: int
 
 
 class Job:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cacheserver import uris
 from cacheserver.allowances import Allowance
-from cacheserver.bringing import Ask
+from cacheserver.errands import Ask
 from cacheserver.flights import Flight
 from cacheserver.selection import Selection
 from cacheserver.settings import QuotasConfig

@@ -15,11 +15,11 @@ from blake3 import blake3
 from artifactcache.errors import NotFound, OriginUnavailable
 from cacheserver import cli, uris
 from cacheserver.access import Caller
-from cacheserver.bringing import Ask, Freshness
 from cacheserver.budgets import Budgets
 from cacheserver.cache import Cache
 from cacheserver.disk import Disk
 from cacheserver.doors import Doors
+from cacheserver.errands import Ask, Freshness
 from cacheserver.eviction import POLICIES
 from cacheserver.flights import Flight
 from cacheserver.gate import Gate as Doorkeeper

@@ -17,7 +17,7 @@ import pytest
 
 from artifactcache.errors import CacheError, NoSpace
 from cacheserver import uris
-from cacheserver.bringing import Ask
+from cacheserver.errands import Ask
 from cacheserver.selection import Selection
 from cacheserver.sessions import Peer, Session, Sessions
 from cacheserver.space import Amount, Limits

@@ -8,7 +8,7 @@ import pytest
 
 from artifactcache.errors import NotFound, OriginUnavailable
 from cacheserver import uris
-from cacheserver.bringing import Ask
+from cacheserver.errands import Ask
 from cacheserver.selection import Selection
 from cacheserver.words import Entry, Manifest, Record, Resolved, Standing
 from tests.unit.house import FRESHNESS, PATIENCE_SECONDS, House, Shelf

@@ -13,7 +13,7 @@ import pytest
 from artifactcache.errors import NotFound, OriginUnavailable
 from cacheserver import local as local_room
 from cacheserver import uris
-from cacheserver.bringing import Ask
+from cacheserver.errands import Ask
 from cacheserver.local import LocalFiles
 from cacheserver.selection import Selection
 from cacheserver.staging import Sink

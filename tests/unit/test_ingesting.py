@@ -13,7 +13,7 @@ import pytest
 
 from artifactcache.errors import NoSpace, OriginUnavailable
 from cacheserver import discovery, ingesting, uris
-from cacheserver.bringing import Ask
+from cacheserver.errands import Ask
 from cacheserver.ingesting import AWAY_SECONDS, FULL_SECONDS, RUNNING_SECONDS_MAX, Ingesting
 from cacheserver.outcomes import Outcome, State
 from cacheserver.selection import Selection

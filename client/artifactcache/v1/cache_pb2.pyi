@@ -86,7 +86,7 @@ class Progress(_message.Message):
     def __init__(self, bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., files_done: _Optional[int] = ..., files_total: _Optional[int] = ...) -> None: ...
 
 class FetchResult(_message.Message):
-    __slots__ = ("version", "digest", "file_count", "size_bytes", "hit", "origin_bytes", "stale", "file_name", "lease", "view_path", "hardlink_for_root", "transport")
+    __slots__ = ("version", "digest", "file_count", "size_bytes", "hit", "origin_bytes", "stale", "file_name", "lease", "view_path", "hardlink_for_root", "transport", "shared_bytes")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     FILE_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -99,6 +99,7 @@ class FetchResult(_message.Message):
     VIEW_PATH_FIELD_NUMBER: _ClassVar[int]
     HARDLINK_FOR_ROOT_FIELD_NUMBER: _ClassVar[int]
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    SHARED_BYTES_FIELD_NUMBER: _ClassVar[int]
     version: str
     digest: str
     file_count: int
@@ -111,7 +112,8 @@ class FetchResult(_message.Message):
     view_path: bytes
     hardlink_for_root: bool
     transport: str
-    def __init__(self, version: _Optional[str] = ..., digest: _Optional[str] = ..., file_count: _Optional[int] = ..., size_bytes: _Optional[int] = ..., hit: bool = ..., origin_bytes: _Optional[int] = ..., stale: bool = ..., file_name: _Optional[str] = ..., lease: _Optional[int] = ..., view_path: _Optional[bytes] = ..., hardlink_for_root: bool = ..., transport: _Optional[str] = ...) -> None: ...
+    shared_bytes: int
+    def __init__(self, version: _Optional[str] = ..., digest: _Optional[str] = ..., file_count: _Optional[int] = ..., size_bytes: _Optional[int] = ..., hit: bool = ..., origin_bytes: _Optional[int] = ..., stale: bool = ..., file_name: _Optional[str] = ..., lease: _Optional[int] = ..., view_path: _Optional[bytes] = ..., hardlink_for_root: bool = ..., transport: _Optional[str] = ..., shared_bytes: _Optional[int] = ...) -> None: ...
 
 class ReleaseRequest(_message.Message):
     __slots__ = ("lease",)

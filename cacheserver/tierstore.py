@@ -1,0 +1,279 @@
+"""The object store behind the shared tier: the one seam through which it is asked.
+
+Law of this file: every call ends within a time that is known before, and what goes wrong leaves as TierError, without a
+secret in it. What comes back is bytes that nobody has looked at.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from cacheserver.buckets import Changed, ObjectError, Unfit, client_options, retry_config, told
+from cacheserver.packing import PART_BYTES
+from cacheserver.refusals import without_credentials, without_secrets
+from cacheserver.s3 import Place, open_store
+
+RETRIES_MAX = 2
+# Of what a small question may take as a whole, in units of `patience`: the record of 2,000,000 files has 400 MB.
+WHOLE_FACTOR = 5
+AMAZON = ".amazonaws.com"
+_DEFAULT_REGION = "us-east-1"
+_OF_STORES = re.compile(r"(AZURE|GOOGLE|AWS)_.*(KEY|SECRET|TOKEN)$")
+_MECHANICS = re.compile(r"^Generic \w+ error: Error performing .*?retry_timeout: \S+ +- ")
+_NOT_IMPLEMENTED = frozenset({"501", "NotImplemented"})  # S3's code, and what stands for it where a store has none
+
+Opened = tuple[Any, Callable[[], tuple[str, ...]]]  # obstore's client, and what must not be in a message
+
+
+class TierError(Exception):
+    """The shared tier, or the way to it, does not do what it should; the message says what, and whose move it is."""
+
+
+class Unsupported(Exception):
+    """The object store has no conditional writes."""
+
+
+class Object(NamedTuple):
+    """An object as the store lists it: its key, its bytes, and when it was written, in seconds since the epoch by the
+    store's own clock."""
+
+    key: str
+    size: int
+    written_at: float
+
+
+class Got(NamedTuple):
+    """An object's bytes, the tag that changes with them, and when they were written, by the store's own clock."""
+
+    data: bytes
+    tag: str
+    written_at: float
+
+
+class TierStore:
+    """Objects below one prefix of one bucket.
+
+    Args:
+        url: s3://bucket/prefix, gs://bucket/prefix, az://container/prefix.
+        endpoint: of an S3 store; empty for what the environment, or the profile, says.
+        profile: of AWS' configuration files; empty for what the environment says.
+        patience: seconds for a connection, for the next part of an answer, and for all that is tried again.
+        rate_min: bytes per second; a large object that comes slower is broken off.
+    """
+
+    def __init__(self, url: str, endpoint: str, profile: str, patience: float, rate_min: int) -> None:
+        self.url = url.rstrip("/")
+        self._endpoint = endpoint
+        self._profile = profile
+        self._patience = patience
+        self._rate_min = rate_min
+        self._opening = threading.Lock()
+        self._opened: tuple[Opened, Opened] | None = None
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return without_credentials(self.url)
+
+    def close(self) -> None:
+        """Forgets its connections and credentials: the next call opens it anew."""
+        with self._opening:
+            self._opened = None
+
+    def get(self, key: str, bytes_max: int) -> Got | None:
+        """A small object; None where there is none. Raises TierError, also where it is larger than `bytes_max`."""
+        import obstore
+
+        def ask(store: Any) -> Got:
+            answer = obstore.get(store, key)
+            if answer.meta["size"] > bytes_max:
+                raise ObjectError("", "", f"{key} has {answer.meta['size']} bytes, which cannot be")
+            at = answer.meta["last_modified"].timestamp()
+            return Got(bytes(answer.bytes()), answer.meta["e_tag"] or "", at)
+
+        found: Got | None = self._if_there(ask)
+        return found
+
+    def read(self, key: str, begin: int, length: int) -> memoryview | None:
+        """A range of a large object; None where there is no such object. Raises TierError."""
+        import obstore
+
+        def ask(store: Any) -> memoryview:
+            data = memoryview(obstore.get(store, key, options={"range": (begin, begin + length)}).bytes())
+            if len(data) != length:
+                raise ObjectError("", "", f"{key} has fewer bytes than it should")
+            return data
+
+        found: memoryview | None = self._if_there(ask, is_large=True)
+        return found
+
+    def has(self, key: str, size: int) -> bool:
+        """Whether there is an object of this size. Raises TierError."""
+        import obstore
+
+        found: int | None = self._if_there(lambda store: obstore.head(store, key)["size"])
+        return found == size
+
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        """Writes an object, whatever is there. Raises TierError."""
+        import obstore
+
+        with self._asked(is_large=True) as store:
+            obstore.put(store, key, data, use_multipart=False)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Writes an object where there is none. Returns whether it did. Raises TierError, Unsupported."""
+        return self._conditionally(key, data, "create")
+
+    def replace(self, key: str, data: bytes, tag: str) -> bool:
+        """Writes an object over the one that has this tag. Returns whether it did. Raises TierError, Unsupported."""
+        return self._conditionally(key, data, {"e_tag": tag})
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Removes objects; those that are not there count as removed. Raises TierError."""
+        import obstore
+
+        def ask(store: Any) -> None:
+            obstore.delete(store, list(keys))
+
+        if keys:
+            self._if_there(ask)
+
+    def list(self, prefix: str) -> Iterator[Object]:
+        """All objects whose keys begin with a prefix that ends with a slash. Raises TierError."""
+        import obstore
+
+        with self._asked() as store:
+            pages = iter(obstore.list(store, prefix.rstrip("/"), chunk_size=1000))
+        while True:
+            with self._asked():
+                page = next(pages, None)
+            if page is None:
+                return
+            for meta in page:
+                yield Object(meta["path"], meta["size"], meta["last_modified"].timestamp())
+
+    # -- the mechanics ----------------------------------------------------------------------------------------------
+
+    def _conditionally(self, key: str, data: bytes, mode: Any) -> bool:
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, NotSupportedError
+
+        try:
+            with self._asked() as store:
+                try:
+                    obstore.put(store, key, data, use_multipart=False, mode=mode)
+                except NotSupportedError:
+                    raise Unsupported from None
+                except AlreadyExistsError:
+                    return False
+        except Changed:
+            return False
+        return True
+
+    def _if_there(self, ask: Callable[[Any], Any], *, is_large: bool = False) -> Any:
+        try:
+            with self._asked(is_large=is_large) as store:
+                try:
+                    return ask(store)
+                except FileNotFoundError:
+                    return None
+        except Changed:  # nothing was asked on a condition
+            raise TierError(f"The shared tier {self.name} answers what it was not asked.") from None
+
+    @contextmanager
+    def _asked(self, *, is_large: bool = False) -> Iterator[Any]:
+        """obstore's client. What goes wrong while it is asked leaves as TierError, Unsupported or Changed."""
+        store, secrets = self._open()[is_large]
+        try:
+            with told(secrets):
+                yield store
+        except ObjectError as error:
+            if error.code in _NOT_IMPLEMENTED:
+                raise Unsupported from None
+            said = _MECHANICS.sub("", without_secrets(str(error)))
+            raise TierError(f"The shared tier {self.name} cannot be used now: {said}") from None
+        except Unfit as error:
+            raise TierError(f"The shared tier {self.name}: {error}.") from None
+
+    def _open(self) -> tuple[Opened, Opened]:
+        with self._opening:
+            if self._opened is None:
+                small = self._patience * WHOLE_FACTOR
+                large = self._patience + PART_BYTES / self._rate_min
+                try:
+                    opened = self._opener()
+                    self._opened = opened(small), opened(large)
+                except ImportError:
+                    kind = {"s3": "s3", "gs": "gcs"}.get(urlsplit(self.url).scheme, "azure")
+                    raise TierError(
+                        f"The shared tier {self.name} needs a package that is missing: install cacheserver[{kind}]."
+                    ) from None
+                except Exception as error:  # noqa: BLE001 - whatever a client has to say of its settings
+                    raise TierError(
+                        f"The shared tier {self.name} cannot be opened: {without_secrets(str(error))}"
+                    ) from None
+            return self._opened
+
+    def _opener(self) -> Callable[[float], Opened]:
+        """Makes clients, by how many seconds a whole answer may take."""
+        parts = urlsplit(self.url)
+        if parts.scheme == "s3":
+            return self._s3(parts.netloc, parts.path.strip("/"))
+        from obstore.store import from_url
+
+        def opened(whole: float) -> Opened:
+            seconds = datetime.timedelta(seconds=self._patience)
+            options: Any = {
+                "connect_timeout": seconds,
+                "read_timeout": seconds,
+                "timeout": datetime.timedelta(seconds=whole),
+                "allow_http": True,  # of an emulator: the real ones have https in their names
+            }
+            retry = retry_config(self._patience, RETRIES_MAX)
+            return from_url(self.url, client_options=options, retry_config=retry), _secrets_of_environment
+
+        return opened
+
+    def _s3(self, bucket: str, prefix: str) -> Callable[[float], Opened]:
+        """As boto3 would ask, by whatever it reads: variables, profiles, roles."""
+        import boto3
+
+        session = boto3.Session(profile_name=self._profile or None)
+        credentials = session.get_credentials()
+        endpoint = self._endpoint or os.environ.get("MLFLOW_S3_ENDPOINT_URL") or None
+        client = session.client("s3", endpoint_url=endpoint, region_name=session.region_name or _DEFAULT_REGION)
+        url, http = client.meta.endpoint_url, client._endpoint.http_session
+        style = (client.meta.config.s3 or {}).get("addressing_style", "auto")
+        is_virtual = style == "virtual" or (style == "auto" and (urlsplit(url).hostname or "").endswith(AMAZON))
+        parts = urlsplit(url)
+        if is_virtual:
+            url = f"{parts.scheme}://{bucket}.{parts.netloc}"
+        verify = True if http._verify is None else http._verify
+        proxy = http._proxy_config.proxy_url_for(url) or ""
+        at = Place(bucket, url, client.meta.region_name, is_virtual, credentials is not None, verify)
+
+        def secrets() -> tuple[str, ...]:
+            if credentials is None:
+                return ()
+            frozen = credentials.get_frozen_credentials()
+            return (frozen.secret_key, frozen.token or "")
+
+        def opened(whole: float) -> Opened:
+            options = client_options(url, verify, self._patience, proxy, whole)
+            keys = credentials.get_frozen_credentials if credentials else tuple
+            return open_store(at, self._patience, keys, RETRIES_MAX, prefix=prefix, options=options), secrets
+
+        return opened
+
+
+def _secrets_of_environment() -> tuple[str, ...]:
+    """What variables of the environment may hold of keys."""
+    return tuple(value for name, value in os.environ.items() if _OF_STORES.match(name) and len(value) > 8)

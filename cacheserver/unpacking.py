@@ -1,0 +1,249 @@
+"""Bytes from the shared tier: blobs out of packs and parts, into the store.
+
+Law of this file: what has not the digest that it should have is no blob, and its object is suspected from then on. What
+has come stays, also after a failure, so that the origin is asked for the rest only.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
+
+from artifactcache.errors import DaemonUnavailable
+from cacheserver.faults import trouble
+from cacheserver.packing import Blob, Large, Pack, Run, layout, runs
+from cacheserver.partials import Noted
+from cacheserver.shares import Shares
+from cacheserver.staging import Sink, Staged
+from cacheserver.stopping import stopped
+from cacheserver.store import Store
+from cacheserver.tier import Tier, Wrong
+from cacheserver.tierstore import TierError
+from cacheserver.words import Manifest, Progress, Standing
+from cacheserver.work import Work
+
+WORKERS_MAX = 16  # objects at a time, of one user half of them
+WINDOW = 4  # of one tree
+PARTS_MAX = 4  # of large blobs, in memory: 32 MiB
+RESUMABLE_BYTES_MIN = 16 << 20  # smaller blobs begin anew
+
+
+class Lacking(NamedTuple):
+    """Blobs to bring, with what is remembered of each: under which key, and the origin's entity tag of it."""
+
+    keys: Mapping[str, tuple[str, str]]
+    standing: Standing
+
+
+class Unpacking:
+    """What one daemon takes from the shared tier into its store.
+
+    Args:
+        clock: seconds since the epoch.
+    """
+
+    def __init__(self, tier: Tier, store: Store, clock: Callable[[], float]) -> None:
+        self._tier = tier
+        self._objects = tier.objects
+        self._store = store
+        self._clock = clock
+        self._pool = Shares(WORKERS_MAX, "tier")
+        self._parts = ThreadPoolExecutor(max_workers=PARTS_MAX, thread_name_prefix="tier-part")
+        self._room = threading.Semaphore(PARTS_MAX)
+        self._lock = threading.Lock()
+        self._is_closing = False
+        self._under_way: set[Work[Large | Pack]] = set()
+
+    def close(self) -> None:
+        """Takes nothing any more, and breaks off what is under way."""
+        with self._lock:
+            self._is_closing = True
+            under_way = list(self._under_way)
+        for work in under_way:
+            work.fail(stopped())
+        self._pool.close()
+        self._parts.shutdown(wait=False, cancel_futures=True)
+
+    def bring(
+        self,
+        manifest: Manifest,
+        lacking: Lacking,
+        progress: Progress,
+        owner: Hashable,
+        spend: Callable[[int], None] | None,
+    ) -> set[str]:
+        """Takes blobs into the store. Returns the digests of those that have come, all that the tier had right.
+
+        Args:
+            manifest: of the record: it says in which objects the blobs are.
+            owner: for whom; whose threads it takes.
+            spend: told of bytes that come, and waits where they come too fast.
+
+        Raises errors of ours, of this daemon's disk and not of the tier.
+        """
+        wanted = lacking.keys.keys()
+        pieces = {
+            one.keys[0]: one
+            for one in layout(manifest)
+            if not wanted.isdisjoint([one.blob.digest] if isinstance(one, Large) else [b.digest for b in one.blobs])
+        }
+        work: Work[Large | Pack] = Work(pieces, partial(self._piece, lacking, progress, spend))
+        with self._lock:
+            if self._is_closing:
+                raise stopped()
+            self._under_way.add(work)
+        arrived = set[str]()
+        try:
+            for batch in work.batches(partial(self._pool.submit, owner), min(WINDOW, len(pieces))):
+                self._store.keep(batch, lacking.standing, self._clock())
+                progress.bytes_kept += sum(staged.row.size for staged in batch.values())
+                arrived |= {staged.row.digest for staged in batch.values()}
+        except TierError as error:
+            self._tier.failed(error)
+        finally:
+            with self._lock:
+                self._under_way.remove(work)
+            for staged in work.abandon().values():  # only after a failure is anything left
+                self._store.discard(staged.path)
+        return arrived
+
+    def _piece(
+        self,
+        lacking: Lacking,
+        progress: Progress,
+        spend: Callable[[int], None] | None,
+        key: str,
+        piece: Large | Pack,
+    ) -> dict[str, Staged]:
+        """The blobs of one piece that are lacking, by what they are remembered under; none where it is wrong."""
+        if error := self._tier.says_away():  # for somebody else: then so for this one
+            raise error
+        found: dict[str, Staged] = {}
+        try:
+            if isinstance(piece, Large):
+                named, etag = lacking.keys[piece.blob.digest]
+                found[named] = self._large(piece, named, progress, spend)._replace(etag=etag)
+            else:
+                for run in runs(piece, lacking.keys):
+                    self._packed(key, run, lacking, found, progress, spend)
+        except Wrong as wrong:
+            self._tier.suspect(wrong)
+        except BaseException:
+            for staged in found.values():
+                self._store.discard(staged.path)
+            raise
+        return found
+
+    def _packed(
+        self,
+        key: str,
+        run: Run,
+        lacking: Lacking,
+        found: dict[str, Staged],
+        progress: Progress,
+        spend: Callable[[int], None] | None,
+    ) -> None:
+        data = self._objects.read(key, run.begin, run.length)
+        if data is None:
+            raise Wrong(key, "is not there")
+        for blob, begin in run.blobs:
+            named, etag = lacking.keys[blob.digest]
+            chunk = data[begin : begin + blob.size]
+            staged = self._written(blob, key, lambda sink, chunk=chunk: sink.write(chunk), progress, spend)  # type: ignore[misc]
+            found[named] = staged._replace(etag=etag)
+
+    def _written(
+        self,
+        blob: Blob,
+        key: str,
+        fill: Callable[[Sink], None],
+        progress: Progress,
+        spend: Callable[[int], None] | None,
+        begun: Noted | None = None,
+        note: Callable[[str, str, int, str], None] | None = None,
+    ) -> Staged:
+        """A file with what fills it, hashed. Raises Wrong where that is not the blob."""
+        begun = begun or Noted(self._store.stage(), "", 0, "")
+        path = begun.path
+        progress.active[path] = blob.size
+        try:
+            told = partial(note, path) if note else None
+            with Sink(
+                path, blob.size, key, etag=begun.etag, proven=begun[2:], note=told, spend=self._spend(spend)
+            ) as sink:
+                fill(sink)
+                staged = sink.finish()
+            if staged.row.digest != blob.digest:
+                raise Wrong(key, f"has other bytes than those of {blob.digest}")
+        except (TierError, DaemonUnavailable):
+            if note is None or not self._store.partials.set_aside(path):
+                self._store.discard(path)
+            raise
+        except OSError as error:
+            self._store.discard(path)
+            raise trouble(error, "what the shared tier has sent could not be written") from None
+        except BaseException:
+            self._store.discard(path)
+            raise
+        finally:
+            del progress.active[path]
+        with self._lock:
+            progress.bytes_done += blob.size
+            progress.bytes_found += sink.resumed
+            progress.bytes_shared += blob.size - sink.resumed
+            progress.files_done += 1
+        return staged
+
+    def _large(self, large: Large, named: str, progress: Progress, spend: Callable[[int], None] | None) -> Staged:
+        """A blob that comes in parts, several at a time, and goes on where an earlier attempt was broken off."""
+        blob = large.blob
+        if blob.size < RESUMABLE_BYTES_MIN:
+            return self._written(blob, large.keys[0], partial(self._in_parts, large), progress, spend)
+        what = f"blob:{blob.digest}"
+        begun = self._store.partials.take(what)
+
+        def note(path: str, etag: str, size: int, xxh3: str) -> None:
+            self._store.partials.note(path, what, etag, size, xxh3)
+
+        return self._written(blob, large.keys[0], partial(self._in_parts, large), progress, spend, begun, note)
+
+    def _in_parts(self, large: Large, sink: Sink) -> None:
+        sink.begin(large.blob.digest)
+        waiting = deque(part for part in large.parts if part.offset + part.length > sink.size)
+        coming: deque[tuple[str, Future[memoryview | None]]] = deque()
+        try:
+            while waiting or coming:
+                # Who waits for room holds none, so that somebody always goes on.
+                while waiting and len(coming) < PARTS_MAX and self._room.acquire(blocking=not coming):
+                    part = waiting.popleft()
+                    begin = 0 if coming else max(0, sink.size - part.offset)
+                    try:
+                        future = self._parts.submit(self._objects.read, part.key, begin, part.length - begin)
+                    except RuntimeError:  # it is closed
+                        self._room.release()
+                        raise stopped() from None
+                    coming.append((part.key, future))
+                key, future = coming[0]
+                data = future.result()
+                if data is None:
+                    raise Wrong(key, "is not there")
+                sink.write(data)
+                coming.popleft()
+                self._room.release()
+        finally:
+            for _, future in coming:
+                future.cancel()
+                future.add_done_callback(lambda _: self._room.release())
+
+    def _spend(self, spend: Callable[[int], None] | None) -> Callable[[int], None]:
+        def told(count: int) -> None:
+            if self._is_closing:
+                raise stopped()
+            if spend:
+                spend(count)
+
+        return told
