@@ -202,6 +202,7 @@ class Tier:
         return None
 
     def suspect(self, wrong: Wrong) -> None:
+        """An object is not what it should be: who publishes what it is of writes it anew."""
         self.suspects.put(wrong.key, True)
         self.records.add("wrong")
         _log.warning("The shared tier %s: %s. The origin is asked instead.", self.objects.name, wrong)
