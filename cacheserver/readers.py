@@ -138,10 +138,9 @@ def size(value: Any) -> Amount:
 
 
 def size_or_none(value: Any) -> Amount:
-    """Bytes, from a kilobyte on, or 0."""
-    return (
-        Amount(0) if value == 0 and value is not False else _bytes(value, 1024, 'bytes, as in "10TiB", or 0 for none')
-    )
+    """Bytes, from a kilobyte on, or none."""
+    words = 'bytes, from 1KiB on, as in "10TiB", or 0 for none'
+    return Amount(0) if value in (0, "0B") and value is not False else _bytes(value, 1024, words)
 
 
 def percent(value: Any) -> float:
