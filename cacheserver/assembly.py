@@ -31,7 +31,7 @@ from cacheserver.healing import Healing
 from cacheserver.history import SAMPLE_SECONDS
 from cacheserver.identities import Identities
 from cacheserver.ingesting import Ingesting
-from cacheserver.joining import join
+from cacheserver.joining import joined, objects_of
 from cacheserver.journald import JOURNAL_SOCKET, Journal, is_wanted
 from cacheserver.leases import Leases
 from cacheserver.meddling import Meddling
@@ -130,7 +130,10 @@ def assemble(config: Config, here: Place, uid: int) -> Parts:
     budgets = Budgets(store, sweeper, config.quotas, time.monotonic, time.sleep)
     stopping = Stopping()
     clocks = time.time, time.monotonic
-    sharing = join(config.shared, origin.name, store, sweeper, budgets, freshness, *clocks, stopping.wait)
+    sharing = None
+    if config.shared.url:
+        objects, of = objects_of(config.shared), (store, sweeper, budgets, freshness)
+        sharing = joined(objects, config.shared, origin.name, *of, *clocks, stopping.wait)
     cache = Cache(store, origin, sweeper, budgets, freshness, time.time, sharing)
 
     roles = Roles(config.access, Identities(time.monotonic), uid, serves_all=here.serves_all)

@@ -60,7 +60,8 @@ def secret_of(path: str) -> bytes | None:
     return blake3(data, derive_key_context=_CONTEXT).digest()
 
 
-def join(
+def joined(
+    objects: TierStore,
     config: SharedConfig,
     tracking_uri: str,
     store: Store,
@@ -70,17 +71,14 @@ def join(
     clock: Callable[[], float],
     ticks: Callable[[], float],
     wait: Callable[[float], bool],
-) -> Sharing | None:
-    """The shared tier of a daemon; None where it has none. Raises ConfigError.
+) -> Sharing:
+    """The shared tier of a daemon. Raises ConfigError.
 
     Args:
         clock: seconds since the epoch.
         ticks: seconds of a clock that never jumps.
         wait: waits so many seconds; returns whether the daemon stops meanwhile.
     """
-    if not config.url:
-        return None
-    objects = objects_of(config)
     claims = None if config.read_only else Claims(objects, os.uname().nodename, clock, ticks, wait)
     tier = Tier(
         objects,

@@ -92,10 +92,14 @@ class Publishing:
         ]
         self.counts = Tally((outcome,) for outcome in OUTCOMES)
 
-    def start(self) -> None:
-        """Goes on with what an earlier daemon has left, and publishes from now on."""
+    def load(self) -> None:
+        """Goes on with what an earlier daemon has left."""
         for uri, selection in self._rows.waiting():
             self._waiting.setdefault(Name(uri, selection), _Waiting())
+
+    def start(self) -> None:
+        """Publishes from now on, what an earlier daemon has left first."""
+        self.load()
         for thread in self._threads:
             thread.start()
 
@@ -130,20 +134,27 @@ class Publishing:
 
     # -- one after the other ----------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        while (taken := self._next()) is not None:
-            name, waiting = taken
-            try:
-                self.publish(name)
-            except Exception as error:  # noqa: BLE001 - whatever it is, others go on, and it is tried again
-                self._later(name, waiting.failures, error)
-            else:
-                self._ended(name)
-            finally:
-                self._tier.release(waiting.claims)  # others need not wait for what has failed here
+    def settle(self) -> None:
+        """Publishes what is due, in this thread."""
+        while taken := self._next(waits=False):
+            self._do(*taken)
 
-    def _next(self) -> tuple[Name, _Waiting] | None:
-        """What is due, those first for which other hosts wait; None where the daemon stops."""
+    def _run(self) -> None:
+        while taken := self._next(waits=True):
+            self._do(*taken)
+
+    def _do(self, name: Name, waiting: _Waiting) -> None:
+        try:
+            self.publish(name)
+        except Exception as error:  # noqa: BLE001 - whatever it is, others go on, and it is tried again
+            self._later(name, waiting.failures, error)
+        else:
+            self._ended(name)
+        finally:
+            self._tier.release(waiting.claims)  # others need not wait for what has failed here
+
+    def _next(self, *, waits: bool) -> tuple[Name, _Waiting] | None:
+        """What is due, those first for which other hosts wait; None where the daemon stops, or none is waited for."""
         with self._changed:
             while not self._is_stopping:
                 now = self._ticks()
@@ -153,6 +164,8 @@ class Publishing:
                     found = max(due, key=lambda name: bool(idle[name].claims))
                     self._active.add(found)
                     return found, self._waiting.pop(found)
+                if not waits:
+                    return None
                 self._changed.wait(min((waiting.due - now for waiting in idle.values()), default=None))
         return None
 

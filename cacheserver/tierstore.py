@@ -27,6 +27,8 @@ AMAZON = ".amazonaws.com"
 _DEFAULT_REGION = "us-east-1"
 _OF_STORES = re.compile(r"(AZURE|GOOGLE|AWS)_.*(KEY|SECRET|TOKEN)$")
 _MECHANICS = re.compile(r"^Generic \w+ error: Error performing .*?retry_timeout: \S+ +- ")
+_NO_RANGE = frozenset({"416", "InvalidRange"})
+_NO_RANGE_WORDS = "Invalid range"  # of obstore, by what it was told of the object's size
 _NOT_IMPLEMENTED = frozenset({"501", "NotImplemented"})  # S3's code, and what stands for it where a store has none
 
 Opened = tuple[Any, Callable[[], tuple[str, ...]]]  # obstore's client, and what must not be in a message
@@ -34,6 +36,10 @@ Opened = tuple[Any, Callable[[], tuple[str, ...]]]  # obstore's client, and what
 
 class TierError(Exception):
     """The shared tier, or the way to it, does not do what it should; the message says what, and whose move it is."""
+
+
+class _NoRange(Exception):
+    """An object has not even the beginning of a range."""
 
 
 class Unsupported(Exception):
@@ -102,16 +108,17 @@ class TierStore:
         return found
 
     def read(self, key: str, begin: int, length: int) -> memoryview | None:
-        """A range of a large object; None where there is no such object. Raises TierError."""
+        """A range of a large object, or less, where it has not so many bytes; None where there is none. Raises
+        TierError."""
         import obstore
 
         def ask(store: Any) -> memoryview:
-            data = memoryview(obstore.get(store, key, options={"range": (begin, begin + length)}).bytes())
-            if len(data) != length:
-                raise ObjectError("", "", f"{key} has fewer bytes than it should")
-            return data
+            return memoryview(obstore.get(store, key, options={"range": (begin, begin + length)}).bytes())
 
-        found: memoryview | None = self._if_there(ask, is_large=True)
+        try:
+            found: memoryview | None = self._if_there(ask, is_large=True)
+        except _NoRange:
+            return memoryview(b"")
         return found
 
     def has(self, key: str, size: int) -> bool:
@@ -198,6 +205,8 @@ class TierStore:
         except ObjectError as error:
             if error.code in _NOT_IMPLEMENTED:
                 raise Unsupported from None
+            if error.code in _NO_RANGE or _NO_RANGE_WORDS in str(error):
+                raise _NoRange from None
             said = _MECHANICS.sub("", without_secrets(str(error)))
             raise TierError(f"The shared tier {self.name} cannot be used now: {said}") from None
         except Unfit as error:

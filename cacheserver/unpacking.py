@@ -147,9 +147,7 @@ class Unpacking:
         progress: Progress,
         spend: Callable[[int], None] | None,
     ) -> None:
-        data = self._objects.read(key, run.begin, run.length)
-        if data is None:
-            raise Wrong(key, "is not there")
+        data = _whole(key, self._objects.read(key, run.begin, run.length), run.length)
         for blob, begin in run.blobs:
             named, etag = lacking.keys[blob.digest]
             chunk = data[begin : begin + blob.size]
@@ -214,7 +212,7 @@ class Unpacking:
     def _in_parts(self, large: Large, sink: Sink) -> None:
         sink.begin(large.blob.digest)
         waiting = deque(part for part in large.parts if part.offset + part.length > sink.size)
-        coming: deque[tuple[str, Future[memoryview | None]]] = deque()
+        coming: deque[tuple[str, int, Future[memoryview | None]]] = deque()
         try:
             while waiting or coming:
                 # Who waits for room holds none, so that somebody always goes on.
@@ -226,16 +224,13 @@ class Unpacking:
                     except RuntimeError:  # it is closed
                         self._room.release()
                         raise stopped() from None
-                    coming.append((part.key, future))
-                key, future = coming[0]
-                data = future.result()
-                if data is None:
-                    raise Wrong(key, "is not there")
-                sink.write(data)
+                    coming.append((part.key, part.length - begin, future))
+                key, length, future = coming[0]
+                sink.write(_whole(key, future.result(), length))
                 coming.popleft()
                 self._room.release()
         finally:
-            for _, future in coming:
+            for _, _, future in coming:
                 future.cancel()
                 future.add_done_callback(lambda _: self._room.release())
 
@@ -247,3 +242,12 @@ class Unpacking:
                 spend(count)
 
         return told
+
+
+def _whole(key: str, data: memoryview | None, length: int) -> memoryview:
+    """What was asked for. Raises Wrong where it is less."""
+    if data is None:
+        raise Wrong(key, "is not there")
+    if len(data) != length:
+        raise Wrong(key, "has fewer bytes than it should")
+    return data

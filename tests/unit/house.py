@@ -24,16 +24,19 @@ from cacheserver.eviction import POLICIES
 from cacheserver.flights import Flight
 from cacheserver.gate import Gate as Doorkeeper
 from cacheserver.gate import Tracking
+from cacheserver.joining import joined
 from cacheserver.leases import Leases
 from cacheserver.origin import MlflowOrigin
 from cacheserver.reservations import Reservations
 from cacheserver.restoring import open_index
 from cacheserver.selection import Selection
-from cacheserver.settings import QuotasConfig
+from cacheserver.settings import QuotasConfig, SharedConfig
 from cacheserver.space import Amount, Limits
 from cacheserver.staging import Sink
+from cacheserver.stopping import Stopping
 from cacheserver.store import Store
 from cacheserver.sweeper import Clocks, Sweeper
+from cacheserver.tierstore import TierStore
 from cacheserver.trees import Tree
 from cacheserver.uris import Artifact, Kind
 from cacheserver.words import (
@@ -251,6 +254,8 @@ class House(Shelf):
         grace_seconds: float = 60.0,
         quotas: QuotasConfig | None = None,
         origin: FakeOrigin | None = None,
+        tier: TierStore | None = None,
+        shared: SharedConfig | None = None,
     ) -> None:
         super().__init__(root)
         self.now = 1_700_000_000.0
@@ -260,17 +265,41 @@ class House(Shelf):
         self.reservations = Reservations(self.store, limits)
         self.sweeper = Sweeper(self.store, self.leases, self.reservations, POLICIES[policy], grace_seconds, clocks)
         self.budgets = Budgets(self.store, self.sweeper, quotas or QuotasConfig(), lambda: self.ticks, self._sleep)
-        self.cache = Cache(
-            self.store, cast(MlflowOrigin, self.origin), self.sweeper, self.budgets, FRESHNESS, lambda: self.now
-        )
+        self.stopping = Stopping()
+        self.hurried = False
+        self.sharing = None
+        if tier:
+            self.sharing = joined(
+                tier,
+                shared or SharedConfig(),
+                TRACKING_URI,
+                self.store,
+                self.sweeper,
+                self.budgets,
+                FRESHNESS,
+                lambda: self.now,
+                lambda: self.ticks,
+                self._wait,
+            )
+        asked = cast(MlflowOrigin, self.origin)
+        self.cache = Cache(self.store, asked, self.sweeper, self.budgets, FRESHNESS, lambda: self.now, self.sharing)
 
     def close(self) -> None:
         """Brings nothing any more."""
+        self.stopping.begin()
+        if self.sharing:
+            self.sharing.close()
         self.cache.close()
         super().close()
 
     def _sleep(self, seconds: float) -> None:
         self.ticks += seconds
+
+    def _wait(self, seconds: float) -> bool:
+        """A tenth of it, and no time at all by the clock; where it is `hurried`, the whole."""
+        over = self.stopping.wait(seconds / 10)
+        self.ticks += seconds * self.hurried
+        return over
 
     def start(self, uri: str, selection: Selection | None = None, *, refresh: bool = False) -> Flight[Brought]:
         """Starts a fetch."""

@@ -8,7 +8,7 @@ import pytest
 
 from cacheserver.config import ConfigError, keys, parse
 from cacheserver.place import place, store_root
-from cacheserver.settings import Config, EvictionConfig, IngestConfig, ScrubConfig
+from cacheserver.settings import Config, EvictionConfig, IngestConfig, ScrubConfig, SharedConfig
 from cacheserver.space import Amount
 
 FULL = """\
@@ -53,6 +53,17 @@ settle = "1m"
 every = "1h"
 max_age = "1d"
 
+[shared]
+url = "s3://bucket/prefix"
+read_only = true
+endpoint = "http://127.0.0.1:9000"
+profile = "near"
+key_file = "/etc/cacheserver.key"
+patience = 5
+rate_min = "4MiB"
+tree_max = "10GiB"
+capacity = "1TiB"
+
 [server]
 socket_dir = "/run/somewhere"
 
@@ -89,6 +100,17 @@ def test_every_key_is_read() -> None:
     assert config.audit.max_bytes == Amount(2**20)
     assert config.scrub == ScrubConfig(86_400.0, Amount(2**30))
     assert config.ingest == IngestConfig(["/srv/mlruns"], 60.0, 3600.0, 86_400.0)
+    assert config.shared == SharedConfig(
+        "s3://bucket/prefix",
+        True,
+        "http://127.0.0.1:9000",
+        "near",
+        "/etc/cacheserver.key",
+        5.0,
+        4 << 20,
+        Amount(10 << 30),
+        Amount(1 << 40),
+    )
     assert config.server.socket_dir == "/run/somewhere"
     assert config.eviction == EvictionConfig("lru", 80.0, 70.5, 120.0, "/var/log/cacheserver.trace")
     for section, key, default in keys():
@@ -301,3 +323,17 @@ def test_a_variable_that_cannot_be_used_is_told(variable: str, value: str, words
     with pytest.raises(ConfigError) as wrong:
         parse("", "c.toml", {variable: value})
     assert words in str(wrong.value) and "secret" not in str(wrong.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *('url = "bucket"', 'url = "http://bucket/x"', 'url = "s3://user:secret@bucket"', 'url = "s3://bucket/../x"'),
+        *('url = "s3://bucket//x"', 'url = "s3://bucket?x=1"', 'url = "s3:///x"', 'endpoint = "minio:9000"'),
+        *('endpoint = "http://minio/path"', "patience = 0", 'rate_min = "0B"', "capacity = -1", "capacity = false"),
+    ],
+)
+def test_what_no_shared_tier_can_be(line: str) -> None:
+    """It is refused with its place, and with what to write."""
+    with pytest.raises(ConfigError, match=r"c.toml:2: \[shared\] .* must be"):
+        parse(f"[shared]\n{line}", "c.toml")

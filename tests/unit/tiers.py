@@ -1,0 +1,143 @@
+"""A shared tier in memory that does what a test tells it: obstore's own, behind the room that asks a real one."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from obstore.store import MemoryStore
+
+from cacheserver.packing import TREES, TreeRecord, layout
+from cacheserver.settings import SharedConfig
+from cacheserver.tierstore import Got, Object, Opened, TierError, TierStore, Unsupported
+from tests.unit.house import FakeOrigin, House
+
+PATIENCE_SECONDS = 30.0
+
+
+class Cupboard(TierStore):
+    """Objects in memory. `before` is told of each call, by its name and key, and may raise; `is_conditional` says
+    whether there are conditional writes, as `is_down` whether nothing answers."""
+
+    def __init__(self) -> None:
+        super().__init__("s3://bucket/prefix", "", "", 1.0, 1 << 20)
+        self._memory = MemoryStore()
+        self.before: Callable[[str, str], None] = lambda what, key: None
+        self.is_conditional = True
+        self.is_down = False
+        self.calls: Counter[str] = Counter()
+        self.read_bytes = self.written_bytes = 0
+        self._counting = threading.Lock()
+
+    def _opener(self) -> Callable[[float], Opened]:
+        return lambda whole: (self._memory, tuple)
+
+    def _note(self, what: str, key: str) -> None:
+        with self._counting:
+            self.calls[what] += 1
+        if self.is_down:
+            raise TierError("The shared tier s3://bucket/prefix cannot be used now: it is down")
+        self.before(what, key)
+
+    def get(self, key: str, bytes_max: int) -> Got | None:
+        """As the real one."""
+        self._note("get", key)
+        return super().get(key, bytes_max)
+
+    def read(self, key: str, begin: int, length: int) -> memoryview | None:
+        """The same."""
+        self._note("read", key)
+        self.read_bytes += length
+        return super().read(key, begin, length)
+
+    def has(self, key: str, size: int) -> bool:
+        """The same."""
+        self._note("has", key)
+        return super().has(key, size)
+
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        """The same."""
+        self._note("put", key)
+        self.written_bytes += len(data)
+        super().put(key, data)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """The same."""
+        self._note("create", key)
+        if not self.is_conditional:
+            raise Unsupported
+        return super().create(key, data)
+
+    def replace(self, key: str, data: bytes, tag: str) -> bool:
+        """The same."""
+        self._note("replace", key)
+        if not self.is_conditional:
+            raise Unsupported
+        return super().replace(key, data, tag)
+
+    # -- for tests --------------------------------------------------------------------------------------------------
+
+    def keys(self, below: str = "") -> list[str]:
+        """What there is."""
+        return [found.key for found in self.objects(below)]
+
+    def objects(self, below: str = "") -> list[Object]:
+        """The same, with sizes."""
+        return sorted(self.list(below))
+
+    def bytes_of(self, key: str) -> bytes:
+        """An object."""
+        found = super().get(key, 1 << 40)
+        assert found is not None, key
+        return found.data
+
+    def spoil(self, key: str) -> None:
+        """Turns the last byte of an object into another one."""
+        data = bytearray(self.bytes_of(key))
+        data[-1] ^= 0xFF
+        super().put(key, bytes(data))
+
+    def lacking(self) -> list[str]:
+        """Records of what is not there."""
+        there = {found.key: found.size for found in self.objects()}
+        found = []
+        for key in self.keys(TREES):
+            record = TreeRecord.decode(key, self.bytes_of(key), None)
+            found += [f"{record.uri}: {k}" for piece in layout(record.manifest) for k in piece.keys if k not in there]
+        return found
+
+
+class Street:
+    """Houses of one origin that share a cupboard."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.origin = FakeOrigin()
+        self.cupboard = Cupboard()
+        self.houses: list[House] = []
+
+    def house(self, **shared: Any) -> House:
+        """One house more. Nothing is published before `settle`."""
+        house = House(
+            self.folder / str(len(self.houses)), origin=self.origin, tier=self.cupboard, shared=SharedConfig(**shared)
+        )
+        self.houses.append(house)
+        return house
+
+    def files(self, files: dict[str, bytes], uri: str = "s3://bucket/model") -> str:
+        """The origin has these."""
+        self.origin.files |= {f"{uri}/{name}": content for name, content in files.items()}
+        return uri
+
+    def settle(self, house: House) -> None:
+        """Publishes all that is due in a house, in this thread, and gives its claims back."""
+        assert house.sharing is not None and house.sharing.publishing is not None
+        house.sharing.publishing.settle()
+
+    def close(self) -> None:
+        """Closes all of them."""
+        for house in self.houses:
+            house.close()
