@@ -88,7 +88,7 @@ picture: $(VENV)/done  ## docs/page.png, of a real daemon in a real browser; nee
 	ARTIFACTCACHE_PICTURES=docs $(BIN)/python -m pytest tests/test_page_picture.py $(PYTEST)
 
 faults: $(VENV)/done  ## every step of every verb fails in every way, or the daemon dies there; and long games against a dictionary
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist load --timeout 7200 -m slow -rP tests/unit/test_every_step.py \
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist load --timeout 7200 -o faulthandler_timeout=0 -m slow -rP tests/unit/test_every_step.py \
 	    tests/unit/test_model.py tests/test_model_socket.py $(PYTEST)
 
 check: $(VENV)/done $(STUBS)/done  ## style, types, stubs
