@@ -153,7 +153,7 @@ def assemble(config: Config, here: Place, uid: int) -> Parts:
     about = {"tracking_uri": origin.name, "access_check": config.access.check}
     healing = Healing(cache, store.index, time.monotonic, pause)
     whom = "every user" if here.serves_all else f"uid {uid}"
-    checkup = Checkup(store, sweeper, sessions, roles, origin, whom, healing.count, *clocks)
+    checkup = Checkup(store, sweeper, sessions, roles, origin, whom, healing.count, *clocks, sharing)
     entrance = Entrance(config.page.listen, time.monotonic)
     service = Service(
         cache, store, sessions, sweeper, administration, roles, fetching, audit, checkup, stopping, about, entrance

@@ -22,6 +22,7 @@ from cacheserver.looking import Looked
 from cacheserver.quotas import Quota
 from cacheserver.roles import OPERATOR, Roles
 from cacheserver.sessions import Session, Sessions
+from cacheserver.sharing import Sharing
 from cacheserver.store import Store
 from cacheserver.sweeper import Sweeper
 
@@ -38,6 +39,10 @@ _CALLERS = (
 _DAEMONS = (
     "give the daemon a login that counts: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or"
     " MLFLOW_TRACKING_TOKEN, in its environment (/etc/default/cacheserver)"
+)
+SHARED_TODO = (
+    "the origin is asked meanwhile. Look at the object store, at [shared] in the configuration, and at the credentials"
+    " in the daemon's environment"
 )
 
 
@@ -76,7 +81,9 @@ class Checkup:
         damaged_count: Callable[[], int],
         clock: Callable[[], float],
         ticks: Callable[[], float],
+        sharing: Sharing | None = None,
     ) -> None:
+        self._sharing = sharing
         self._store = store
         self._sweeper = sweeper
         self._sessions = sessions
@@ -98,6 +105,7 @@ class Checkup:
         yield from self._daemon()
         yield from self._identity(session)
         yield from self._origin(session)
+        yield from self._shared()
         yield from self._disk()
         yield from self._limits(session)
 
@@ -119,6 +127,18 @@ class Checkup:
                 f"{count} artifacts lack bytes that were wrong or gone, and are being fetched again",
                 "`artifactcache verify` says which; where it happens again, look at the disk",
             )
+
+    def _shared(self) -> Iterator[Finding]:
+        """Tries the shared tier, within the time that it has."""
+        if self._sharing is None:
+            return
+        name = self._sharing.tier.objects.name
+        if trouble := self._sharing.look():
+            yield Finding("shared", PROBLEM, trouble, SHARED_TODO)
+        else:
+            waiting = self._sharing.publishing.count() if self._sharing.publishing else None
+            told = "only read" if waiting is None else f"{waiting} trees wait to be written there"
+            yield Finding("shared", OK, f"the shared tier {name} answers; {told}")
 
     def _identity(self, session: Session) -> Iterator[Finding]:
         one, peer, access = self._roles.identities.of(session.peer), session.peer, self._roles.access

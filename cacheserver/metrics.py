@@ -67,6 +67,7 @@ class Metrics(Collector):
             self._calls,
             self._fetches,
             self._origin,
+            self._shared,
             self._held,
             self._room,
             self._evictions,
@@ -134,6 +135,20 @@ class Metrics(Collector):
         yield _gauge(
             "origin_up", "0 while the tracking server is known not to answer.", int(not cache.is_origin_away())
         )
+
+    def _shared(self) -> Iterator[Metric]:
+        sharing = self._parts.sharing
+        if sharing is None:
+            return
+        publishing = sharing.publishing
+        yield _counter("shared_bytes", "Bytes of files that came from the shared tier.", sharing.taken_bytes())
+        yield _counters("shared_records", "Questions to the shared tier.", ("result",), sharing.tier.records.counts())
+        yield _gauge("shared_up", "0 while the shared tier, having failed, is not asked.", not sharing.tier.is_away())
+        if publishing:
+            counts, amounts = publishing.counts.counts(), publishing.counts.amounts()
+            yield _counters("shared_published", "Trees written into the shared tier.", ("result",), counts)
+            yield _counter("shared_published_bytes", "Bytes of these trees.", sum(amounts.values()))
+            yield _gauge("shared_waiting", "Trees that are to be written into the shared tier.", publishing.count())
 
     def _held(self) -> Iterator[Metric]:
         totals = self._parts.store.index.totals()

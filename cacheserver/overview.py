@@ -225,6 +225,7 @@ class Overview:
         return Condition(
             origin=self._origin,
             is_origin_away=self._cache.is_origin_away(),
+            shared_trouble=self._cache.sharing.trouble() if self._cache.sharing else "",
             is_index_damaged=self._store.index.is_damaged,
             is_short=self._sweeper.patience > 0,
             free_bytes=stats.free_bytes,

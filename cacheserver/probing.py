@@ -102,12 +102,14 @@ class Probe:
         return fd
 
     def _open(self) -> int | None:
-        fd = open_plain(self._disk.at(NAME))
-        found = os.fstat(fd)
-        if (found.st_uid, found.st_size) == (self._own, len(BYTES)):
-            return fd
-        os.close(fd)
-        return None
+        fd, is_own = open_plain(self._disk.at(NAME)), False
+        try:
+            found = os.fstat(fd)
+            is_own = (found.st_uid, found.st_size) == (self._own, len(BYTES))
+        finally:
+            if not is_own:
+                os.close(fd)
+        return fd if is_own else None
 
     def _make(self) -> None:
         with self._making:

@@ -18,6 +18,7 @@ from cacheserver.packing import TreeRecord
 from cacheserver.publishing import Publishing
 from cacheserver.store import Store
 from cacheserver.sweeper import Sweeper
+from cacheserver.tallies import Tally
 from cacheserver.tier import Tier
 from cacheserver.turns import Turns
 from cacheserver.unpacking import Lacking, Unpacking
@@ -61,6 +62,20 @@ class Sharing:
         self._freshness = freshness
         self._clock = clock
         self._turns = Turns()
+        self._taken = Tally([()])
+
+    def taken_bytes(self) -> int:
+        """Bytes of blobs that have come from the tier."""
+        return self._taken.amounts()[()]
+
+    def trouble(self) -> str:
+        """What is wrong, in words; empty where nothing is known to be."""
+        return self.tier.trouble() or (self.publishing.trouble() if self.publishing else "")
+
+    def look(self) -> str:
+        """Asks for something that is there or not. Returns what is wrong then."""
+        self.tier.look()
+        return self.trouble()
 
     def close(self) -> None:
         """Takes and gives nothing any more."""
@@ -179,7 +194,7 @@ class Sharing:
         entries = {entry.digest: entry for entry in reversed(manifest.files) if entry.digest in digests}
         keys = {d: (_key(location, record, e.path), etags.get(e.path, "")) for d, e in entries.items()}
         needed, progress = sum(entry.size for entry in entries.values()), errand.progress
-        files_before, bytes_before = progress.files_done, progress.bytes_done
+        files_before, bytes_before, shared_before = progress.files_done, progress.bytes_done, progress.bytes_shared
         progress.files_total += len(entries)
         progress.bytes_total += needed
         progress.transports.add(SHARED)
@@ -189,6 +204,7 @@ class Sharing:
         with room(location.uri, needed, len(entries), progress):
             spend = self._budgets.pace(errand.payer)
             come = self._unpacking.bring(record.manifest, Lacking(keys, standing), progress, errand.origin.owner, spend)
+        self._taken.add(amount=progress.bytes_shared - shared_before)
         # What has not come is no part of the work any more: who asks the origin for it says so himself.
         progress.files_total -= len(entries) - (progress.files_done - files_before)
         progress.bytes_total -= needed - (progress.bytes_done - bytes_before)

@@ -16,6 +16,7 @@ from cacheserver import roots
 from cacheserver.bounded import Bounded
 from cacheserver.claims import Claim, Claims
 from cacheserver.packing import (
+    CONDEMNED,
     RECORD_BYTES_MAX,
     NotARecord,
     TreeRecord,
@@ -122,6 +123,16 @@ class Tier:
             was, self._told = self._told, ""
         if was:
             _log.warning("The shared tier %s works again.", self.objects.name)
+
+    def look(self) -> None:
+        """Asks for something, also where it has failed a moment ago."""
+        try:
+            self.objects.get(CONDEMNED, RECORD_BYTES_MAX)
+        except TierError as error:
+            self.failed(error)
+        else:
+            self.worked()
+            self._away_until = -math.inf
 
     # -- which tree -------------------------------------------------------------------------------------------------
 

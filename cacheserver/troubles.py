@@ -28,6 +28,7 @@ class Condition:
     """What is known of a daemon's health.
 
     Attributes:
+        shared_trouble: what is wrong with the shared tier, in words; empty where nothing is known to be.
         is_short: whether the last sweep could not free what has to go.
         free_bytes, min_free_bytes: of the store's filesystem.
         alarms: warnings of one user who has unusually many, by of what; only what operators may know, as are the rest.
@@ -37,6 +38,7 @@ class Condition:
 
     origin: str = ""
     is_origin_away: bool = False
+    shared_trouble: str = ""
     is_index_damaged: bool = False
     is_short: bool = False
     free_bytes: int = 0
@@ -78,6 +80,13 @@ def _faults(of: Condition) -> Iterator[Fault]:
             True,
             f"The store's disk has {show(of.free_bytes)} free, and {show(of.min_free_bytes)} are to stay: others have"
             " filled it, or what is leased or linked cannot go.",
+        )
+    if of.shared_trouble:
+        yield Fault(
+            "shared",
+            False,
+            f"{of.shared_trouble.rstrip('.')}. What is held is served, and the origin is asked for the rest;"
+            " `artifactcache doctor` tries it again.",
         )
     if of.damaged_count:
         yield Fault(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import socket
 import subprocess
@@ -181,8 +182,9 @@ def test_every_metric_is_explained(port: int) -> None:
         if line.startswith(f"| `{PREFIX}")
     }
     of_accounts = {f"{PREFIX}account_held_bytes", f"{PREFIX}account_limit_bytes", f"{PREFIX}accounts_timestamp_seconds"}
-    assert documented - of_accounts == {name for name in names(page(port)) if name.startswith(PREFIX)}
-    assert of_accounts <= documented
+    of_the_tier = {name for name in documented if name.startswith(f"{PREFIX}shared_")}
+    shown = {name for name in names(page(port)) if name.startswith(PREFIX)}
+    assert documented - of_accounts - of_the_tier == shown and of_accounts <= documented
 
 
 def test_nobody_is_named(alice: Caller, mlflow_proxied: MlflowServer, daemon: Daemon, port: int) -> None:
@@ -194,13 +196,16 @@ def test_nobody_is_named(alice: Caller, mlflow_proxied: MlflowServer, daemon: Da
     assert alice.user is None or alice.user.name not in text
 
 
-def test_accounts_are_shown_where_that_is_wanted(
+_NO_TIER = '[shared]\nurl = "s3://nowhere/x"\nendpoint = "http://127.0.0.1:9"\npatience = 0.2\n'
+
+
+def test_accounts_and_the_tier_are_shown_where_that_is_wanted(
     start_daemon: StartDaemon, caller_of: CallerOf, room: Path, mlflow_proxied: MlflowServer
 ) -> None:
-    """Each user's bytes, and the quota's limit."""
+    """Each user's bytes, and the quota's limit; what is taken from a shared tier, and given."""
     port = free_port()
     more = f'[metrics]\nlisten = "127.0.0.1:{port}"\naccounts = true\n[quotas.user."*"]\nheld = "1MiB"\n'
-    daemon = start_daemon(mlflow_proxied.uri, more=more)
+    daemon = start_daemon(mlflow_proxied.uri, more=more + _NO_TIER)
     alice, files = caller_of(daemon, room), trees.unique()
     alice.fetch(f"runs:/{mlflow_proxied.run(files)}")
     name = str(alice.run("import pwd\nresult = pwd.getpwuid(os.getuid()).pw_name"))
@@ -210,6 +215,8 @@ def test_accounts_are_shown_where_that_is_wanted(
         of("account_limit_bytes", user=name): 1 << 20,
     }
     until_counted(port, expected)
+    documented = set(re.findall(rf"^\| `({PREFIX}shared_\w+)", _DOCS.read_text(encoding="utf-8"), re.M))
+    assert documented == {name for name in names(page(port)) if name.startswith(f"{PREFIX}shared_")}
 
 
 def test_who_is_slow_keeps_nobody_waiting(daemon: Daemon, port: int) -> None:

@@ -13,6 +13,7 @@ import pytest
 from cacheserver.index import Index
 from tests.unit.house import FILES, ROOT, House, Shelf
 from tests.unit.rows import ORIGIN
+from tests.unit.tiers import Street
 
 MEMORY = "/dev/shm"
 
@@ -67,3 +68,11 @@ def filled(house: House) -> House:
     """A house whose origin has FILES below ROOT."""
     house.origin.files = {f"{ROOT}/{name}": content for name, content in FILES.items()}
     return house
+
+
+@pytest.fixture
+def street(tmp_path: Path) -> Iterator[Street]:
+    """Hosts with stores of their own, one origin, one tier."""
+    street = Street(tmp_path)
+    yield street
+    street.close()

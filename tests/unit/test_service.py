@@ -186,6 +186,7 @@ def test_each_fetch_has_a_line_in_the_audit_log(serving: Serve) -> None:
         "bytes": size,
         "hit": False,
         "origin_bytes": size,
+        "shared_bytes": 0,
         "transport": "file",
         "given": "lease",
         "decision": "granted",

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,36 +13,12 @@ from cacheserver.packing import BLOBS, CLAIMS, PACKS, TREES, Large, Pack, TreeRe
 from cacheserver.selection import Selection
 from cacheserver.tierstore import TierError
 from cacheserver.words import Manifest
-from tests.unit.house import House, Shelf, overwrite
-from tests.unit.tiers import PATIENCE_SECONDS, Street
+from tests.unit.house import House, Shelf
+from tests.unit.tiers import TIERED as FILES
+from tests.unit.tiers import Street, content, published
 
-LARGE = os.urandom((20 << 20) + 5)
-FILES = {f"d{n % 3}/{n}": f"file {n}".encode() * 50 for n in range(40)} | {"large": LARGE, "zero": b"", "hollow/": b""}
+LARGE = FILES["large"]
 SIZE = sum(map(len, FILES.values()))
-
-
-@pytest.fixture
-def street(tmp_path: Path) -> Iterator[Street]:
-    """Hosts with stores of their own, one origin, one tier."""
-    street = Street(tmp_path)
-    yield street
-    street.close()
-
-
-def published(street: Street, files: dict[str, bytes] | None = None, uri: str = "s3://bucket/model") -> str:
-    """What a first host has brought, and put into the tier."""
-    first = street.house()
-    street.files(files or FILES, uri)
-    assert first.bring(uri).origin_bytes == sum(map(len, (files or FILES).values()))
-    street.settle(first)
-    return uri
-
-
-def content(house: House, uri: str) -> dict[str, bytes | None]:
-    """What a house holds of something."""
-    held = house.index.held(uri, "")
-    assert held is not None
-    return house.content(held)
 
 
 EXPECTED = {path.rstrip("/") + "/" * path.endswith("/"): None if path.endswith("/") else c for path, c in FILES.items()}
@@ -240,70 +212,6 @@ def test_a_selection_is_taken_from_the_whole_or_published_by_itself(street: Stre
     assert second.bring(uri).shared_bytes == SIZE - size
 
 
-@pytest.mark.parametrize("is_conditional", [True, False])
-def test_of_many_hosts_at_once_one_asks_the_origin(street: Street, is_conditional: bool) -> None:
-    """With conditional writes and without: each file leaves the origin once, and all hosts have all of it."""
-    street.cupboard.is_conditional = is_conditional
-    uri = street.files(FILES)
-    houses = [street.house() for _ in range(6)]
-    for house in houses:
-        assert house.sharing and house.sharing.publishing
-        house.sharing.publishing.start()
-    with ThreadPoolExecutor(len(houses)) as pool:
-        found = list(pool.map(lambda house: house.bring(uri), houses))
-    assert all(content(house, uri) == EXPECTED for house in houses)
-    assert sum(one.origin_bytes for one in found) == SIZE and set(street.origin.downloads.values()) == {1}
-    assert sum(one.shared_bytes for one in found) == 5 * SIZE
-
-
-@pytest.mark.parametrize("is_conditional", [True, False])
-def test_who_has_died_with_a_claim_is_waited_for_only_so_long(street: Street, is_conditional: bool) -> None:
-    """Then the next one brings it."""
-    street.cupboard.is_conditional = is_conditional
-    uri = street.files(FILES)
-    dead, second = street.house(), street.house()
-    dead.bring(uri)  # and does not come to publishing it
-    assert len(street.cupboard.keys(CLAIMS)) == 1
-    flight = second.start(uri)
-    with pytest.raises(TimeoutError):
-        flight.future.result(timeout=0.5)
-    second.hurried = True
-    assert flight.future.result(PATIENCE_SECONDS).origin_bytes == SIZE
-    second.cache.leave(flight)
-    street.settle(second)
-    assert not street.cupboard.keys(CLAIMS)
-
-
-def test_a_claim_that_is_renewed_is_waited_for(street: Street) -> None:
-    """However long it takes by the clock of who waits."""
-    uri = street.files(FILES)
-    first, second = street.house(), street.house()
-    first.bring(uri)
-    flight = second.start(uri)
-    second.hurried = True
-    began = second.ticks
-    assert first.sharing
-    while second.ticks - began < 60:
-        first.sharing.tier.renew()
-        threading.Event().wait(0.02)
-    assert not flight.future.done()
-    street.settle(first)
-    assert flight.future.result(PATIENCE_SECONDS).origin_bytes == 0
-    second.cache.leave(flight)
-
-
-def test_whoever_brings_it_and_fails_lets_others_try(street: Street) -> None:
-    """His claim ends with his fetch."""
-    uri = street.files(FILES)
-    first, second = street.house(), street.house()
-    street.origin.down = True
-    with pytest.raises(Exception, match="down"):
-        first.bring(uri)
-    assert not street.cupboard.keys(CLAIMS)
-    street.origin.down = False
-    assert second.bring(uri).origin_bytes == SIZE
-
-
 def test_a_tier_that_is_away_is_asked_once(street: Street) -> None:
     """The origin gives it, and others do not wait for the tier, until the pause is over."""
     uri = published(street)
@@ -379,70 +287,6 @@ def packing_amount(size: int) -> object:
     from cacheserver.space import Amount
 
     return Amount(size)
-
-
-def test_what_was_to_be_published_is_published_after_a_restart(street: Street) -> None:
-    """And what is there already is not written again."""
-    uri = street.files(FILES)
-    first = street.house()
-    puts = 0
-
-    def fail(what: str, key: str) -> None:
-        nonlocal puts
-        puts += what == "put"
-        if puts > 2:
-            raise TierError("The shared tier s3://bucket/prefix cannot be used now: full")
-
-    street.cupboard.before = fail
-    first.bring(uri)
-    street.settle(first)
-    assert street.cupboard.keys(BLOBS) and not street.cupboard.keys(TREES)
-    assert not street.cupboard.keys(CLAIMS), "nobody waits for who cannot publish"
-    street.cupboard.before = lambda what, key: None
-    there = set(street.cupboard.keys())
-    first.close()
-    street.houses.remove(first)
-    written: list[str] = []
-    street.cupboard.before = lambda what, key: written.append(key) if what == "put" else None
-    again = House(first.root, origin=street.origin, tier=street.cupboard)
-    street.houses.append(again)
-    assert again.sharing and again.sharing.publishing
-    again.sharing.publishing.load()
-    street.settle(again)
-    assert street.cupboard.keys(TREES) and not there & set(written) and not street.cupboard.lacking()
-    assert again.index.publications.waiting() == []
-
-
-def test_a_damaged_blob_is_given_to_nobody(street: Street) -> None:
-    """It is found when it is read, put aside, and the tree is not published before it is right again."""
-    uri = street.files(FILES)
-    first = street.house()
-    held = first.bring(uri).held
-    for path in ("large", "d0/0"):
-        overwrite(first.blob(first.digest(held, path)))
-    street.settle(first)
-    assert not street.cupboard.keys(TREES)
-    assert not street.cupboard.keys(BLOBS), "its parts are removed again"
-    assert first.bring(uri).origin_bytes == len(LARGE) + len(FILES["d0/0"])
-    street.settle(first)
-    assert street.house().bring(uri).origin_bytes == 0 and not street.cupboard.lacking()
-
-
-def test_what_is_condemned_is_not_counted_on(street: Street) -> None:
-    """A tree whose blobs a sweep is about to remove is published when that is over."""
-    uri = published(street)
-    record, condemned = street.cupboard.keys(TREES)[0], street.cupboard.keys(BLOBS)
-    street.cupboard.delete([record])
-    street.cupboard.put(packing.CONDEMNED, b'{"keys": ["%s"]}' % condemned[0].encode())
-    second = street.house()
-    second.now = time.time()  # the object store's clock says when the list was written
-    assert second.bring(uri).origin_bytes == SIZE
-    street.settle(second)
-    assert not street.cupboard.keys(TREES)
-    street.cupboard.delete([packing.CONDEMNED, condemned[0]])
-    second.ticks += 1000
-    street.settle(second)
-    assert street.cupboard.keys(TREES) and not street.cupboard.lacking()
 
 
 def test_a_store_without_room_asks_the_tier_for_nothing(street: Street, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -16,6 +17,11 @@ from cacheserver.tierstore import Got, Object, Opened, TierError, TierStore, Uns
 from tests.unit.house import FakeOrigin, House
 
 PATIENCE_SECONDS = 30.0
+TIERED = {f"d{n % 3}/{n}": f"file {n}".encode() * 50 for n in range(40)} | {
+    "large": os.urandom((20 << 20) + 5),
+    "zero": b"",
+    "hollow/": b"",
+}
 
 
 class Cupboard(TierStore):
@@ -141,3 +147,19 @@ class Street:
         """Closes all of them."""
         for house in self.houses:
             house.close()
+
+
+def published(street: Street, files: dict[str, bytes] | None = None, uri: str = "s3://bucket/model") -> str:
+    """What a first host has brought, and put into the tier."""
+    first = street.house()
+    street.files(files or TIERED, uri)
+    assert first.bring(uri).origin_bytes == sum(map(len, (files or TIERED).values()))
+    street.settle(first)
+    return uri
+
+
+def content(house: House, uri: str) -> dict[str, bytes | None]:
+    """What a house holds of something."""
+    held = house.index.held(uri, "")
+    assert held is not None
+    return house.content(held)
