@@ -246,8 +246,8 @@ class TierStore:
                 "timeout": datetime.timedelta(seconds=whole),
                 "allow_http": True,  # of an emulator: the real ones have https in their names
             }
-            retry = retry_config(self._patience, RETRIES_MAX)
-            return from_url(self.url, client_options=options, retry_config=retry), _secrets_of_environment
+            retry, config = retry_config(self._patience, RETRIES_MAX), _of_environment(parts.scheme)
+            return from_url(self.url, config=config, client_options=options, retry_config=retry), _secrets  # type: ignore[call-overload]
 
         return opened
 
@@ -283,6 +283,18 @@ class TierStore:
         return opened
 
 
-def _secrets_of_environment() -> tuple[str, ...]:
+def _of_environment(scheme: str) -> dict[str, Any]:
+    """What Google's and Azure's own clients read in the environment, and obstore does not."""
+    if scheme == "gs":
+        emulator = os.environ.get("STORAGE_EMULATOR_HOST", "").rstrip("/")
+        return {"base_url": emulator, "skip_signature": True} if emulator else {}
+    parts = (part.partition("=") for part in os.environ.get("AZURE_STORAGE_CONNECTION_STRING", "").split(";"))
+    told = {name: value for name, _, value in parts if value}
+    names = {"AccountName": "account_name", "AccountKey": "account_key", "BlobEndpoint": "endpoint"}
+    return {key: told[name] for name, key in names.items() if name in told}
+
+
+def _secrets() -> tuple[str, ...]:
     """What variables of the environment may hold of keys."""
-    return tuple(value for name, value in os.environ.items() if _OF_STORES.match(name) and len(value) > 8)
+    found = [value for name, value in os.environ.items() if _OF_STORES.match(name) and len(value) > 8]
+    return tuple(found) + tuple(_of_environment("az").get("account_key", "").split())

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from cacheserver.packing import BLOBS, FORMAT, PACKS, TREES
 from tests.conftest import CallerOf, StartDaemon
-from tests.rig import s3, trees
+from tests.rig import azure, s3, trees
 from tests.rig.caller import Caller
 from tests.rig.counting import CountingProxy
+from tests.rig.forward import forward
 from tests.rig.mlflow_server import MlflowServer
+from tests.rig.process import free_port
 from tests.rig.until import until
 
 BUCKET = "shared"
@@ -107,3 +112,119 @@ def test_a_second_host_asks_the_origin_for_no_byte(
     distinct = sum(map(len, set(FILES.values())))
     assert found.shared_bytes == distinct and origin.bytes == before
     assert second.fetch(f"runs:/{run}").shared_bytes == 0
+
+
+def test_three_hosts_at_once(hosts: Hosts, listed: Listed, origin: CountingProxy, mlflow_proxied: MlflowServer) -> None:
+    """Each byte leaves the origin once, on a store with conditional writes and on one without."""
+    files = trees.unique() | {"weights": os.urandom(3 << 20)}
+    run, three, before = mlflow_proxied.run(files), [hosts() for _ in range(3)], origin.bytes
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda host: host.fetch(f"runs:/{run}"), three))
+    assert all(trees.read(one.path) == files for one in found)
+    assert origin.bytes - before == trees.size(files)
+    published(listed)
+
+
+def test_who_may_not_read_it_gets_nothing_of_it(
+    hosts: Hosts, listed: Listed, origin: CountingProxy, mlflow_proxied: MlflowServer, bob: Caller
+) -> None:
+    """That another host has published it is no right: the host's own rules are asked, before and after."""
+    run = mlflow_proxied.run(trees.unique())
+    hosts().fetch(f"runs:/{run}")
+    published(listed)
+    assert bob.user is not None
+    strict = hosts(f'[[grant]]\nto = ["{bob.user.name}"]\n', check="rules")
+    with pytest.raises(errors.PermissionDenied):
+        strict.fetch(f"runs:/{run}")
+    mine = Caller(bob.interpreter, bob.user, strict.daemon.socket_dir, bob.cwd)
+    assert mine.fetch(f"runs:/{run}").shared_bytes > 0
+    with pytest.raises(errors.PermissionDenied):
+        strict.fetch(f"runs:/{run}")
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """An endpoint that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("how", ["absent", "silent", "refusing", "no bucket"])
+def test_a_tier_that_cannot_be_used_costs_its_patience(
+    start_daemon: StartDaemon,
+    caller_of: CallerOf,
+    room: Path,
+    endpoint: s3.Endpoint,
+    silent: str,
+    origin: CountingProxy,
+    mlflow_proxied: MlflowServer,
+    how: str,
+) -> None:
+    """The fetch is the origin's then, the log says what is wrong, and the next fetch does not wait."""
+    if how == "refusing" and endpoint.kind == "moto":
+        pytest.skip("moto checks no signatures")
+    files, other = trees.unique(), trees.unique()
+    runs = mlflow_proxied.run(files), mlflow_proxied.run(other)
+    where = {"absent": f"http://127.0.0.1:{free_port()}", "silent": silent}.get(how, endpoint.uri)
+    bucket = "no-such-bucket" if how == "no bucket" else BUCKET
+    env = endpoint.env | ({"AWS_SECRET_ACCESS_KEY": "another secret"} if how == "refusing" else {})
+    more = f'[shared]\nurl = "s3://{bucket}/x"\nendpoint = "{where}"\npatience = 0.3\n'
+    daemon = start_daemon(origin.uri, env=env, more=more)
+    alice = caller_of(daemon, room)
+    for run, expected in zip(runs, (files, other), strict=True):
+        found = alice.fetch(f"runs:/{run}")
+        assert trees.read(found.path) == expected and found.origin_bytes == trees.size(expected)
+    until(lambda: f"s3://{bucket}/x" in daemon.read_log(), lambda: daemon.read_log())
+    assert "another secret" not in daemon.read_log()
+    assert "Traceback" not in daemon.read_log()
+
+
+def test_a_proxy_of_the_environment_is_used(
+    start_daemon: StartDaemon,
+    caller_of: CallerOf,
+    room: Path,
+    endpoint: s3.Endpoint,
+    mlflow_proxied: MlflowServer,
+) -> None:
+    """For the origin and for the tier: of both only the proxy knows where they are. What NO_PROXY names is asked
+    directly. So is a cache that listens as a proxy put before them."""
+    upstream = {
+        "mlflow.example:80": urlsplit(mlflow_proxied.uri).netloc,
+        "store.example:80": urlsplit(endpoint.uri).netloc,
+    }
+    hosts = {name.removesuffix(":80"): at for name, at in upstream.items()} | upstream
+    files = trees.unique()
+    run = mlflow_proxied.run(files)
+    more = f'[shared]\nurl = "s3://{BUCKET}/{room.name}-proxied"\nendpoint = "http://store.example"\n'
+    with forward(hosts) as proxy:
+        way = proxy.uri.replace("//", "//ada:pass@")
+        env = endpoint.env | {"HTTP_PROXY": way, "http_proxy": way, "NO_PROXY": "", "no_proxy": ""}
+        first = start_daemon("http://mlflow.example", env=env, more=more)
+        assert caller_of(first, room).fetch(f"runs:/{run}").origin_bytes == trees.size(files)
+        keys = lambda: endpoint.client.list_objects_v2(Bucket=BUCKET, Prefix=f"{room.name}-proxied/{TREES}")  # noqa: E731
+        until(lambda: keys()["KeyCount"] == 1, lambda: first.read_log())
+        second = start_daemon("http://mlflow.example", env=env, more=more)
+        (room / "second").mkdir()
+        found = caller_of(second, room / "second").fetch(f"runs:/{run}")
+        assert trees.read(found.path) == files and found.shared_bytes and not found.origin_bytes
+        assert {name.partition(":")[0] for name in proxy.asked} == {"mlflow.example", "store.example"}
+        assert all(login.startswith("Basic ") for login in proxy.logins)
+
+
+def test_azure(
+    start_daemon: StartDaemon, caller_of: CallerOf, room: Path, origin: CountingProxy, mlflow_proxied: MlflowServer
+) -> None:
+    """The same, in a container of Azurite's, with its conditional writes."""
+    if why := azure.reason_not_to_start():
+        pytest.skip(why)
+    with azure.azurite(room / "azurite") as store:
+        container = store.container()
+        files = FILES | trees.unique()
+        run = mlflow_proxied.run(files)
+        more = f'[shared]\nurl = "az://{container.name}/prefix"\n'
+        first, second = (start_daemon(origin.uri, env=azure.connection(store.uri), more=more) for _ in range(2))
+        assert caller_of(first, room).fetch(f"runs:/{run}").origin_bytes == trees.size(files)
+        until(lambda: any("/trees/" in blob for blob in container.client.list_blob_names()), lambda: first.read_log())
+        (room / "second").mkdir()
+        found = caller_of(second, room / "second").fetch(f"runs:/{run}")
+        assert trees.read(found.path) == files and found.origin_bytes == 0

@@ -24,8 +24,9 @@ REGION = "us-east-1"
 class Endpoint:
     """One endpoint. `env` is what a client of it has to have in its environment."""
 
-    def __init__(self, uri: str, access_key: str, secret_key: str) -> None:
+    def __init__(self, uri: str, access_key: str, secret_key: str, kind: str = "") -> None:
         self.uri = uri
+        self.kind = kind
         self.env = {
             "MLFLOW_S3_ENDPOINT_URL": uri,
             "AWS_ACCESS_KEY_ID": access_key,
@@ -70,7 +71,7 @@ def endpoint(kind: str, folder: Path) -> Iterator[Endpoint]:
     """A running endpoint, "moto" or "swift", with nothing in it."""
     folder.mkdir()
     with swift.running(folder) if kind == "swift" else _moto(folder) as (uri, access_key, secret_key):
-        found = Endpoint(uri, access_key, secret_key)
+        found = Endpoint(uri, access_key, secret_key, kind)
         found.wait(lambda: "\n".join(log.read_text(errors="replace")[-2000:] for log in folder.glob("*.log")))
         yield found
 
