@@ -14,22 +14,25 @@ import functools
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from cacheserver.config import ConfigError, parse
 from tests.rig import network, s3, swift
 from tests.rig.daemon import Daemon, config_text
 from tests.rig.interpreter import Interpreter
 from tests.rig.link import Link, Moved, door
 from tests.rig.network import SITE, Namespace
 from tests.rig.spawner import Spawner
+from tests.rig.until import until
 from tests.rig.users import User
 
 ORIGIN_PORT, STORE_PORT = 5000, 8080  # of the site's address, where nobody else is
 BUCKET = "shared"
-START_SECONDS_MAX = 60.0
+STEADY_SECONDS = 1.0
 
 
 def reason_not_to() -> str | None:
@@ -37,9 +40,23 @@ def reason_not_to() -> str | None:
     return network.reason_not_to() or swift.reason_not_to_start()
 
 
-def shared(prefix: str, bucket: str = BUCKET) -> str:
-    """The part of a daemon's configuration that gives it the second tier."""
-    return f'[shared]\nurl = "s3://{bucket}/{prefix}"\n'
+def shared(prefix: str) -> str:
+    """The part of a daemon's configuration that gives it the second tier, below a prefix of the cluster's bucket."""
+    return f'[shared]\nurl = "s3://{BUCKET}/{prefix}"\n'
+
+
+def reason_not_to_share() -> str | None:
+    """Why hosts cannot share here; None where they can."""
+    try:
+        parse(shared("any"), "the tests")
+    except ConfigError as error:
+        return f"the daemon has no second tier yet: {error}"
+    return reason_not_to()
+
+
+def trees_below(prefix: str) -> str:
+    """Where a second tier keeps what says that a tree is there: it is written last."""
+    return f"{prefix}/v1/trees/"
 
 
 class ObjectStore:
@@ -65,18 +82,19 @@ class ObjectStore:
         self.endpoint.wait(self._swift.read_logs)
 
     def kill(self, *names: str) -> None:
-        """SIGKILL to these of its servers, or to all; hosts are refused from now on."""
-        self.link.close()
+        """SIGKILL to these of its servers, or to all; where its proxy is one of them, hosts are refused from now on."""
+        if not names or "proxy" in names:
+            self.link.close()
         self._swift.kill(*names)
 
     def launch(self) -> None:
-        """Start it again on what it had, and wait for nothing: it may refuse for a while yet. By the main thread only,
-        for it ends with who has started it."""
+        """Start what does not run of it, on what it had, and wait for nothing: it may refuse for a while yet. By the
+        main thread only, for it ends with who has started it."""
         self._swift.start()
         self.link.open()
 
     def start(self) -> None:
-        """Start it again on what it had, and wait until it answers."""
+        """The same, and wait until it answers."""
         self.launch()
         self.wait()
 
@@ -88,6 +106,17 @@ class ObjectStore:
         """The names of all objects below a prefix, as the store lists them."""
         pages = self.endpoint.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
         return {found["Key"] for page in pages for found in page.get("Contents", ())}
+
+    def wait_for_trees(self, prefix: str, before: set[str], seconds: float = 300.0) -> None:
+        """Wait until the second tier has trees that it had not before, and no more come: hosts write them in the
+        background."""
+        found = until(lambda: self.keys(trees_below(prefix)) - before, "a tree in the object store", seconds)
+        steady_at = time.monotonic() + STEADY_SECONDS
+        while time.monotonic() < steady_at:
+            time.sleep(STEADY_SECONDS / 10)
+            now = self.keys(trees_below(prefix)) - before
+            if now != found:
+                found, steady_at = now, time.monotonic() + STEADY_SECONDS
 
     def close(self) -> None:
         """Nobody comes any more."""

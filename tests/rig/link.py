@@ -68,6 +68,8 @@ class Link:
 
     def open(self) -> None:
         """Take connections from now on, at the same address as before."""
+        if self._listener is not None:
+            return
         self._listener = self._listen()
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
