@@ -12,7 +12,7 @@ PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 # Compiled on all processors, which pip does on one. Some packages have files for other versions of Python.
 COMPILE := -m compileall -q -j 0
 
-.PHONY: demo test test-slow test-dist picture soak soak-disk kills power-cuts faults fuzz check stubs bench dist docs lock clean
+.PHONY: demo test test-slow test-dist picture soak soak-disk kills shared-kills power-cuts faults fuzz check stubs bench dist docs lock clean
 
 $(VENV)/done: requirements.lock pyproject.toml client/pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=…")'
@@ -77,6 +77,9 @@ soak-disk: $(MLFLOWS)/done  ## a disk of 1 GiB and 20 GiB of fetches, and 10,000
 
 kills: $(MLFLOWS)/done  ## 1,000 kills of a daemon at random moments; PYTEST='--seed 1' makes those of a seed again
 	$(BIN)/python -m pytest -m slow -s -o faulthandler_timeout=0 tests/test_kills.py $(PYTEST)
+
+shared-kills: $(MLFLOWS)/done  ## 300 kills of hosts that share, and of the object store that they share by; as root
+	$(BIN)/python -m pytest -m slow -s -o faulthandler_timeout=0 tests/test_shared_kills.py $(PYTEST)
 
 power-cuts: $(MLFLOWS)/done  ## 200 power cuts of XFS and ext4; as root; PYTEST='--seed 1' makes those of a seed again
 	$(BIN)/python -m pytest -m slow -s -o faulthandler_timeout=0 tests/test_power_cuts.py $(PYTEST)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -214,7 +215,7 @@ class TreeRecord:
         return record_key(self.tracking_uri, self.uri, self.selection)
 
     def encode(self, secret: bytes | None) -> bytes:
-        """The object: a line that says what it is, a line of JSON, the entity tags, and the manifest.
+        """The object: a line that says what it is; and by zlib, a line of JSON and the manifest.
 
         Args:
             secret: 32 bytes that all hosts have who may write; None where whoever can write may.
@@ -230,7 +231,7 @@ class TreeRecord:
             "etags": list(self.etags),
             "tree": self.manifest.digest,
         }
-        body = json.dumps(facts, sort_keys=True).encode() + b"\n" + self.manifest.encode()
+        body = zlib.compress(json.dumps(facts, sort_keys=True).encode() + b"\n" + self.manifest.encode())
         return _TREE + _mac(secret, self.key, body).encode() + b"\n" + body
 
     @classmethod
@@ -248,7 +249,7 @@ class TreeRecord:
         if secret is not None and first[len(_TREE) :] != _mac(secret, key, body).encode():
             raise NotARecord("was not written by a host that has the key of [shared] key_file")
         try:
-            text, _, lines = body.partition(b"\n")
+            text, _, lines = _unpressed(body).partition(b"\n")
             facts = json.loads(text)
             manifest = Manifest.decode(lines)
             found = cls(
@@ -263,7 +264,7 @@ class TreeRecord:
                 tuple(_text(version) for version in facts["versions"]),
             )
             tree = facts["tree"]
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError, zlib.error):
             raise NotARecord("cannot be read") from None
         if found.key != key:
             raise NotARecord("is of another artifact")
@@ -280,6 +281,15 @@ class TreeRecord:
         if wrong := _wrong(manifest.entries):
             raise NotARecord(wrong)
         return found
+
+
+def _unpressed(body: bytes) -> bytes:
+    """What zlib has made smaller; never more than a record may have."""
+    stream = zlib.decompressobj()
+    text = stream.decompress(body, RECORD_BYTES_MAX)
+    if not stream.eof or stream.unused_data:
+        raise ValueError("it is longer, or not all of it")
+    return text
 
 
 def record_key(tracking_uri: str, uri: str, selection: str) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.bench import access, cases, cold, durability, eviction, object_store, scale, scraping
+from tests.bench import access, cases, cold, durability, eviction, object_store, scale, scraping, shared
 from tests.bench.figures import Figure, table
 from tests.rig.base import make_base, remove_base
 from tests.rig.interpreter import own_interpreter
@@ -27,6 +27,7 @@ CASES: dict[str, Callable[[cases.Ground], Iterator[Figure]]] = {
     "warm": cases.warm,
     "cold": cold.cold,
     "s3": object_store.s3,
+    "shared": shared.shared,
     "load_model": cold.load_model,
     "dead_server": cold.dead_server,
     "herd": cases.herd,

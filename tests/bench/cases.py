@@ -32,7 +32,7 @@ class Ground:
 
     def __init__(self, folder: Path, interpreter: Interpreter) -> None:
         self.folder = folder
-        self._interpreter = interpreter
+        self.interpreter = interpreter
         self._count = 0
 
     @contextlib.contextmanager
@@ -55,7 +55,7 @@ class Ground:
         config = config_text(
             root, tracking_uri, unreachable_after=unreachable_after, stale_after=stale_after, check=check, more=more
         )
-        daemon = Daemon(self._interpreter, None, folder, root, config, is_system=False, env=env or {})
+        daemon = Daemon(self.interpreter, None, folder, root, config, is_system=False, env=env or {})
         with running(daemon):
             yield daemon
 

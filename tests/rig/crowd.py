@@ -66,10 +66,12 @@ class Shelf:
 
 
 @contextlib.contextmanager
-def shelf(server: MlflowServer, *, artifact_count: int, file_count: int, file_bytes: int) -> Iterator[Shelf]:
+def shelf(
+    server: MlflowServer, *, artifact_count: int, file_count: int, file_bytes: int, large_bytes: int = 0
+) -> Iterator[Shelf]:
     """A finished run of such artifacts; its bytes are removed at the end."""
     run_id = server.run()
-    one = Shelf(f"runs:/{run_id}", artifact_count, file_count, file_bytes)
+    one = Shelf(f"runs:/{run_id}", artifact_count, file_count, file_bytes, large_bytes)
     folder = server.folder(run_id)
     try:
         for number in range(artifact_count):

@@ -18,14 +18,15 @@ _HOP_BY_HOP = frozenset({"connection", "keep-alive", "proxy-authorization", "pro
 
 
 class Forward(ThreadingHTTPServer):
-    """One that is running. `asked` counts requests by the host that they are for; `logins` are those that it was told."""
+    """One that is running. `asked` counts requests by the host that they are for, `logins` are those it was told."""
 
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, hosts: dict[str, str]) -> None:
+    def __init__(self, hosts: dict[str, str], renamed: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.hosts = hosts
+        self.renamed = renamed
         self.asked: Counter[str] = Counter()
         self.logins = set[str]()
 
@@ -56,9 +57,10 @@ class _Handler(BaseHTTPRequestHandler):
                 skip_host=True,
                 skip_accept_encoding=True,
             )
+            is_renamed = target.hostname == self.server.renamed
             for name, value in self.headers.items():
                 if name.lower() not in _HOP_BY_HOP:
-                    connection.putheader(name, value)
+                    connection.putheader(name, upstream if is_renamed and name.lower() == "host" else value)
             connection.endheaders(body)
             answer = connection.getresponse()
             content = answer.read()
@@ -80,13 +82,14 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def forward(hosts: dict[str, str]) -> Iterator[Forward]:
+def forward(hosts: dict[str, str], renamed: str = "") -> Iterator[Forward]:
     """A running one.
 
     Args:
         hosts: by `host:port` that is asked for, the `host:port` where that is.
+        renamed: a host that hears its own name in the request, for it answers to no other.
     """
-    server = Forward(hosts)
+    server = Forward(hosts, renamed)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:

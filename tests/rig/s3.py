@@ -22,11 +22,10 @@ REGION = "us-east-1"
 
 
 class Endpoint:
-    """One endpoint. `env` is what a client of it has to have in its environment."""
+    """One endpoint, that is waited for so many seconds. `env` is what a client of it has to have in its environment."""
 
-    def __init__(self, uri: str, access_key: str, secret_key: str, kind: str = "") -> None:
+    def __init__(self, uri: str, access_key: str, secret_key: str, seconds: float = 60.0) -> None:
         self.uri = uri
-        self.kind = kind
         self.env = {
             "MLFLOW_S3_ENDPOINT_URL": uri,
             "AWS_ACCESS_KEY_ID": access_key,
@@ -39,7 +38,13 @@ class Endpoint:
             aws_access_key_id=access_key,
             aws_secret_access_key=secret_key,
             region_name=REGION,
-            config=Config(s3={"addressing_style": "path"}, max_pool_connections=16, retries={"max_attempts": 1}),
+            config=Config(
+                s3={"addressing_style": "path"},
+                max_pool_connections=16,
+                retries={"max_attempts": 1},
+                connect_timeout=seconds,
+                read_timeout=seconds,
+            ),
         )
 
     def put(self, bucket: str, prefix: str, files: dict[str, bytes]) -> None:
@@ -54,7 +59,8 @@ class Endpoint:
     def _answers(self) -> bool:
         """Whether everything behind it is there: Swift answers for some things before it does for others."""
         try:
-            self.client.create_bucket(Bucket="ready")
+            with contextlib.suppress(self.client.exceptions.BucketAlreadyOwnedByYou):  # it was started before
+                self.client.create_bucket(Bucket="ready")
             self.client.put_object(Bucket="ready", Key="ready", Body=b"")
         except (BotoCoreError, ClientError):
             return False
@@ -70,19 +76,24 @@ def reason_not_to_start(kind: str) -> str | None:
 def endpoint(kind: str, folder: Path) -> Iterator[Endpoint]:
     """A running endpoint, "moto" or "swift", with nothing in it."""
     folder.mkdir()
-    with swift.running(folder) if kind == "swift" else _moto(folder) as (uri, access_key, secret_key):
-        found = Endpoint(uri, access_key, secret_key, kind)
+    with _swift(folder) if kind == "swift" else _moto(folder) as found:
         found.wait(lambda: "\n".join(log.read_text(errors="replace")[-2000:] for log in folder.glob("*.log")))
         yield found
 
 
 @contextlib.contextmanager
-def _moto(folder: Path) -> Iterator[tuple[str, str, str]]:
+def _swift(folder: Path) -> Iterator[Endpoint]:
+    with swift.running(folder) as store:
+        yield Endpoint(store.uri, swift.USER, swift.KEY)
+
+
+@contextlib.contextmanager
+def _moto(folder: Path) -> Iterator[Endpoint]:
     port = free_port()
     with (folder / "moto.log").open("wb") as out:
         command = (sys.executable, "-m", "moto.server", "-p", str(port))
         process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
     try:
-        yield f"http://127.0.0.1:{port}", "tests", "secret-of-the-tests"
+        yield Endpoint(f"http://127.0.0.1:{port}", "tests", "secret-of-the-tests")
     finally:
         stop_group(process)

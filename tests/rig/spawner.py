@@ -128,6 +128,11 @@ class Spawner:
         assert self._forked is not None
         return self._forked.pid
 
+    @property
+    def has_daemon(self) -> bool:
+        """Whether one has been started, of which nobody has taken the end."""
+        return self._forked is not None
+
     def launch(self) -> None:
         """Start the daemon, and wait for nothing."""
         self._forked = self._helper.fork("serve", self.daemon)
@@ -135,6 +140,10 @@ class Spawner:
     def start(self) -> None:
         """Start the daemon, and wait until it answers."""
         self.launch()
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until the daemon answers, which has been started."""
         until(self._listens, lambda: f"the daemon to answer\n{self.daemon.read_log()[-4000:]}", 60.0)
 
     def kill(self) -> None:

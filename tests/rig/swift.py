@@ -11,6 +11,7 @@ import os
 import pwd
 import random
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -74,6 +75,8 @@ _STORAGE = """
 pipeline = {kind}-server
 [app:{kind}-server]
 use = egg:swift#{kind}
+[object-updater]
+recon_cache_path = {folder}
 """
 # swift-ring-builder takes seconds for each step; this is the system's Python, for which Swift is installed.
 _RINGS = """
@@ -106,29 +109,75 @@ def _ports() -> list[int]:
     return found
 
 
+class Swift:
+    """One Swift, that does not run yet.
+
+    Args:
+        folder: of everything that it has; what is there stays when it ends, or is killed, and is served again.
+        wrap: a command that root runs and that then runs each of its servers, such as `nsenter --net=…`.
+
+    Attributes:
+        uri: of its S3 interface, at the loopback address of where it runs.
+        port: of that.
+    """
+
+    def __init__(self, folder: Path, wrap: tuple[str, ...] = ()) -> None:
+        ports = dict(zip((*KINDS, "proxy", "memcached"), _ports(), strict=True))
+        self.folder = folder
+        self.port = ports["proxy"]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._wrap = wrap
+        (folder / "devices" / "d1").mkdir(parents=True)
+        storage_ports = json.dumps({kind: ports[kind] for kind in KINDS})
+        subprocess.run(("/usr/bin/python3", "-c", _RINGS, str(folder), storage_ports), check=True, capture_output=True)
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        (folder / "swift.conf").write_text(_SWIFT)
+        for name in (*KINDS, "proxy"):
+            text = _COMMON + (_PROXY if name == "proxy" else _STORAGE)
+            told = {"port": ports[name], "user": user, "folder": folder, "kind": name}
+            (folder / f"{name}.conf").write_text(text.format(**told, memcached=ports["memcached"], key=KEY))
+        self._commands: dict[str, tuple[str, ...]] = {
+            "memcached": ("memcached", "-u", user, "-l", "127.0.0.1", "-p", str(ports["memcached"])),
+            **{name: (f"swift-{name}-server", str(folder / f"{name}.conf")) for name in (*KINDS, "proxy")},
+        }
+
+    def start(self) -> None:
+        """Start those of its servers that do not run, and wait for nothing."""
+        for name in self._commands.keys() - self._processes.keys():
+            with (self.folder / f"{name}.log").open("ab") as log:
+                self._processes[name] = subprocess.Popen(
+                    (*self._wrap, *self._commands[name]), stdout=log, stderr=log, start_new_session=True
+                )
+
+    def kill(self, *names: str) -> None:
+        """SIGKILL to these of its servers ("proxy", "object", "container", "account", "memcached"), or to all."""
+        for name in names or tuple(self._processes):
+            process = self._processes.pop(name)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def stop(self) -> None:
+        """End all of them."""
+        while self._processes:
+            stop_group(self._processes.popitem()[1])
+
+    def catch_up(self) -> None:
+        """Have listings name what was stored while the container's server was away, as a daemon of Swift does."""
+        command = (*self._wrap, "swift-object-updater", str(self.folder / "object.conf"), "once")
+        subprocess.run(command, check=True, capture_output=True)
+
+    def read_logs(self) -> str:
+        """The end of what each of them has said."""
+        return "\n".join(log.read_text(errors="replace")[-2000:] for log in sorted(self.folder.glob("*.log")))
+
+
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[tuple[str, str, str]]:
-    """A Swift, perhaps not answering yet: its S3 endpoint, access key and secret key."""
-    ports = dict(zip((*KINDS, "proxy", "memcached"), _ports(), strict=True))
-    (folder / "devices" / "d1").mkdir(parents=True)
-    storage_ports = json.dumps({kind: ports[kind] for kind in KINDS})
-    subprocess.run(("/usr/bin/python3", "-c", _RINGS, str(folder), storage_ports), check=True, capture_output=True)
-    user = pwd.getpwuid(os.geteuid()).pw_name
-    (folder / "swift.conf").write_text(_SWIFT)
-    for name in (*KINDS, "proxy"):
-        text = _COMMON.format(port=ports[name], user=user, folder=folder)
-        text += _PROXY.format(memcached=ports["memcached"], key=KEY) if name == "proxy" else _STORAGE.format(kind=name)
-        (folder / f"{name}.conf").write_text(text)
-    commands: dict[str, tuple[str, ...]] = {
-        name: (f"swift-{name}-server", str(folder / f"{name}.conf")) for name in (*KINDS, "proxy")
-    }
-    commands["memcached"] = ("memcached", "-u", user, "-l", "127.0.0.1", "-p", str(ports["memcached"]))
-    processes = []
+def running(folder: Path, wrap: tuple[str, ...] = ()) -> Iterator[Swift]:
+    """A Swift that has been started, and does perhaps not answer yet."""
+    store = Swift(folder, wrap)
     try:
-        for name, command in commands.items():
-            with (folder / f"{name}.log").open("wb") as log:
-                processes.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))
-        yield f"http://127.0.0.1:{ports['proxy']}", USER, KEY
+        store.start()
+        yield store
     finally:
-        for process in processes:
-            stop_group(process)
+        store.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 
 import pytest
@@ -117,7 +118,13 @@ def test_an_evil_record_is_none(street: Street, text: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"nonsense", b"artifactcache tree 1 -\n{}\n", b"artifactcache tree 1 -\n[[[[\n", os.urandom(100_000)]
+    "data",
+    [
+        *(b"", b"nonsense", b"artifactcache tree 1 -\n", b"artifactcache tree 1 -\n{}\n", os.urandom(100_000)),
+        *(b"artifactcache tree 1 -\n" + zlib.compress(text) for text in (b"", b"{}\n", b"[[[[\n", b"[" * 10**6)),
+        b"artifactcache tree 1 -\n" + zlib.compress(b"{}\n") + b"more",
+        b"artifactcache tree 1 -\n" + zlib.compress(b"{}\n" * 100)[:-5],
+    ],
 )
 def test_nonsense_is_no_record(street: Street, data: bytes) -> None:
     """Whatever stands there."""
