@@ -111,7 +111,8 @@ class Tier:
             is_new, self._told = not self._told, str(error)
         self.records.add("failed")
         if is_new:
-            _log.warning("%s The origin is asked instead; it is tried again every %g s.", error, PAUSE_SECONDS)
+            words = str(error).rstrip(".")
+            _log.warning("%s. The origin is asked instead; it is tried again every %g s.", words, PAUSE_SECONDS)
 
     def says_away(self) -> TierError | None:
         """What it failed with a moment ago, where it is not asked."""
