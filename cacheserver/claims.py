@@ -28,6 +28,7 @@ STALE_SECONDS = 600.0  # one that was written so long ago, by the object store's
 SETTLE_SECONDS = 0.3  # without conditional writes: longer than a write takes to be seen
 PAUSE_SECONDS = 0.1  # between two looks, at first
 PAUSE_SECONDS_MAX = 1.0
+WAIT_SECONDS_MAX = 3600.0  # for whoever is so slow, or has so much, that the origin may be quicker
 OWNERS_MAX = 3  # claims of so many hosts are waited for, one after the other
 CLAIM_BYTES_MAX = 4096
 
@@ -96,9 +97,8 @@ class Claims:
         Returns what `look` has found, or the claim, which has to be released; neither where it is not worth waiting.
         Raises TierError.
         """
-        seen = _Watch()
-        pause = PAUSE_SECONDS
-        while is_wanted():
+        seen, pause, began = _Watch(), PAUSE_SECONDS, self._ticks()
+        while is_wanted() and self._ticks() - began < WAIT_SECONDS_MAX:
             if (found := look()) is not None:
                 return found, None
             got = self._objects.get(key, CLAIM_BYTES_MAX)

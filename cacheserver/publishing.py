@@ -20,6 +20,7 @@ from blake3 import blake3
 
 from artifactcache.errors import CacheError
 from cacheserver.claims import Claim
+from cacheserver.faults import GONE_ERRNOS, LOST_ERRNOS, trouble
 from cacheserver.packing import CONDEMNED, RECORD_BYTES_MAX, Blob, Large, NotARecord, Pack, TreeRecord, layout
 from cacheserver.store import Store
 from cacheserver.sweeper import Sweeper
@@ -276,7 +277,7 @@ class Publishing:
             for future in coming:
                 future.result()
         except RuntimeError:  # it is closed
-            raise TierError("the daemon stops") from None
+            raise TierError("The daemon is being stopped: the next one goes on.") from None
         finally:
             for future in coming:
                 future.cancel()
@@ -321,17 +322,22 @@ class Publishing:
 
     @contextmanager
     def _opened(self, blob: Blob) -> Iterator[int]:
-        fd = self._store.open_blob(blob.digest)
         try:
-            yield fd
-        finally:
-            os.close(fd)
+            fd = self._store.open_blob(blob.digest)
+            try:
+                yield fd
+            finally:
+                os.close(fd)
+        except OSError as error:
+            if error.errno in GONE_ERRNOS | LOST_ERRNOS:
+                raise self._rotten(blob) from None
+            raise trouble(error, f"the blob {blob.digest} cannot be read to be published") from None
 
     def _rotten(self, blob: Blob) -> CacheError:
         """What is to be told of a blob that is wrong here; the store puts it aside, and fetches it again."""
         for row in self._store.index.blobs([blob.digest]).values():
             self._store.verifier.recheck(row)
-        return CacheError(f"the blob {blob.digest} is damaged, and is not given to others")
+        return CacheError(f"The blob {blob.digest} is damaged: it is fetched again, and given to others then.")
 
 
 def _with(record: TreeRecord, versions: tuple[str, ...]) -> TreeRecord:

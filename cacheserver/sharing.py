@@ -21,7 +21,7 @@ from cacheserver.sweeper import Sweeper
 from cacheserver.tallies import Tally
 from cacheserver.tier import Tier
 from cacheserver.turns import Turns
-from cacheserver.unpacking import Lacking, Unpacking
+from cacheserver.unpacking import Lacking, Unpacking, partial_key
 from cacheserver.words import SHARED, Arrived, File, Location, Manifest, Standing, join
 
 CLOCKS_DIFFER_SECONDS = 300.0  # so far another host's clock may be ahead
@@ -198,10 +198,11 @@ class Sharing:
         progress.files_total += len(entries)
         progress.bytes_total += needed
         progress.transports.add(SHARED)
-        if errand.payer:
-            self._budgets.claim(errand.payer, progress, location.uri, needed)
+        if errand.payer:  # under a name of its own: what the origin sends as well comes on top
+            self._budgets.claim(errand.payer, progress, f"{location.uri} from the shared tier", needed)
         room = self._sweeper.reservations.spare if errand.unasked else self._sweeper.room
-        with room(location.uri, needed, len(entries), progress):
+        written = self._store.partials.bytes_of(partial_key(digest) for digest in entries)
+        with room(location.uri, needed, len(entries), progress, written=written):
             spend = self._budgets.pace(errand.payer)
             come = self._unpacking.bring(record.manifest, Lacking(keys, standing), progress, errand.origin.owner, spend)
         self._taken.add(amount=progress.bytes_shared - shared_before)

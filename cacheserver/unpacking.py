@@ -201,7 +201,7 @@ class Unpacking:
         blob = large.blob
         if blob.size < RESUMABLE_BYTES_MIN:
             return self._written(blob, large.keys[0], partial(self._in_parts, large), progress, spend)
-        what = f"blob:{blob.digest}"
+        what = partial_key(blob.digest)
         begun = self._store.partials.take(what)
 
         def note(path: str, etag: str, size: int, xxh3: str) -> None:
@@ -242,6 +242,11 @@ class Unpacking:
                 spend(count)
 
         return told
+
+
+def partial_key(digest: str) -> str:
+    """Under which name the beginning of a blob waits for the rest."""
+    return f"blob:{digest}"
 
 
 def _whole(key: str, data: memoryview | None, length: int) -> memoryview:

@@ -22,13 +22,20 @@ from artifactcache.errors import CacheError
 from cacheserver import fsck
 from cacheserver.space import Limits
 from cacheserver.staging import Sink
+from cacheserver.tierstore import TierError
 from cacheserver.uris import Artifact
 from cacheserver.words import File, Held, Listing, Location, Resolved, join
 from tests.rig.seam import Seam, origin_failed
 from tests.unit.house import ROOMY, FakeOrigin, House
+from tests.unit.tiers import Cupboard
 
 PIECE_BYTES = 64
 LARGE_BYTES = 100  # large enough to go on where it was broken off
+
+
+def tier_failed(number: int) -> None:
+    """What the tier raises for an errno, whichever it is."""
+    raise TierError(f"The shared tier s3://bucket/prefix cannot be used now: {os.strerror(number)}")
 
 
 class SteppingOrigin(FakeOrigin):
@@ -81,6 +88,14 @@ class SteppingOrigin(FakeOrigin):
         self.downloads[uri] += 1
 
 
+class SteppingCupboard(Cupboard):
+    """A shared tier whose every call is a step. It outlives the daemons that use it."""
+
+    def __init__(self, seam: Seam) -> None:
+        super().__init__()
+        self.before = lambda what, key: seam.answer(f"tier.{what}", lambda: None, tier_failed)
+
+
 _EMPTY: list[bytes] = []  # an index without a row: to make one takes as long as all the rest of a case
 
 
@@ -104,11 +119,16 @@ class Place:
         self.origin = SteppingOrigin(seam)
         self.limits: Limits = ROOMY
         self.now, self.ticks = 1_700_000_000.0, 1000.0
+        self.cupboard: SteppingCupboard | None = None
         self.damaged: set[str] = set()
         self.meddled: set[str] = set()
         self._house: House | None = None
         self._has_begun = False
         self._folder = folder
+
+    def share(self) -> None:
+        """From the next daemon on there is a shared tier."""
+        self.cupboard = SteppingCupboard(self.seam)
 
     @property
     def house(self) -> House:
@@ -128,7 +148,7 @@ class Place:
             self.root.mkdir()
             (self.root / "index.db").write_bytes(_EMPTY[0])
         self._has_begun = True
-        self._house = House(self.root, self.limits, origin=self.origin)
+        self._house = House(self.root, self.limits, origin=self.origin, tier=self.cupboard)
         self._house.now, self._house.ticks = self.now, self.ticks
         return self._house
 

@@ -16,7 +16,7 @@ from cacheserver.mirror import path_of
 from cacheserver.schema import MIGRATIONS
 from cacheserver.space import Amount, Limits
 from cacheserver.words import Held
-from tests.unit.house import FILES, PAYER, ROOT
+from tests.unit.house import FILES, PAYER, ROOT, House
 from tests.unit.mortal import LARGE_BYTES, Place
 
 OTHER, THIRD = "s3://bucket/other", "s3://bucket/third"
@@ -65,6 +65,29 @@ def cold(place: Place) -> None:
 def whole(place: Place) -> None:
     cold(place)
     place.house.bring(ROOT)
+
+
+def sharing(place: Place) -> None:
+    """What is held may be published."""
+    place.close()
+    place.share()
+    place.open()
+    whole(place)
+
+
+def published(place: Place) -> None:
+    """It was published by another host, and is not held here."""
+    cold(place)
+    place.close()
+    place.share()
+    place.open()
+    assert place.cupboard
+    other = House(place.root.parent / "other", origin=place.origin, tier=place.cupboard)
+    other.now = place.now
+    other.bring(ROOT)
+    assert other.sharing and other.sharing.publishing
+    other.sharing.publishing.settle()
+    other.close()
 
 
 def offered_again(place: Place) -> None:

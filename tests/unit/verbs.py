@@ -22,11 +22,14 @@ from cacheserver.handoff import Handoff
 from cacheserver.healing import Healing
 from cacheserver.meddling import Meddling
 from cacheserver.pace import Pace
+from cacheserver.packing import TREES
+from cacheserver.publishing import Name
 from cacheserver.register import Process, Register
 from cacheserver.scrubbing import Scrubber
 from cacheserver.selection import Selection
 from cacheserver.sessions import Peer, Sessions
 from cacheserver.stopping import Stopping
+from cacheserver.tierstore import TierError
 from cacheserver.words import Progress
 from tests.rig.seam import Socket
 from tests.unit.house import ROOT
@@ -54,8 +57,10 @@ from tests.unit.scenes import (
     of_a_model,
     offered_again,
     older,
+    published,
     restored,
     rubbish,
+    sharing,
     three_held,
     unsound,
     used,
@@ -290,6 +295,17 @@ def _fsck(place: Place) -> None:
     fsck.check(str(place.root))
 
 
+def _publish(place: Place) -> None:
+    sharing = place.house.sharing
+    assert sharing and sharing.publishing
+    sharing.publishing.publish(Name(ROOT, ""))
+
+
+def _published(place: Place) -> None:
+    """It is there with all that it needs; nor was it ever there without, for what is there is never removed."""
+    assert place.cupboard and place.cupboard.keys(TREES) and not place.cupboard.lacking()
+
+
 def _ask_alias(place: Place) -> None:
     assert place.house.cache.version_of(uris.parse("models:/m@best")).artifact.base == "models:/m/3"
 
@@ -328,6 +344,8 @@ VERBS = (
     Verb("healing", damaged_one, _heal, _mended, _ALL),
     Verb("fetch of what is damaged", damaged_one, _bring, _mended, _ALL),
     Verb("fetch of what was restored", restored, _bring, is_whole),
+    Verb("fetch from the shared tier", published, _bring, is_whole, answers=(TierError,)),
+    Verb("publication", sharing, _publish, _published, answers=(TierError,)),
     Verb("sweep", three_held, _sweep, _swept, _ALL),
     Verb("fetch that needs room", crowded, lambda p: p.house.bring("s3://bucket/new"), lost=_ALL),
     Verb("pin", whole, _pin),
