@@ -139,6 +139,7 @@ ORDER = (
     "retaining",
     "warming",
     "runfolders",
+    "settling",
     "lookout",
     "discovery",
     "ingesting",
