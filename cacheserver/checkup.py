@@ -26,7 +26,7 @@ from cacheserver.store import Store
 from cacheserver.sweeper import Sweeper
 
 LOOK_SECONDS_MAX = 3.0  # of each of the two questions to the tracking server
-CHECKUPS_MAX, CHECKUPS_PER_USER_MAX = 8, 2  # at a time: each asks the tracking server
+CHECKUPS_MAX, CHECKUPS_PER_USER_MAX = 8, 2  # at a time, the last one for who has none: each asks the tracking server
 PACKAGES = ("grpcio", "protobuf", "mlflow-skinny")
 # A question that every tracking server answers, at no cost, and only to whoever is logged in where that is needed.
 _LOGIN_PATH = "/api/2.0/mlflow/experiments/get?experiment_id=0"
@@ -86,7 +86,7 @@ class Checkup:
         self._damaged_count = damaged_count
         self._clock = clock
         self._ticks = ticks
-        self._turns = Quota("checkups", per_user=CHECKUPS_PER_USER_MAX, total=CHECKUPS_MAX)
+        self._turns = Quota("checkups", per_user=CHECKUPS_PER_USER_MAX, total=CHECKUPS_MAX, leaves_some=True)
 
     def reply(self, session: Session, *, hardlink_for_root: bool) -> pb.CheckupReply:
         """Everything, for one caller. Raises QuotaExceeded."""
