@@ -1,7 +1,7 @@
 """What the daemon finds when somebody asks the doctor: of itself, of the tracking server, of the caller's standing.
 
-Law of this file: it changes nothing and ends within its time. A caller hears of others only what `stats` and `whoami`
-tell everybody, and of logins only of the caller's own; operators hear of the daemon's.
+Law of this file: it leaves nothing changed and ends within its time. A caller hears of others only what `stats` and
+`whoami` tell everybody, and of logins only of the caller's own; operators hear of the daemon's.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from artifactcache.findings import NOTE, OK, PROBLEM, Finding
 from artifactcache.v1 import cache_pb2 as pb
 from cacheserver import __version__, findings
 from cacheserver.looking import Looked
+from cacheserver.probing import is_read_only
 from cacheserver.quotas import Quota
 from cacheserver.roles import OPERATOR, Roles
 from cacheserver.sessions import Session, Sessions
@@ -162,7 +163,7 @@ class Checkup:
         yield from findings.disk(
             self._sweeper.reservations.fill(),
             self._sweeper.reservations.limits,
-            is_read_only=bool(found.f_flag & os.ST_RDONLY),
+            is_read_only=is_read_only(self._store.root),
             root=self._store.root,
         )
         yield from findings.inodes(found.f_files, found.f_favail)
