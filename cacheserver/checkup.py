@@ -1,7 +1,7 @@
 """What the daemon finds when somebody asks the doctor: of itself, of the tracking server, of the caller's standing.
 
-Law of this file: it changes nothing and ends within its time. A caller hears of others only what `stats` and `whoami`
-tell everybody, and of logins only of the caller's own; operators hear of the daemon's.
+Law of this file: it leaves nothing changed and ends within its time. A caller hears of others only what `stats` and
+`whoami` tell everybody, and of logins only of the caller's own; operators hear of the daemon's.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from artifactcache.findings import NOTE, OK, PROBLEM, Finding
 from artifactcache.v1 import cache_pb2 as pb
 from cacheserver import __version__, findings
 from cacheserver.looking import Looked
+from cacheserver.probing import is_read_only
 from cacheserver.quotas import Quota
 from cacheserver.roles import OPERATOR, Roles
 from cacheserver.sessions import Session, Sessions
@@ -27,7 +28,7 @@ from cacheserver.store import Store
 from cacheserver.sweeper import Sweeper
 
 LOOK_SECONDS_MAX = 3.0  # of each of the two questions to the tracking server
-CHECKUPS_MAX, CHECKUPS_PER_USER_MAX = 8, 2  # at a time: each asks the tracking server
+CHECKUPS_MAX, CHECKUPS_PER_USER_MAX = 8, 2  # at a time, the last one for who has none: each asks the tracking server
 PACKAGES = ("grpcio", "protobuf", "mlflow-skinny")
 # A question that every tracking server answers, at no cost, and only to whoever is logged in where that is needed.
 _LOGIN_PATH = "/api/2.0/mlflow/experiments/get?experiment_id=0"
@@ -93,7 +94,7 @@ class Checkup:
         self._damaged_count = damaged_count
         self._clock = clock
         self._ticks = ticks
-        self._turns = Quota("checkups", per_user=CHECKUPS_PER_USER_MAX, total=CHECKUPS_MAX)
+        self._turns = Quota("checkups", per_user=CHECKUPS_PER_USER_MAX, total=CHECKUPS_MAX, leaves_some=True)
 
     def reply(self, session: Session, *, hardlink_for_root: bool) -> pb.CheckupReply:
         """Everything, for one caller. Raises QuotaExceeded."""
@@ -182,7 +183,7 @@ class Checkup:
         yield from findings.disk(
             self._sweeper.reservations.fill(),
             self._sweeper.reservations.limits,
-            is_read_only=bool(found.f_flag & os.ST_RDONLY),
+            is_read_only=is_read_only(self._store.root),
             root=self._store.root,
         )
         yield from findings.inodes(found.f_files, found.f_favail)

@@ -12,7 +12,6 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
-from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol
 
@@ -21,13 +20,13 @@ from cacheserver import roots, runfolders, uris
 from cacheserver.cache import Cache
 from cacheserver.discovery import Discovery
 from cacheserver.errands import Ask
-from cacheserver.flights import Flight
 from cacheserver.index import Index
 from cacheserver.local import LOCAL_SCHEMES
 from cacheserver.outcomes import Outcome, State
 from cacheserver.runfolders import Spot
 from cacheserver.selection import Selection
 from cacheserver.settings import IngestConfig
+from cacheserver.settling import RUNNING_SECONDS_MAX, Run
 from cacheserver.tallies import Tally
 from cacheserver.words import Brought, Standing
 
@@ -35,14 +34,11 @@ AT_ONCE = 2  # artifacts brought together
 ASKED_TOGETHER = 100  # runs and logged models
 WAITING_MAX = 20_000  # runs that are remembered; the others are found again by a look
 WATCHED_MAX = 2_000  # runs whose folders are watched, those that came last
-RETRY_SECONDS_MAX = 1800.0  # between two attempts; of a run that is running, between two questions:
-RUNNING_SECONDS_MAX = 60.0
 FULL_SECONDS = 30.0  # between two looks whether there is room again
 TOLD_SECONDS = 6 * 3600.0  # between two lines of one trouble
 DOUBT_SECONDS = 60.0  # when what is wrong each time is told: somebody may be writing there
 AWAY_SECONDS = 10.0  # between two questions to a tracking server that does not answer
 CLOCK_SECONDS = 0.05  # by which a filesystem's clock may be behind
-SECOND_LOOK_SECONDS = 600.0  # what was written that lately is looked at once more after it was brought
 PAUSE_EVERY = 20  # runs looked at; then others have their turn
 TURN_SECONDS = 0.5  # how long downloads are waited for before folders are looked at again
 
@@ -58,28 +54,6 @@ class Tracking(Protocol):
 
     def outcomes(self, asked: Sequence[tuple[str, str]]) -> dict[str, Outcome]:
         """As `Outcomes.of`."""
-
-
-@dataclass(eq=False)
-class _Run:
-    """A run, or a logged model, that may have to be brought.
-
-    Attributes:
-        due: when it is looked at; seconds that never jump.
-        wait: how long after that it is looked at again.
-        is_doubtful: something in it has changed: that its folders have not is no reason to take it for what is held.
-        newest, newest_at: what was written in it last, by the filesystem's clock, and when that was seen.
-        brought: what was the newest when it was brought.
-    """
-
-    spot: Spot
-    due: float
-    wait: float
-    is_doubtful: bool = False
-    newest: float = -math.inf
-    newest_at: float = -math.inf
-    brought: float = -math.inf
-    flight: Flight[Brought] | None = None
 
 
 class Ingesting:
@@ -119,9 +93,9 @@ class Ingesting:
         self._ticks = ticks
         self._pause = pause
         self._discovery = Discovery(wanted, clock, ticks, pause)
-        self._runs: dict[str, _Run] = {}  # by path
-        self._ready: list[_Run] = []  # have finished, and their bytes lie there; the newest last
-        self._flying: list[_Run] = []
+        self._runs: dict[str, Run] = {}  # by path
+        self._ready: list[Run] = []  # have finished, and their bytes lie there; the newest last
+        self._flying: list[Run] = []
         self._watched: dict[str, None] = {}
         self._told: dict[tuple[str, type[Exception]], float] = {}
         self._is_away = False
@@ -178,7 +152,7 @@ class Ingesting:
         if run is None:
             if len(self._runs) >= WAITING_MAX:
                 self._forget_oldest()
-            run = self._runs[spot.path] = _Run(spot, self._ticks(), settle)
+            run = self._runs[spot.path] = Run(spot, self._ticks(), settle)
         run.spot, run.is_doubtful, run.wait = spot, run.is_doubtful or is_doubtful, settle
         if is_doubtful:
             run.due = self._ticks() + settle
@@ -190,7 +164,7 @@ class Ingesting:
             self._forget(run)
             self._discovery.forgot(run.spot)
 
-    def _watch(self, run: _Run) -> None:
+    def _watch(self, run: Run) -> None:
         """Watches a run's own folders; only the last ones are."""
         for folder in (run.spot.path, run.spot.artifacts):
             self._discovery.lookout.watch(folder)
@@ -202,7 +176,7 @@ class Ingesting:
             self._discovery.lookout.leave(oldest)
             self._discovery.lookout.leave(os.path.join(oldest, runfolders.ARTIFACTS))
 
-    def _forget(self, run: _Run) -> None:
+    def _forget(self, run: Run) -> None:
         self._runs.pop(run.spot.path, None)
 
     # -- what is to be brought --------------------------------------------------------------------------------------
@@ -232,14 +206,14 @@ class Ingesting:
     def _ask(self) -> bool:
         """Asks about some of those whose time has come: which have finished. Returns whether there
         were any."""
-        now, some = self._ticks(), list[_Run]()
+        now, some = self._ticks(), list[Run]()
         self._asked_at = now
         due = [run for run in self._runs.values() if run.flight is None and run.due <= now]
         # In turns the newest and who waits for longest: whoever goes on making folders keeps nobody waiting for ever.
         newest, longest = sorted(due, key=lambda run: -run.spot.changed_at), sorted(due, key=lambda run: run.due)
         for number, run in enumerate(dict.fromkeys(chain.from_iterable(zip(newest, longest, strict=True))), start=1):
             if self._is_worth_asking(run):
-                if not some and not self._has_room():  # the others' files are not walked for nothing
+                if not some and not self._has_room():  # the others' folders are not looked at for nothing
                     return False
                 some.append(run)
             if len(some) == ASKED_TOGETHER or self._is_stopping:
@@ -259,15 +233,18 @@ class Ingesting:
             self._is_away = True
             return False
         self._is_away = False
-        for run in done:
-            if run.spot.uri in dropped:
-                self.counts.add(DROPPED)
-                self._forget(run)
-        self._ready = [run for run in reversed(done) if run.spot.uri not in dropped]
+        for run in [run for run in done if run.spot.uri in dropped]:
+            self.counts.add(DROPPED)
+            self._forget(run)
+        self._ready = self._settled([run for run in reversed(done) if run.spot.uri not in dropped])
         return True
 
-    def _is_worth_asking(self, run: _Run) -> bool:
-        """Whether there is something of it that is not held yet, and is written no more."""
+    def _is_worth_asking(self, run: Run) -> bool:
+        """Whether there may be something of it that is not held yet.
+
+        Its files are not looked at before the tracking server has said that they are a finished run's: whoever may
+        write there can make any number of folders, all of them symlinks to the same 200,000 files.
+        """
         spot = runfolders.spot(run.spot.path)
         try:
             if spot:
@@ -275,43 +252,66 @@ class Ingesting:
             if spot is None or not runfolders.has_files(spot.artifacts):
                 self._forget(run)
                 return False
-            held = self._index.held(spot.uri, "")
-            is_held = held is not None and held.standing is Standing.FINISHED
-            seen_at = held.checked_at - CLOCK_SECONDS if held and is_held else -math.inf
-            newest = None
-            if run.is_doubtful or spot.changed_at >= seen_at:
-                newest = runfolders.newest(spot.artifacts)
         except OSError as error:
-            self._later(run)
-            self._tell_words(run, OSError, f"{run.spot.artifacts!a}: {error.strerror}")
+            self._cannot_look(run, error)
             return False
         run.spot = spot
-        if newest is None or newest < seen_at:  # nothing was written since it was brought
+        if not run.is_doubtful and spot.changed_at < self._seen_at(run):
             self._forget(run)
             return False
-        if newest != run.newest:
-            run.newest, run.newest_at = newest, self._ticks()
-        # By the filesystem's clock; where that is ahead, by whether it stays what it is.
-        settle = self._wanted.settle
-        if newest > self._clock() - settle and self._ticks() - run.newest_at < settle:
-            run.due = self._ticks() + settle
-            return False
-        return True
+        return self._has_settled(run) if run.is_confirmed else self._is_written_no_more(run, spot.changed_at)
 
-    def _is_done(self, run: _Run, outcome: Outcome | None) -> bool:
+    def _settled(self, done: list[Run]) -> list[Run]:
+        """Those that are to be brought now, of those that the tracking server has confirmed."""
+        found = []
+        for number, run in enumerate(done, start=1):
+            if run.is_confirmed or self._has_settled(run):  # it was looked at before it was asked about again
+                found.append(run)
+            run.is_confirmed = True
+            if number % PAUSE_EVERY == 0:
+                self._pause()
+        return found
+
+    def _has_settled(self, run: Run) -> bool:
+        """Whether something of it is not held yet, and is written no more."""
+        try:
+            newest = runfolders.newest(run.spot.artifacts)
+        except OSError as error:
+            self._cannot_look(run, error)
+            return False
+        if newest < self._seen_at(run):  # nothing was written since it was brought
+            self._forget(run)
+            return False
+        return self._is_written_no_more(run, newest)
+
+    def _is_written_no_more(self, run: Run, newest: float) -> bool:
+        return run.has_settled(newest, self._wanted.settle, clock=self._clock(), now=self._ticks())
+
+    def _seen_at(self, run: Run) -> float:
+        """What was written before then is held, by the filesystem's clock."""
+        held = self._index.held(run.spot.uri, "")
+        is_held = held is not None and held.standing is Standing.FINISHED
+        return held.checked_at - CLOCK_SECONDS if held and is_held else -math.inf
+
+    def _cannot_look(self, run: Run, error: OSError) -> None:
+        run.later(self._ticks())
+        self._tell_words(run, OSError, f"{run.spot.artifacts!a}: {error.strerror}")
+
+    def _is_done(self, run: Run, outcome: Outcome | None) -> bool:
         """Whether it is to be brought now."""
         state = outcome.state if outcome else State.REFUSED
         if outcome and state is State.DONE and self._lies_there(run.spot, outcome.root):
             return True
+        run.is_confirmed = False
         if state in (State.DONE, State.ENDED):
             if state is State.DONE:
                 self.counts.add(ELSEWHERE)
                 _log.debug("%s is not ingested from %s: its bytes lie elsewhere", run.spot.uri, ascii(run.spot.path))
             self._forget(run)
         elif state is State.OPEN:
-            self._later(run, RUNNING_SECONDS_MAX)
+            run.later(self._ticks(), RUNNING_SECONDS_MAX)
         else:
-            self._later(run)
+            run.later(self._ticks())
             self._tell_words(run, PermissionError, outcome.why if outcome else "the tracking server does not say.")
         return False
 
@@ -325,7 +325,7 @@ class Ingesting:
 
     # -- bringing ---------------------------------------------------------------------------------------------------
 
-    def _bring(self, run: _Run) -> None:
+    def _bring(self, run: Run) -> None:
         if self._runs.get(run.spot.path) is not run or run.due > self._asked_at:
             return  # the configuration has changed, or it is written again: it waits for its time
         artifact = uris.parse(run.spot.uri)
@@ -353,23 +353,17 @@ class Ingesting:
             finally:
                 self._cache.leave(flight)
 
-    def _brought(self, run: _Run, brought: Brought) -> None:
+    def _brought(self, run: Run, brought: Brought) -> None:
         if brought.stale:  # it is as it was held before
-            self._later(run)
+            run.later(self._ticks())
             return
         self.counts.add(BROUGHT if brought.origin_bytes else THERE, amount=brought.origin_bytes)
         _log.info("ingested uri=%s bytes=%d files=%d", run.spot.uri, brought.origin_bytes, brought.held.file_count)
-        # A clock that is ahead makes it look as if it were written later than it was brought, until that time has come.
-        is_same = run.newest == run.brought and not brought.origin_bytes
-        if not run.is_doubtful and (is_same or run.newest < self._clock() - SECOND_LOOK_SECONDS):
+        if run.is_over(bool(brought.origin_bytes), self._wanted.settle, clock=self._clock(), now=self._ticks()):
             self._forget(run)
-            return
-        # Somebody may have gone on writing, deep in it, where nothing is watched: it is looked at once more.
-        run.brought = run.newest
-        run.due, run.is_doubtful = self._ticks() + self._wanted.settle, True
 
-    def _failed(self, run: _Run, error: CacheError) -> None:
-        self._later(run)
+    def _failed(self, run: Run, error: CacheError) -> None:
+        run.later(self._ticks())
         self.counts.add(FAILED)
         if isinstance(error, NoSpace):
             self._tell_full(str(error))
@@ -378,10 +372,7 @@ class Ingesting:
         else:
             self._tell_words(run, type(error), str(error))
 
-    def _later(self, run: _Run, most: float = RETRY_SECONDS_MAX) -> None:
-        run.due, run.wait = self._ticks() + run.wait, max(run.wait, min(run.wait * 2, most))
-
-    def _tell_words(self, run: _Run, kind: type[Exception], words: str) -> None:
+    def _tell_words(self, run: Run, kind: type[Exception], words: str) -> None:
         if self._is_new(self._discovery.root_of(run.spot.path), kind):
             _log.warning("%s is not ingested now, and is tried again, as are others like it: %s", run.spot.uri, words)
 

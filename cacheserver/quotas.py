@@ -18,10 +18,13 @@ class Quota:
 
     Args:
         what: in words that finish "… at a time".
+        leaves_some: whether who has some gets one more only while more are left than he has, as in `shares`: so the
+            last one is for somebody who has none, however many users have come before.
     """
 
-    def __init__(self, what: str, *, per_user: int, total: int) -> None:
+    def __init__(self, what: str, *, per_user: int, total: int, leaves_some: bool = False) -> None:
         self._what = what
+        self._leaves_some = leaves_some
         self._per_user = per_user
         self._total = total
         self._lock = threading.Lock()
@@ -32,8 +35,11 @@ class Quota:
         with self._lock:
             if self._taken[uid] + count > self._per_user:
                 raise QuotaExceeded(f"One user gets {self._per_user} {self._what} at a time: let some end first.")
-            if self._taken.total() + count > self._total:
+            left = self._total - self._taken.total()
+            if count > left:
                 raise QuotaExceeded(f"This daemon has {self._total} {self._what} at a time: try later.")
+            if self._leaves_some and self._taken[uid] >= left:
+                raise QuotaExceeded(f"What is left of {self._total} {self._what} is for others: let yours end first.")
             self._taken[uid] += count
 
     def give_back(self, uid: int, count: int = 1) -> None:

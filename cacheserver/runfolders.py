@@ -4,7 +4,7 @@
     <folder>/<experiment>/models/<model ID>/artifacts of logged models
 
 Law of this file: a name is a hint. What a run is, whether it has finished and where its bytes lie, the tracking server
-says. Folders are listed and files looked at, never opened; below a run no symlink is followed.
+says. Folders are listed and files looked at, never opened; in a run's artifacts no symlink is followed.
 """
 
 from __future__ import annotations

@@ -57,11 +57,10 @@ def programs(alice: Caller, room: Path) -> Iterator[Path]:
     folder.mkdir()
     typed = alice.cwd / "typed"
     for name in PROGRAMS:
-        run = f'exec {alice.interpreter.python} -m {name} "$@"\n'
-        noted = (
-            f'case "$1" in ls|--completion) {run};; esac\nprintf "%s\\\\n" "$*" >{typed}.new; mv {typed}.new {typed}\n'
-        )
-        (folder / name).write_text(f"#!/bin/sh\n{noted.replace(run, run.strip())}")
+        run = f'exec {alice.interpreter.python} -m {name} "$@"'
+        asked = f'case " $* " in *" ls "*|*" --completion "*) {run};; esac\n'
+        noted = f'printf "%s\\\\n" "$*" >{typed}.new; mv {typed}.new {typed}\n'
+        (folder / name).write_text(f"#!/bin/sh\n{asked}{noted}")
         (folder / name).chmod(0o755)
     alice.env |= {"PATH": f"{folder}:/usr/bin:/bin", "HOME": str(alice.cwd)}
     yield typed
@@ -91,6 +90,32 @@ def test_keys_at_a_terminal(name: str, alice: Caller, programs: Path, mlflow_pro
             typed = [word.rstrip("/") for word in terminal.wait_for_file(programs).split()]  # zsh drops the slash again
             assert typed == told.split(), terminal.shown
             programs.unlink()
+
+
+@pytest.mark.parametrize("name", SHELLS)
+def test_the_daemon_that_is_named_is_asked(
+    name: str, alice: Caller, programs: Path, mlflow_proxied: MlflowServer
+) -> None:
+    """What is held is that of the `--socket-dir` before the command, however it is written; and that is never run."""
+    _needs(name)
+    run = mlflow_proxied.run({"a": b"named"})
+    alice.fetch(f"runs:/{run}")
+    sockets = Path(alice.env["ARTIFACTCACHE_SOCKET_DIR"])
+    (alice.cwd / "sockets").symlink_to(sockets)
+    elsewhere = {"ARTIFACTCACHE_SOCKET_DIR": str(alice.cwd), "SOCKETS": str(sockets), "ABOVE": str(sockets.parent)}
+    folders = [str(sockets), "sockets", "~/sockets", "$SOCKETS", f"$ABOVE/{sockets.name}"]
+    options = [f"--socket-dir {each}" for each in folders]
+    if name != "zsh":  # which offers nothing behind an option that is written so
+        options += [f"--socket-dir={each}" for each in folders]
+    with shell(SHELLS[name], alice.cwd, alice.env | elsewhere) as terminal:
+        terminal.type(LOADED[name].format(program="artifactcache") + "\n")
+        for option in options:
+            terminal.type(f"artifactcache {option} explain runs:/{run[:20]}\t\n")
+            assert terminal.wait_for_file(programs).split()[-1] == f"runs:/{run}", (option, terminal.shown)
+            programs.unlink()
+        terminal.type(f"artifactcache --socket-dir '$(touch pwned)' explain runs:/{run[:20]}\t\n")
+        assert terminal.wait_for_file(programs).split()[-1] == f"runs:/{run[:20]}", terminal.shown
+    assert not (alice.cwd / "pwned").exists()
 
 
 def _bash(alice: Caller, program: str, line: str) -> set[str]:

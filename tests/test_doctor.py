@@ -17,6 +17,7 @@ import pytest
 
 from artifactcache import __version__
 from tests.conftest import CallerOf, StartDaemon
+from tests.rig import mounts
 from tests.rig.caller import Caller
 from tests.rig.counting import CountingProxy
 from tests.rig.daemon import Daemon
@@ -187,7 +188,7 @@ def test_the_plugin(mlflow_user: MlflowUser, origin: CountingProxy) -> None:
 def test_a_disk_that_is_too_full(
     start_daemon: StartDaemon, small_disk: Filesystem, origin: CountingProxy, caller_of: CallerOf, room: Path
 ) -> None:
-    """Where less is free than has to stay free, that is a problem; a filesystem that turned read-only is one too."""
+    """Where less is free than has to stay free, that is a problem."""
     daemon = start_daemon(origin.uri, root=small_disk.root / "store", min_free="32MiB")
     alice = caller_of(daemon, room)
     assert set(doctor(alice).levels("disk")) == {"ok"}
@@ -195,6 +196,19 @@ def test_a_disk_that_is_too_full(
     told = doctor(alice)
     assert told.levels("disk")[0] == "problem" and "too little is free" in told.text("disk")
     (small_disk.root / "filler").unlink()
+
+
+def test_a_filesystem_that_turned_read_only(
+    start_daemon: StartDaemon, small_disk: Filesystem, origin: CountingProxy, caller_of: CallerOf, room: Path
+) -> None:
+    """As ext4 does by itself where it meets an error, and does not tell who asks how it is mounted."""
+    daemon = start_daemon(origin.uri, root=small_disk.root / "store")
+    alice = caller_of(daemon, room)
+    assert set(doctor(alice).levels("disk")) == {"ok"}
+    mounts.turn_read_only(small_disk)
+    told = doctor(alice)
+    assert told.levels("disk")[0] == "problem" and "is read-only" in told.text("disk")
+    assert f"{daemon.root}" in told.text("disk") and "dmesg" in told.text("disk")
 
 
 def test_few_open_files(alice: Caller) -> None:

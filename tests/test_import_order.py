@@ -150,6 +150,7 @@ ORDER = (
     "retaining",
     "warming",
     "runfolders",
+    "settling",
     "lookout",
     "discovery",
     "ingesting",

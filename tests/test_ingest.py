@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from tests.rig.until import until
 from tests.rig.upkeep import call, held
 
 Asks = Callable[[Daemon], Caller]
+BIG_BYTES, PIECES = 16_000_000, 16
 
 
 @pytest.fixture
@@ -129,10 +132,10 @@ def test_a_file_that_grows_is_brought_again(start_daemon: StartDaemon, logged: L
     """Somebody goes on writing, deep in a run that has finished: what is given is never half of it for long, and in the
     end it is all of it, though nobody has asked in between."""
     run = logged.run({"deep/er/log": b"begin\n"})
-    daemon = start_daemon(logged.server.uri, more=section(logged.root))
+    daemon = start_daemon(logged.server.uri, more=section(logged.root, settle=3.0))
     caller = asks(daemon)
     path = logged.folder(run) / "deep/er/log"
-    until_held(caller, daemon, f"runs:/{run}")
+    until(lambda: f"ingested uri=runs:/{run} " in daemon.read_log(), daemon.read_log)
     with path.open("ab") as file:  # while it waits for its second look
         file.write(b"end\n")
     until(lambda: held(caller)[f"runs:/{run}"]["size_bytes"] == path.stat().st_size, daemon.read_log)
@@ -143,20 +146,42 @@ def test_a_file_that_grows_is_brought_again(start_daemon: StartDaemon, logged: L
 def test_what_is_written_without_a_pause_is_never_given_torn(
     start_daemon: StartDaemon, logged: Logged, asks: Asks
 ) -> None:
-    """A file that is rewritten all the time while it is copied: not brought until that has ended."""
-    run = logged.run({"big": b"0" * 4_000_000})
+    """A file that is rewritten in its place, with as many bytes, while it is copied: by a fetch, or because the writer
+    has paused for longer than `settle`. What comes is of one write; and the last one, when that has ended."""
+    run = logged.run({"big": b"0" * BIG_BYTES})
     path = logged.folder(run) / "big"
     daemon = start_daemon(logged.server.uri, more=section(logged.root, settle=0.01))
     caller = asks(daemon)
-    for number in range(1, 200):
-        digit = str(number % 10).encode()
-        path.write_bytes(digit * 4_000_000)
-        if number % 25 == 0:
+    with rewritten(path):
+        for number in range(8):
             with contextlib.suppress(errors.Corrupted):  # it was on its way, and was written to meanwhile
-                bytes_ = (caller.fetch(f"runs:/{run}", room_for(logged, number)).path / "big").read_bytes()
-                assert len(set(bytes_)) <= 1  # of one write; it may have been held before that had ended
+                got = (caller.fetch(f"runs:/{run}", room_for(logged, number), refresh=True).path / "big").read_bytes()
+                assert len(got) == BIG_BYTES and len(set(got)) == 1
     until(lambda: f"runs:/{run}" in held(caller), daemon.read_log)
     until(lambda: (caller.fetch(f"runs:/{run}").path / "big").read_bytes() == path.read_bytes(), daemon.read_log)
+
+
+@contextlib.contextmanager
+def rewritten(path: Path) -> Iterator[None]:
+    """A file is written again and again, from one end to the other, for as long as this lasts. In pieces: the kernel
+    notes the time of each write(2) at its beginning, and one that lasts longer than the copy would not show."""
+    over = threading.Event()
+
+    def write() -> None:
+        for number in itertools.count(1):
+            with path.open("r+b", buffering=0) as file:
+                for _ in range(PIECES):
+                    file.write(str(number % 10).encode() * (BIG_BYTES // PIECES))
+            if over.wait(0.03 if number % 3 == 0 else 0):
+                return
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        yield
+    finally:
+        over.set()
+        writer.join()
 
 
 def room_for(logged: Logged, number: int) -> Path:

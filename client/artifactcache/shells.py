@@ -1,7 +1,8 @@
 """Completion scripts for bash, zsh and fish, of what `completion` has read off a parser.
 
 Law of this file: pure; and what the daemon answers is never code. Names of held artifacts were chosen by other people
-of the host, so the scripts offer only those of plain characters, and let no shell expand a list of them.
+of the host, so the scripts offer only those of plain characters, and let no shell expand a list of them. Nor is what
+has been typed so far run: of the daemon's folder only `~/`, or a variable's name before the first slash, is replaced.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ if TYPE_CHECKING:
     from artifactcache.completion import Command, Option, Word
 
 # The artifacts that are held, one a line: what `ls` shows this user, but for names with characters that a shell reads.
-_HELD = (
-    "artifactcache ls --json --timeout 2 2>/dev/null"
+# `where` is the option by which the line so far says which daemon is asked, or nothing.
+_WHERE = "--socket-dir"
+_LISTED = (
+    r""" ls --json --timeout 2 2>/dev/null"""
     r""" | sed -n 's/^ *"version": "\([][A-Za-z0-9:/@._+%=,~-]*\)",*$/\1/p'"""
 )
+_HELD = 'artifactcache ${where:+"' + _WHERE + '=$where"}' + _LISTED
 
 
 def _name(command: Command) -> str:
@@ -33,6 +37,22 @@ def _offers_held(program: Command) -> bool:
 
 
 # -- bash -------------------------------------------------------------------------------------------------------------
+
+_BASH_WHERE = f"""        case $command:${{words[i]}} in
+            :{_WHERE}) where=${{words[i + 1]}} ;;
+            :{_WHERE}=*) where=${{words[i]#*=}} ;;
+        esac
+"""
+
+_BASH_HELD = r"""_%(program)s_held() {
+    if [[ $where == "~/"* ]]; then where=$HOME/${where#*/}; fi
+    if [[ $where =~ ^\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?(/.*)?$ ]]; then
+        where=${!BASH_REMATCH[1]}${BASH_REMATCH[2]}
+    fi
+    %(held)s
+}
+
+"""
 
 _BASH = r"""# bash completion of {program}
 {held}_{program}_offer() {{
@@ -50,14 +70,14 @@ _BASH = r"""# bash completion of {program}
 }}
 
 {program_function}() {{
-    local line=${{COMP_LINE:0:COMP_POINT}} words cur previous command= place=0 i skip= is_value=
+    local line=${{COMP_LINE:0:COMP_POINT}} words cur previous command= place=0 i skip= is_value= where=
     read -ra words <<< "$line"
     if [[ $line == *[[:space:]] ]]; then words+=(""); fi
     cur=${{words[${{#words[@]}}-1]}} previous=${{words[${{#words[@]}}-2]}} COMPREPLY=()
     if [[ $cur == --*=* ]]; then previous=${{cur%%=*}} cur=${{cur#*=}} is_value=1; fi
     for ((i = 1; i < ${{#words[@]}} - 1; i++)); do
         if [[ $skip ]]; then skip=; continue; fi
-        case $command:${{words[i]}} in
+{where}        case $command:${{words[i]}} in
             {valued}) skip=1 ;;
             *:-*) ;;
             :*) command=${{words[i]}} ;;
@@ -109,7 +129,8 @@ def bash(program: Command) -> str:
     places.append(f"        :*) {_bash_words(program, names)} ;;")
     return _BASH.format(
         program=program.name,
-        held=f"_{program.name}_held() {{\n    {_HELD}\n}}\n\n" if _offers_held(program) else "",
+        held=_BASH_HELD % {"program": program.name, "held": _HELD} if _offers_held(program) else "",
+        where=_BASH_WHERE if _offers_held(program) else "",
         program_function=_name(program),
         valued="|".join(valued),
         values="\n".join(values),
@@ -147,6 +168,9 @@ fi
 
 
 _ZSH_HELD = r"""_%(program)s_held() {
+    local match mbegin mend MATCH MBEGIN MEND
+    if [[ $where == "~/"* ]]; then where=$HOME/${where#*/}; fi
+    if [[ $where =~ '^\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?(/.*)?$' ]]; then where=${(P)match[1]}$match[2]; fi
     local -a held=(${(f)"$(%(held)s)"})
     compadd -a held
 }
@@ -167,12 +191,14 @@ def _zsh_program(program: Command) -> str:
         f"                {each.name}) {_name(program)}__{_name(each)[1:]} ;;" for each in program.commands
     )
     specs = " \\\n        ".join(_quoted(spec) for option in program.options for spec in _zsh_option(program, option))
+    # Each command reads options of its own into opt_args, so the program's is put aside.
+    where = f"\n    local where=${{(Q)opt_args[{_WHERE}]}}" if _offers_held(program) else ""
     return f"""{_name(program)}() {{
     local context state line curcontext=$curcontext
     typeset -A opt_args
     _arguments -C -s \\
         {specs} \\
-        '1: :->command' '*:: :->rest'
+        '1: :->command' '*:: :->rest'{where}
     case $state in
         command)
             local -a commands=(
@@ -219,6 +245,30 @@ def _zsh_offer(program: Command, word: Word) -> str:
 
 # -- fish -------------------------------------------------------------------------------------------------------------
 
+_FISH_HELD = r"""function __%(program)s_held
+    set -l where
+    set -l words (commandline -opc)
+    for i in (seq 2 (count $words))
+        switch $words[$i]
+            case %(where)s
+                set where $words[(math $i + 1)]
+            case '%(where)s=*'
+                set where (string replace -r '^[^=]*=' '' -- $words[$i])
+            case '-*'
+            case '*'
+                if test $words[(math $i - 1)] != %(where)s
+                    break  # the command
+                end
+        end
+    end
+    set where (string replace -r '^~/' $HOME/ -- $where)
+    if string match -rq '^\$(?<name>[A-Za-z_]\w*)(?<rest>/.*)?$' -- $where
+        set where "$$name$rest"
+    end
+    artifactcache %(where)s=$where%(listed)s
+end
+"""
+
 _FISH = r"""# fish completion of {program}
 {held}complete -c {program} -f
 {lines}
@@ -236,7 +286,7 @@ def fish(program: Command) -> str:
         here = f"complete -c {program.name} -n '__fish_seen_subcommand_from {each.name}'"
         lines += [f"{here} {_fish_option(function, option)}" for option in each.options]
         lines += [f"{here}{offer}" for word in each.words if (offer := _fish_offer(function, word))]
-    held = f"function __{function}_held\n    {_HELD}\nend\n" if _offers_held(program) else ""
+    held = _FISH_HELD % {"program": function, "where": _WHERE, "listed": _LISTED} if _offers_held(program) else ""
     return _FISH.format(program=program.name, held=held, lines="\n".join(dict.fromkeys(lines)))
 
 

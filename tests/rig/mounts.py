@@ -72,6 +72,13 @@ def cut_power(filesystem: Filesystem) -> None:
     _run("xfs_io", "-x", "-c", "shutdown", filesystem.root)
 
 
+def turn_read_only(filesystem: Filesystem) -> None:
+    """An ext4 finds an error, and takes nothing more from now on (errors=remount-ro of ext4(5))."""
+    _run("mount", "-o", "remount,errors=remount-ro", filesystem.root)
+    device = subprocess.run(("findmnt", "-no", "SOURCE", filesystem.root), stdout=subprocess.PIPE, check=True).stdout
+    Path("/sys/fs/ext4", Path(device.decode().strip()).name, "trigger_fs_error").write_text("an error of the disk")
+
+
 def mount_again(filesystem: Filesystem, image: Path) -> None:
     """What a host does when its power is back. Waits until nobody has a file open there.
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from artifactcache.errors import CacheError
-from cacheserver import restoring
+from cacheserver import assembly, restoring
+from cacheserver.upkeep import ROUND_SECONDS, Upkeep
 from tests.unit.healer import Healer
-from tests.unit.house import FILES, ROOT, fsck_command
+from tests.unit.house import FILES, PATIENCE_SECONDS, ROOT, fsck_command
+
+ROUNDS_OF_A_DAY = 5  # of the daemon's chores, as one test has them
 
 
 def _flip(root: Path, table: str) -> None:
@@ -67,6 +73,32 @@ def test_who_looks_through_the_index_finds_it(root: Path) -> None:
         house.origin.down = True
         assert _is_served(house)
     finally:
+        house.close()
+
+
+def test_the_daemon_looks_a_day_after_its_start(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not at it, when others want the processor: then it compares names only."""
+    monkeypatch.setattr(assembly, "COMPARE_SECONDS", ROUNDS_OF_A_DAY * ROUND_SECONDS)
+    house, enough = Healer(root), threading.Event()
+    was_found: list[bool] = []
+
+    def note() -> None:
+        """What is done after the look, in each round."""
+        was_found.append(house.index.is_damaged)
+        if len(was_found) > ROUNDS_OF_A_DAY:
+            enough.set()
+
+    idle = SimpleNamespace(**dict.fromkeys(("look", "watch", "tidy", "refresh", "write", "note", "search"), int))
+    others = dict.fromkeys(("sweeper", "retaining", "recorder", "warming", "overview", "ingesting", "meddling"), idle)
+    parts = SimpleNamespace(**others, healing=idle, store=house.store, scrubber=SimpleNamespace(look=note))
+    (thread,) = (each for each in assembly._upkeep(cast(Any, parts)) if each._thread.name == "scrub")
+    monkeypatch.setattr(thread._stopping, "wait", lambda seconds: thread._stopping.is_set())  # rounds take no time
+    try:
+        thread.start()
+        assert enough.wait(PATIENCE_SECONDS)
+        assert was_found[: ROUNDS_OF_A_DAY + 1] == [False] * ROUNDS_OF_A_DAY + [True]
+    finally:
+        Upkeep.stop_all([thread], lambda seconds: seconds)
         house.close()
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,93 +14,16 @@ import pytest
 from artifactcache.errors import NoSpace, OriginUnavailable
 from cacheserver import discovery, ingesting, uris
 from cacheserver.errands import Ask
-from cacheserver.ingesting import AWAY_SECONDS, FULL_SECONDS, RUNNING_SECONDS_MAX, Ingesting
+from cacheserver.ingesting import AWAY_SECONDS, FULL_SECONDS
 from cacheserver.outcomes import Outcome, State
 from cacheserver.selection import Selection
-from cacheserver.settings import IngestConfig
+from cacheserver.settling import RUNNING_SECONDS_MAX
 from cacheserver.space import Amount, Limits
 from cacheserver.words import Resolved
 from tests.rig.until import until
-from tests.unit.house import PATIENCE_SECONDS, ROOMY, FakeOrigin, House
+from tests.unit.house import PATIENCE_SECONDS
 from tests.unit.sweeping import ALL
-
-SETTLE = 5.0
-
-
-class Site(FakeOrigin):
-    """A tracking server whose runs have their artifacts in a folder of this host."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self.folder = folder
-        self.states: dict[str, State] = {}
-        self.asked: list[list[str]] = []
-
-    def add(self, number: int, state: State = State.DONE, size: int = 10) -> str:
-        """A run of one file; returns its URI."""
-        run_id = f"{number:032x}"
-        path = self.folder / "1" / run_id / "artifacts"
-        path.mkdir(parents=True)
-        (path / "f").write_bytes(b"f")
-        self.versions[f"runs:/{run_id}"] = Resolved(f"runs:/{run_id}", str(path), (), True)
-        self.files[f"{path}/f"] = os.urandom(size)
-        self.states[run_id] = state
-        return f"runs:/{run_id}"
-
-    def outcomes(self, asked: Sequence[tuple[str, str]]) -> dict[str, Outcome]:
-        """What `states` says."""
-        self._answer()
-        self.asked.append([one for _, one in asked])
-        return {one: Outcome(self.states[one], self.versions[f"runs:/{one}"].root) for _, one in asked}
-
-
-class Yard(House):
-    """A house that ingests a folder. Its clock is well after whatever a test writes."""
-
-    origin: Site
-
-    def __init__(self, root: Path, limits: Limits = ROOMY) -> None:
-        self.folder = root / "mlruns"
-        self.folder.mkdir()
-        super().__init__(root / "store", limits, grace_seconds=0.0, origin=Site(self.folder))
-        self.now = self.folder.stat().st_ctime + 10_000
-        self.dropped = set[str]()
-        self.ingesting = self.made()
-
-    def made(self) -> Ingesting:
-        """As a daemon has it that has just started."""
-        return Ingesting(
-            self.cache,
-            self.index,
-            self.origin,
-            IngestConfig([str(self.folder)], settle=SETTLE, every=600.0),
-            has_spare=self.reservations.has_spare,
-            would_drop=lambda versions: self.dropped & set(versions),
-            clock=lambda: self.now,
-            ticks=lambda: self.ticks,
-            pause=lambda: None,
-        )
-
-    def later(self, seconds: float) -> None:
-        """Time passes, and it looks."""
-        self.now += seconds
-        self.ticks += seconds
-        self.ingesting.look()
-
-    def close(self) -> None:
-        """Watches nothing any more."""
-        self.ingesting.stop()
-        self.ingesting.look()
-        super().close()
-
-    def touched(self) -> float:
-        """The time, by the folder's filesystem."""
-        (self.root / "clock").touch()
-        return (self.root / "clock").stat().st_ctime
-
-    def held(self) -> set[str]:
-        """What is held, and was named."""
-        return {one.uri for one in self.index.asked()}
+from tests.unit.yard import SETTLE, Yard
 
 
 @pytest.fixture
@@ -258,8 +181,17 @@ def test_a_clock_that_is_ahead_delays_and_stops_nothing(yard: Yard) -> None:
     """A file server's, say: what stays what it is for as long as that has settled. It is looked at once more, and not
     for ever."""
     uri = yard.origin.add(1)
+    file = Path(yard.origin.versions[uri].root) / "f"
+
+    def is_later() -> bool:
+        file.touch()
+        return file.stat().st_ctime > file.parent.stat().st_ctime
+
+    until(is_later, "the clock to go on")
     yard.now -= 20_000
     yard.later(0)
+    assert not yard.origin.asked
+    yard.later(SETTLE)  # its folder has settled: it is asked about, and its files are looked at
     assert not yard.held()
     yard.later(SETTLE)
     assert yard.held() == {uri} and yard.ingesting.waiting_count() == 1
@@ -267,7 +199,34 @@ def test_a_clock_that_is_ahead_delays_and_stops_nothing(yard: Yard) -> None:
     asked = len(yard.origin.asked)
     for _ in range(20):
         yard.later(SETTLE)
-    assert len(yard.origin.asked) == asked == 2 and yard.ingesting.waiting_count() == 0
+    assert len(yard.origin.asked) == asked == 3 and yard.ingesting.waiting_count() == 0
+
+
+@pytest.mark.parametrize("state", [State.OPEN, State.ENDED, State.REFUSED, State.DONE])
+def test_no_file_is_looked_at_that_the_server_has_not_confirmed(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch, state: State
+) -> None:
+    """Whoever may write in the folder can make symlinks of any names to something large. What has finished, and lies
+    there, is brought from behind a symlink too."""
+    large = yard.root / "large"
+    (large / "deep").mkdir(parents=True)
+    (large / "deep/f").touch()
+    lies = yard.origin.add(1, State.OPEN)
+    elsewhere = [yard.origin.add(number, state) for number in range(2, 6)]
+    for uri in (lies, *elsewhere):
+        artifacts = Path(yard.origin.versions[uri].root)
+        artifacts.rename(yard.root / uri[6:])
+        artifacts.symlink_to(large)
+    for uri in elsewhere:
+        yard.origin.versions[uri] = Resolved(uri, str(yard.root / "elsewhere"), (), True)
+    walked, scandir = list[str](), os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: walked.append(os.path.basename(path)) or scandir(path))  # type: ignore[func-returns-value]
+    for _ in range(10):
+        yard.later(RUNNING_SECONDS_MAX)
+    assert "artifacts" in walked and "deep" not in walked and not yard.held()
+    yard.origin.states[lies[6:]] = State.DONE
+    yard.later(RUNNING_SECONDS_MAX)
+    assert yard.held() == {lies} and "deep" in walked
 
 
 def test_what_is_written_while_it_waits_for_its_turn(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
