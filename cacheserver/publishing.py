@@ -213,7 +213,7 @@ class Publishing:
                 versions = tuple(dict.fromkeys((*record.versions, *there.versions)))[:VERSIONS_MAX]
                 record = _with(record, versions)
             pieces = layout(tree.manifest)
-            suspects = {key for piece in pieces for key in piece.keys if self._tier.suspects.get(key)}
+            suspects = {key for piece in pieces for key in self._suspects(piece)}
             if there and not suspects and _says_as_much(there, record):
                 return
             is_there = there is not None and there.manifest == record.manifest and not suspects
@@ -222,7 +222,7 @@ class Publishing:
             if self._condemned() & {key for piece in pieces for key in piece.keys}:
                 raise _Condemned
             self._objects.put(record.key, record.encode(self._tier.secret))
-            for key in (record.key, *suspects):
+            for key in (record.key, *suspects, *(piece.stem for piece in pieces if isinstance(piece, Large))):
                 self._tier.suspects.forget(key)
             self.counts.add(REFRESHED if is_there else PUBLISHED, amount=0 if is_there else held.size_bytes)
 
@@ -253,6 +253,13 @@ class Publishing:
             return TreeRecord.decode(record.key, got.data, self._tier.secret) if got else None
         except NotARecord:
             return None
+
+    def _suspects(self, piece: Large | Pack) -> list[str]:
+        """Those of its objects that were found to be wrong, or not there: all of them where nobody knows which."""
+        is_suspect = self._tier.suspects.get
+        if isinstance(piece, Large) and is_suspect(piece.stem):
+            return piece.keys
+        return [key for key in piece.keys if is_suspect(key)]
 
     def _condemned(self) -> set[str]:
         """The keys of what a sweep is about to remove."""

@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 class Wrong(Exception):
-    """An object is not what its name says, or not there."""
+    """An object is not what its name says, or not there; or those of a large blob are not, whichever of them."""
 
     def __init__(self, key: str, words: str) -> None:
         super().__init__(f"{key} {words}")

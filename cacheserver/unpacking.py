@@ -126,7 +126,7 @@ class Unpacking:
         try:
             if isinstance(piece, Large):
                 named, etag = lacking.keys[piece.blob.digest]
-                found[named] = self._large(piece, named, progress, spend)._replace(etag=etag)
+                found[named] = self._large(piece, progress, spend)._replace(etag=etag)
             else:
                 for run in runs(piece, lacking.keys):
                     self._packed(key, run, lacking, found, progress, spend)
@@ -196,18 +196,18 @@ class Unpacking:
             progress.files_done += 1
         return staged
 
-    def _large(self, large: Large, named: str, progress: Progress, spend: Callable[[int], None] | None) -> Staged:
+    def _large(self, large: Large, progress: Progress, spend: Callable[[int], None] | None) -> Staged:
         """A blob that comes in parts, several at a time, and goes on where an earlier attempt was broken off."""
         blob = large.blob
         if blob.size < RESUMABLE_BYTES_MIN:
-            return self._written(blob, large.keys[0], partial(self._in_parts, large), progress, spend)
+            return self._written(blob, large.stem, partial(self._in_parts, large), progress, spend)
         what = partial_key(blob.digest)
         begun = self._store.partials.take(what)
 
         def note(path: str, etag: str, size: int, xxh3: str) -> None:
             self._store.partials.note(path, what, etag, size, xxh3)
 
-        return self._written(blob, large.keys[0], partial(self._in_parts, large), progress, spend, begun, note)
+        return self._written(blob, large.stem, partial(self._in_parts, large), progress, spend, begun, note)
 
     def _in_parts(self, large: Large, sink: Sink) -> None:
         sink.begin(large.blob.digest)
