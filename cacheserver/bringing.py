@@ -75,7 +75,7 @@ class Bringing:
         """
         if self._sharing is None:
             return self._sync(errand)
-        errand = errand._replace(claims=[])
+        errand = errand._replace(claims=[], missed=set())
         try:
             return self._sync(errand)
         finally:

@@ -96,7 +96,7 @@ class Sharing:
             manifest = errand.selection.of_manifest(record.manifest) if not record.selection else record.manifest
             etags = dict(zip((e.path for e in record.manifest.files), record.etags, strict=False))
             digests = self._lacking(manifest)
-            if digests - self._bring(errand, location, record, manifest, digests, etags, record.standing):
+            if self._bring(errand, location, record, manifest, digests, etags, record.standing) < digests:
                 return None
         ordered = tuple(etags.get(entry.path, "") for entry in manifest.files)
         arrived = tuple(_key(location, record, entry.path) for entry in manifest.files if entry.digest in digests)
@@ -189,6 +189,7 @@ class Sharing:
         standing: Standing,
     ) -> set[str]:
         """Takes blobs from the tier. Returns the digests of those that have come. Raises NoSpace, QuotaExceeded."""
+        digests = digests - errand.missed
         if not digests:
             return set()
         entries = {entry.digest: entry for entry in reversed(manifest.files) if entry.digest in digests}
@@ -209,6 +210,7 @@ class Sharing:
         # What has not come is no part of the work any more: who asks the origin for it says so himself.
         progress.files_total -= len(entries) - (progress.files_done - files_before)
         progress.bytes_total -= needed - (progress.bytes_done - bytes_before)
+        errand.missed.update(digests - come)
         return come
 
 

@@ -24,3 +24,13 @@ def test_whichever_part_of_a_large_file_is_wrong_is_written_anew(street: Street,
     street.settle(second)
     assert street.cupboard.bytes_of(key) == right
     assert street.house().bring(uri).origin_bytes == 0
+
+
+def test_what_the_tier_has_wrong_is_asked_for_once(street: Street) -> None:
+    """A fetch that has found it out asks the origin, and not the tier again for as many bytes."""
+    uri = published(street)
+    street.cupboard.spoil(street.cupboard.keys(BLOBS)[0])
+    read = street.cupboard.read_bytes
+    second = street.house()
+    assert second.bring(uri).origin_bytes == len(FILES["large"])
+    assert street.cupboard.read_bytes - read <= SIZE
