@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
-from cacheserver.packing import BLOBS
+from cacheserver.packing import BLOBS, CLAIMS
+from tests.unit.tiers import PATIENCE_SECONDS, Street, content, published
 from tests.unit.tiers import TIERED as FILES
-from tests.unit.tiers import Street, content, published
 
 SIZE = sum(map(len, FILES.values()))
 EXPECTED = {path: None if path.endswith("/") else c for path, c in FILES.items()}
@@ -34,3 +36,26 @@ def test_what_the_tier_has_wrong_is_asked_for_once(street: Street) -> None:
     second = street.house()
     assert second.bring(uri).origin_bytes == len(FILES["large"])
     assert street.cupboard.read_bytes - read <= SIZE
+
+
+def test_a_tier_that_hangs_keeps_no_daemon_from_its_end(street: Street) -> None:
+    """Its claims are given back if that is quick; else they end by themselves."""
+    uri = street.files(FILES)
+    first, second = street.house(), street.house()
+    first.bring(uri)
+    second.bring(street.files(FILES, "s3://bucket/other"))
+    assert first.sharing and second.sharing and len(street.cupboard.keys(CLAIMS)) == 2
+    second.sharing.close()
+    assert len(street.cupboard.keys(CLAIMS)) == 1
+    answered, has_ended = threading.Event(), threading.Event()
+    found: list[bool] = []
+
+    def hang(what: str, key: str) -> None:
+        if what == "delete":
+            found.append(has_ended.wait(PATIENCE_SECONDS))
+            answered.set()
+
+    street.cupboard.before = hang
+    first.sharing.close()
+    has_ended.set()
+    assert answered.wait(PATIENCE_SECONDS) and found == [True]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,11 @@ class Cupboard(TierStore):
         if not self.is_conditional:
             raise Unsupported
         return super().replace(key, data, tag)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """The same."""
+        self._note("delete", ",".join(keys))
+        super().delete(keys)
 
     # -- for tests --------------------------------------------------------------------------------------------------
 
