@@ -102,13 +102,13 @@ class Claims:
             if (found := look()) is not None:
                 return found, None
             got = self._objects.get(key, CLAIM_BYTES_MAX)
-            if got is None or self._is_dead(got, seen):
-                if claim := self._write(key, got):
-                    if (found := look()) is None:  # it may have come between the last look and the claim
-                        return None, claim
-                    self.release(claim)
-                    return found, None
-                continue
+            if got and self._is_own(got):  # what this host brings already is shared without the tier, and sooner
+                break
+            if (got is None or self._is_dead(got, seen)) and (claim := self._write(key, got)):
+                if (found := look()) is None:  # it may have come between the last look and the claim
+                    return None, claim
+                self.release(claim)
+                return found, None
             if len(seen.owners) > OWNERS_MAX or self._wait(pause):
                 break
             pause = min(2 * pause, PAUSE_SECONDS_MAX)
@@ -143,6 +143,11 @@ class Claims:
             self._held.difference_update(claims)
         with contextlib.suppress(TierError):  # it ends by itself
             self._objects.delete([claim.key for claim in claims if not claim.is_lost])
+
+    def _is_own(self, got: Got) -> bool:
+        owner = _owner(got.data)
+        with self._lock:
+            return any(claim.owner == owner for claim in self._held)
 
     def _is_dead(self, got: Got, seen: _Watch) -> bool:
         """Whether nobody renews a claim."""

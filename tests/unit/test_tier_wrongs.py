@@ -59,3 +59,25 @@ def test_a_tier_that_hangs_keeps_no_daemon_from_its_end(street: Street) -> None:
     first.sharing.close()
     has_ended.set()
     assert answered.wait(PATIENCE_SECONDS) and found == [True]
+
+
+def test_nobody_waits_for_a_claim_of_his_own_host(street: Street) -> None:
+    """Whoever wants the same by another name shares its download, and does not wait until others can have it."""
+    root = street.origin.run("r")
+    street.files(FILES, root)
+    house, is_at_the_gate, is_open, has_looked = street.house(), *(threading.Event() for _ in range(3))
+
+    def hold(uri: str) -> None:
+        is_at_the_gate.set()
+        assert is_open.wait(PATIENCE_SECONDS)
+
+    street.origin.before_download = hold
+    first = house.start("runs:/r")
+    assert is_at_the_gate.wait(PATIENCE_SECONDS)
+    street.cupboard.before = lambda what, key: has_looked.set() if key.startswith(CLAIMS) else None
+    second = house.start(root)
+    assert has_looked.wait(PATIENCE_SECONDS)
+    is_open.set()
+    for flight in (first, second):
+        flight.future.result(PATIENCE_SECONDS)  # and nothing is published meanwhile
+        house.cache.leave(flight)
