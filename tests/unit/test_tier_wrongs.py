@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from cacheserver.packing import BLOBS, CLAIMS
+from cacheserver.packing import BLOBS, CLAIMS, TREES
+from cacheserver.tierstore import TierError
 from tests.unit.tiers import PATIENCE_SECONDS, Street, content, published
 from tests.unit.tiers import TIERED as FILES
 
@@ -81,3 +82,37 @@ def test_nobody_waits_for_a_claim_of_his_own_host(street: Street) -> None:
     for flight in (first, second):
         flight.future.result(PATIENCE_SECONDS)  # and nothing is published meanwhile
         house.cache.leave(flight)
+
+
+def test_a_tier_that_fails_just_after_the_claim_leaves_none(street: Street) -> None:
+    """Nobody would give it back, and it would be renewed for ever."""
+    uri, has_claimed = street.files(FILES), threading.Event()
+
+    def fail(what: str, key: str) -> None:
+        if what == "create":
+            has_claimed.set()
+        elif has_claimed.is_set() and key.startswith(TREES):
+            raise TierError("The shared tier s3://bucket/prefix cannot be used now: it breaks off")
+
+    street.cupboard.before = fail
+    house = street.house()
+    assert house.bring(uri).origin_bytes == SIZE
+    assert has_claimed.is_set() and not street.cupboard.keys(CLAIMS)
+
+
+def test_a_tier_that_takes_no_claims_is_read(street: Street) -> None:
+    """One that is full, or may only be read, is none that does not answer."""
+    published(street, {"x": b"x"}, "s3://bucket/there")
+    uri = street.files(FILES)
+    house = street.house()
+
+    def refuse(what: str, key: str) -> None:
+        if what in ("create", "put", "replace"):
+            raise TierError("The shared tier s3://bucket/prefix cannot be used now: HTTP 507")
+
+    street.cupboard.before = refuse
+    assert house.bring(uri).origin_bytes == SIZE
+    assert house.bring("s3://bucket/there").origin_bytes == 0
+    calls = street.cupboard.calls["create"]
+    house.bring(street.files({"y": b"y"}, "s3://bucket/third"))
+    assert street.cupboard.calls["create"] == calls, "it is tried again after a while only"
