@@ -67,6 +67,7 @@ AFFORD_ATTEMPTS = 8  # others may land meanwhile
 NAMES_SECONDS = 60.0  # for which what the host's directory says of a user or a group counts
 
 Key = tuple[bool, int]
+_COME = ""  # from nowhere: it is here
 
 
 @dataclass
@@ -135,6 +136,14 @@ class Budgets:
         for one in claims.accounts:
             if one.allowance.held is not None:
                 self._afford(one, one.allowance.held, claims, what, needed)
+
+    def came(self, progress: Progress, what: str, count: int) -> None:
+        """Of what was claimed to come from somewhere so many bytes have come, and no more will."""
+        with self._lock:
+            claims = self._claims.get(id(progress)) or _Claims()
+            for key in [key for key, where in claims.bytes if where == what]:
+                del claims.bytes[key, what]
+                claims.bytes[key, _COME] = claims.bytes.get((key, _COME), 0) + count
 
     def landed(self, progress: Progress) -> None:
         """A download has ended: what has come is on the ledger, or about to be."""

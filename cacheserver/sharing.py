@@ -199,8 +199,9 @@ class Sharing:
         progress.files_total += len(entries)
         progress.bytes_total += needed
         progress.transports.add(SHARED)
-        if errand.payer:  # under a name of its own: what the origin sends as well comes on top
-            self._budgets.claim(errand.payer, progress, f"{location.uri} from the shared tier", needed)
+        what = f"{location.uri} from the shared tier"
+        if errand.payer:
+            self._budgets.claim(errand.payer, progress, what, needed)
         room = self._sweeper.reservations.spare if errand.unasked else self._sweeper.room
         written = self._store.partials.bytes_of(partial_key(digest) for digest in entries)
         with room(location.uri, needed, len(entries), progress, written=written):
@@ -210,6 +211,7 @@ class Sharing:
         # What has not come is no part of the work any more: who asks the origin for it says so himself.
         progress.files_total -= len(entries) - (progress.files_done - files_before)
         progress.bytes_total -= needed - (progress.bytes_done - bytes_before)
+        self._budgets.came(progress, what, sum(entries[digest].size for digest in come))
         errand.missed.update(digests - come)
         return come
 

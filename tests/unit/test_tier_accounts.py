@@ -1,0 +1,73 @@
+"""The shared tier and quotas: what comes from there counts once, and nobody waits for somebody else's rate."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cacheserver import uris
+from cacheserver.allowances import Allowance
+from cacheserver.errands import Ask
+from cacheserver.flights import Flight
+from cacheserver.packing import BLOBS
+from cacheserver.selection import Selection
+from cacheserver.settings import QuotasConfig
+from cacheserver.space import Amount
+from cacheserver.words import Brought, Payer
+from tests.unit.accounts import ALICE, BOB, name
+from tests.unit.house import PATIENCE_SECONDS, House
+from tests.unit.tiers import Street, published
+
+RATE = 1 << 20
+
+
+class Slow(House):
+    """A house where a rate is waited for until the test says that it is paid."""
+
+    def __init__(self, street: Street, allowance: Allowance) -> None:
+        self.is_waiting, self.is_paid = threading.Event(), threading.Event()
+        quotas = QuotasConfig(users={name(ALICE): allowance})
+        super().__init__(street.folder / "slow", quotas=quotas, origin=street.origin, tier=street.cupboard)
+        street.houses.append(self)
+
+    def _sleep(self, seconds: float) -> None:
+        self.is_waiting.set()
+        self.is_paid.wait(PATIENCE_SECONDS)
+        super()._sleep(seconds)
+
+    def begin(self, who: Payer, uri: str) -> Flight[Brought]:
+        """Somebody fetches."""
+        return self.cache.bring(uris.parse(uri), Selection(), Ask.WHAT_IS_DUE, who)[0]
+
+    def end(self, flight: Flight[Brought]) -> Brought:
+        """What has come of it."""
+        try:
+            return flight.future.result(PATIENCE_SECONDS)
+        finally:
+            self.cache.leave(flight)
+
+
+@pytest.fixture
+def street(tmp_path: Path) -> Iterator[Street]:
+    """Where hosts are that share a tier."""
+    street = Street(tmp_path)
+    yield street
+    for house in street.houses:
+        if isinstance(house, Slow):
+            house.is_paid.set()
+    street.close()
+
+
+def test_what_the_tier_fails_to_give_counts_once(street: Street) -> None:
+    """It comes from the origin then, and is no reason to refuse what is within the quota."""
+    files = {"one": os.urandom(2 << 20), "two": os.urandom(2 << 20), "three": os.urandom(2 << 20)}
+    uri = published(street, files)
+    for key in street.cupboard.keys(BLOBS)[1:]:
+        street.cupboard.spoil(key)
+    house = Slow(street, Allowance(held=Amount(7 << 20)))
+    found = house.end(house.begin(ALICE, uri))
+    assert (found.origin_bytes, found.shared_bytes) == (4 << 20, 2 << 20)
