@@ -71,3 +71,16 @@ def test_what_the_tier_fails_to_give_counts_once(street: Street) -> None:
     house = Slow(street, Allowance(held=Amount(7 << 20)))
     found = house.end(house.begin(ALICE, uri))
     assert (found.origin_bytes, found.shared_bytes) == (4 << 20, 2 << 20)
+
+
+def test_whose_rate_is_limited_keeps_nobody_from_the_tier(street: Street) -> None:
+    """Neither threads nor memory that others need wait for it."""
+    published(street, {"large": os.urandom(40 << 20)}, "s3://bucket/large")
+    published(street, {"other": os.urandom(20 << 20)}, "s3://bucket/other")
+    house = Slow(street, Allowance(rate=RATE))
+    slow = house.begin(ALICE, "s3://bucket/large")
+    assert house.is_waiting.wait(PATIENCE_SECONDS)
+    assert house.end(house.begin(BOB, "s3://bucket/other")).shared_bytes == 20 << 20
+    assert not slow.future.done()
+    house.is_paid.set()
+    assert house.end(slow).shared_bytes == 40 << 20
