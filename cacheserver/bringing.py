@@ -271,6 +271,8 @@ class Bringing:
             written = self._store.partials.bytes_of(key(location, file) for file in missing)
             if errand.payer:
                 self._budgets.claim(errand.payer, progress, location.uri, needed)
+            if self._sharing:
+                self._sharing.begins(errand, location, needed)
             room = self._sweeper.reservations.spare if errand.unasked else self._sweeper.room
             spend = self._budgets.pace(errand.payer) or (_at_any_rate if errand.unasked else None)
             with room(location.uri, needed, len(missing), progress, written=written):

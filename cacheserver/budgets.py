@@ -162,6 +162,11 @@ class Budgets:
                 )
         self._downloads.update(_key(one) for one in accounts)
 
+    def rate(self, payer: Payer | None) -> int | None:
+        """Bytes per second that somebody may bring; None for as many as come."""
+        rates = [one.allowance.rate for one in self._accounts(payer)] if payer else []
+        return min((rate for rate in rates if rate is not None), default=None)
+
     def pace(self, payer: Payer | None) -> Callable[[int], None] | None:
         """What is told of bytes that come for somebody, and waits where they come too fast; None where nothing does."""
         paces = []

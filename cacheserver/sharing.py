@@ -8,6 +8,7 @@ before, and is decided for each host by itself.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 from cacheserver.budgets import Budgets
@@ -24,6 +25,7 @@ from cacheserver.turns import Turns
 from cacheserver.unpacking import Lacking, Unpacking, partial_key
 from cacheserver.words import SHARED, Arrived, File, Location, Manifest, Standing, join
 
+SLOW_SECONDS = 60.0  # so long other hosts may wait for somebody whose rate is limited
 CLOCKS_DIFFER_SECONDS = 300.0  # so far another host's clock may be ahead
 
 
@@ -89,7 +91,9 @@ class Sharing:
         from the tier; None where the origin has to be asked. Then `errand.claims` may have a claim more."""
         if standing is Standing.OPEN or errand.ask is not Ask.WHAT_IS_DUE or not self.tier.shares(location):
             return None
-        with self._turns.of(location.uri):  # whoever wants the same by another name finds what this one has taken
+        # Whoever wants the same by another name finds what this one has taken, unless that comes slowly.
+        is_slow = self._budgets.rate(errand.payer) is not None
+        with nullcontext() if is_slow else self._turns.of(f"{errand.selection.key} {location.uri}"):
             record = self._found(errand, location, standing)
             if record is None:
                 return None
@@ -135,6 +139,16 @@ class Sharing:
         digests = self._lacking(manifest)
         come = self._bring(errand, location, found.record, manifest, digests, etags, standing)
         return {path: arrived for path, arrived in same.items() if arrived.digest not in digests - come}
+
+    def begins(self, errand: Errand, location: Location, needed: int) -> None:
+        """So many bytes of a location are about to come from the origin. Where that takes long only because of who asks
+        for them, no other host is to wait for it."""
+        rate = self._budgets.rate(errand.payer)
+        if rate is not None and needed / rate > SLOW_SECONDS:
+            key = self.tier.claim_key(location, errand.selection.key)
+            slow = [claim for claim in errand.claims if claim.key == key]
+            errand.claims[:] = [claim for claim in errand.claims if claim.key != key]
+            self.tier.release(slow)
 
     def brought(self, errand: Errand, parts: list[Part]) -> None:
         """These were recorded: those that the origin has listed are for others too."""

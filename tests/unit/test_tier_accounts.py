@@ -39,9 +39,9 @@ class Slow(House):
         self.is_paid.wait(PATIENCE_SECONDS)
         super()._sleep(seconds)
 
-    def begin(self, who: Payer, uri: str) -> Flight[Brought]:
+    def begin(self, who: Payer, uri: str, selection: Selection | None = None) -> Flight[Brought]:
         """Somebody fetches."""
-        return self.cache.bring(uris.parse(uri), Selection(), Ask.WHAT_IS_DUE, who)[0]
+        return self.cache.bring(uris.parse(uri), selection or Selection(), Ask.WHAT_IS_DUE, who)[0]
 
     def end(self, flight: Flight[Brought]) -> Brought:
         """What has come of it."""
@@ -84,3 +84,33 @@ def test_whose_rate_is_limited_keeps_nobody_from_the_tier(street: Street) -> Non
     assert not slow.future.done()
     house.is_paid.set()
     assert house.end(slow).shared_bytes == 40 << 20
+
+
+def test_no_other_host_waits_for_whose_rate_is_limited(street: Street) -> None:
+    """He who brings it so slowly brings it for himself."""
+    uri = street.files({str(n): os.urandom(1 << 20) for n in range(6)})
+    house, other = Slow(street, Allowance(rate=RATE // 16)), street.house()
+    slow = house.begin(ALICE, uri)
+    assert house.is_waiting.wait(PATIENCE_SECONDS)
+    assert other.bring(uri).origin_bytes
+    assert not slow.future.done()
+    house.is_paid.set()
+    house.end(slow)
+
+
+@pytest.mark.parametrize("chosen", [[], ["small"]])
+def test_nobody_waits_here_for_whose_rate_is_limited(street: Street, chosen: list[str]) -> None:
+    """Nor for all of what he takes from the tier, by another name."""
+    root = street.origin.run("r")
+    files = {"large": os.urandom(20 << 20), "small": b"small"}
+    street.files(files, root)
+    first = street.house()
+    first.bring("runs:/r")
+    street.settle(first)
+    house = Slow(street, Allowance(rate=RATE))
+    slow = house.begin(ALICE, "runs:/r")
+    assert house.is_waiting.wait(PATIENCE_SECONDS)
+    flight = house.begin(BOB, root, Selection.of(chosen, []))
+    assert house.end(flight).shared_bytes == sum(len(files[path]) for path in chosen or files)
+    house.is_paid.set()
+    house.end(slow)
