@@ -259,12 +259,14 @@ class Bringing:
 
         have = same(known)
         missing = [f for f in wanted if not f.is_folder and f.path not in have]
+        arrivals = tuple(key(location, file) for file in missing)
+        if missing:
+            self._let_go(errand, held_before, have)  # what has changed makes room for what it has become
         if missing and self._sharing and elsewhere.known:
             have |= self._sharing.files(errand, location, elsewhere, missing, standing)
             missing = [f for f in missing if f.path not in have]
         if missing:
             needed = sum(file.size or 0 for file in missing)
-            self._let_go(errand, held_before, have)  # what has changed makes room for what it has become
             progress.files_total += len(missing)
             progress.bytes_total += needed
             progress.transports.add(listing.transport)
@@ -292,7 +294,6 @@ class Bringing:
             folder(f.path) if f.is_folder else Entry(f.path, have[f.path].digest, have[f.path].size) for f in wanted
         )
         etags = tuple(have[entry.path].etag for entry in manifest.files)
-        arrivals = tuple(key(location, file) for file in missing)
         on_trust = [known[f.path] for f in wanted if f.path in have and f.path in known and not f.etag and f.size]
         checked_at = min([asked_at, *(k.checked_at for k in on_trust if k.is_trusted)])
         return Part(location, manifest, etags, listing.file_name, standing, checked_at, arrivals, is_listed=True)
@@ -300,8 +301,8 @@ class Bringing:
     def _elsewhere(
         self, errand: Errand, location: Location, wanted: list[File], known: dict[bytes, Known]
     ) -> Elsewhere:
-        """What the shared tier says of a location, where this host has not all of it."""
-        if self._sharing is None or all(f.is_folder or f.path in known for f in wanted):
+        """What the shared tier says of a location, where this host has not all of it, or has it as it was."""
+        if self._sharing is None or all(f.is_folder or _may_be_same(known.get(f.path), f) for f in wanted):
             return Elsewhere()
         return self._sharing.elsewhere(errand, location)
 
@@ -310,6 +311,13 @@ class Bringing:
         leased before: another part may count on it."""
         looked_at = errand.progress.trees[held_before:]
         errand.hold.let_go(self.evidence.unused(looked_at, used.values()))
+
+
+def _may_be_same(known: Known | None, file: File) -> bool:
+    """Whether a listing does not show that a file is another one than that which is held."""
+    if known is None or file.size not in (None, known.arrived.size):
+        return False
+    return not file.etag or file.etag == known.arrived.etag
 
 
 def _at_any_rate(count: int) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from pathlib import Path
 
 import pytest
 
 from cacheserver.packing import BLOBS, CLAIMS, TREES
+from cacheserver.space import Amount, Limits
 from cacheserver.tierstore import TierError
+from tests.unit.house import House
 from tests.unit.tiers import PATIENCE_SECONDS, Street, content, published
 from tests.unit.tiers import TIERED as FILES
 
@@ -116,3 +120,19 @@ def test_a_tier_that_takes_no_claims_is_read(street: Street) -> None:
     calls = street.cupboard.calls["create"]
     house.bring(street.files({"y": b"y"}, "s3://bucket/third"))
     assert street.cupboard.calls["create"] == calls, "it is tried again after a while only"
+
+
+def test_what_has_changed_makes_room_for_what_the_tier_has_of_it(street: Street, tmp_path: Path) -> None:
+    """As for what the origin has."""
+    street.origin.tags = "listed"
+    uri = street.files({"weights": os.urandom(3 << 20)})
+    small = House(tmp_path / "small", Limits(Amount(4 << 20), Amount(0)), origin=street.origin, tier=street.cupboard)
+    street.houses.append(small)
+    small.bring(uri)
+    assert small.sharing
+    small.sharing.tier.close()  # gives its claim back, and publishes nothing
+    published(street, {"weights": os.urandom(3 << 20)}, uri)
+    small.now += 7200
+    small.ticks += 7200
+    assert small.bring(uri).shared_bytes == 3 << 20
+    assert not small.index.arrivals.at_or_below(uri), "what has come is part of a tree"
