@@ -266,30 +266,8 @@ class Bringing:
             have |= self._sharing.files(errand, location, elsewhere, missing, standing)
             missing = [f for f in missing if f.path not in have]
         if missing:
-            needed = sum(file.size or 0 for file in missing)
-            progress.files_total += len(missing)
-            progress.bytes_total += needed
             progress.transports.add(listing.transport)
-            written = self._store.partials.bytes_of(key(location, file) for file in missing)
-            if errand.payer:
-                self._budgets.claim(errand.payer, progress, location.uri, needed)
-            if self._sharing:
-                self._sharing.begins(errand, location, needed)
-            room = self._sweeper.reservations.spare if errand.unasked else self._sweeper.room
-            spend = self._budgets.pace(errand.payer) or (_at_any_rate if errand.unasked else None)
-            with room(location.uri, needed, len(missing), progress, written=written):
-                try:
-                    have |= self._downloads.bring(
-                        location,
-                        missing,
-                        progress,
-                        way=Way(errand.origin, named_by_client, spend),
-                        standing=standing,
-                        since=errand.since,
-                        known=held,
-                    )
-                except NotFound as error:
-                    raise Vanished(str(error)) from None
+            have |= self._downloaded(errand, location, missing, standing, held)
         manifest = Manifest.of(
             folder(f.path) if f.is_folder else Entry(f.path, have[f.path].digest, have[f.path].size) for f in wanted
         )
@@ -297,6 +275,38 @@ class Bringing:
         on_trust = [known[f.path] for f in wanted if f.path in have and f.path in known and not f.etag and f.size]
         checked_at = min([asked_at, *(k.checked_at for k in on_trust if k.is_trusted)])
         return Part(location, manifest, etags, listing.file_name, standing, checked_at, arrivals, is_listed=True)
+
+    def _downloaded(
+        self,
+        errand: Errand,
+        location: Location,
+        missing: list[File],
+        standing: Standing,
+        held: Callable[[], dict[bytes, Arrived]],
+    ) -> dict[bytes, Arrived]:
+        """Downloads files from the origin, once there is room for them on the disk and on an account.
+
+        Args:
+            held: those of them that are held by now.
+        """
+        progress, needed = errand.progress, sum(file.size or 0 for file in missing)
+        progress.files_total += len(missing)
+        progress.bytes_total += needed
+        written = self._store.partials.bytes_of(key(location, file) for file in missing)
+        if errand.payer:
+            self._budgets.claim(errand.payer, progress, location.uri, needed)
+        if self._sharing:
+            self._sharing.begins(errand, location, needed)
+        room = self._sweeper.reservations.spare if errand.unasked else self._sweeper.room
+        spend = self._budgets.pace(errand.payer) or (_at_any_rate if errand.unasked else None)
+        way = Way(errand.origin, errand.artifact.kind is Kind.BARE, spend)
+        with room(location.uri, needed, len(missing), progress, written=written):
+            try:
+                return self._downloads.bring(
+                    location, missing, progress, way=way, standing=standing, since=errand.since, known=held
+                )
+            except NotFound as error:
+                raise Vanished(str(error)) from None
 
     def _elsewhere(
         self, errand: Errand, location: Location, wanted: list[File], known: dict[bytes, Known]

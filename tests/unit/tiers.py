@@ -13,7 +13,7 @@ from obstore.store import MemoryStore
 
 from cacheserver.packing import TREES, TreeRecord, layout
 from cacheserver.settings import SharedConfig
-from cacheserver.tierstore import Got, Object, Opened, TierError, TierStore, Unsupported
+from cacheserver.tierstore import Got, Object, Opened, Tag, TierError, TierStore, Unsupported
 from tests.unit.house import FakeOrigin, House
 
 PATIENCE_SECONDS = 30.0
@@ -77,7 +77,7 @@ class Cupboard(TierStore):
             raise Unsupported
         return super().create(key, data)
 
-    def replace(self, key: str, data: bytes, tag: str) -> bool:
+    def replace(self, key: str, data: bytes, tag: Tag) -> bool:
         """The same."""
         self._note("replace", key)
         if not self.is_conditional:
