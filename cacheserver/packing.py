@@ -223,6 +223,8 @@ class TreeRecord:
 
         Args:
             secret: 32 bytes that all hosts have who may write; None where whoever can write may.
+
+        Raises NotARecord where it is too large for one.
         """
         facts = {
             "tracking_uri": self.tracking_uri,
@@ -235,7 +237,10 @@ class TreeRecord:
             "etags": list(self.etags),
             "tree": self.manifest.digest,
         }
-        body = zlib.compress(json.dumps(facts, sort_keys=True).encode() + b"\n" + self.manifest.encode())
+        text = json.dumps(facts, sort_keys=True).encode() + b"\n" + self.manifest.encode()
+        if len(text) > RECORD_BYTES_MAX:
+            raise NotARecord(f"has {len(text)} bytes, and a record {RECORD_BYTES_MAX} at most")
+        body = zlib.compress(text)
         return _TREE + _mac(secret, self.key, body).encode() + b"\n" + body
 
     @classmethod

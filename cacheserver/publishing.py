@@ -26,7 +26,7 @@ from cacheserver.store import Store
 from cacheserver.sweeper import Sweeper
 from cacheserver.tallies import Tally
 from cacheserver.tier import Tier
-from cacheserver.tierstore import TierError
+from cacheserver.tierstore import TierError, TooLarge
 from cacheserver.trees import Tree
 from cacheserver.words import Held, Progress, Standing
 
@@ -216,12 +216,17 @@ class Publishing:
             suspects = {key for piece in pieces for key in self._suspects(piece)}
             if there and not suspects and _says_as_much(there, record):
                 return
+            try:
+                data = record.encode(self._tier.secret)
+            except NotARecord as why:
+                _log.warning("%s is not published: its record %s", held.uri, why)
+                return
             is_there = there is not None and there.manifest == record.manifest and not suspects
             if not is_there:
                 self._write(tree, pieces, suspects)
             if self._condemned() & {key for piece in pieces for key in piece.keys}:
                 raise _Condemned
-            self._objects.put(record.key, record.encode(self._tier.secret))
+            self._objects.put(record.key, data)
             for key in (record.key, *suspects, *(piece.stem for piece in pieces if isinstance(piece, Large))):
                 self._tier.suspects.forget(key)
             self.counts.add(REFRESHED if is_there else PUBLISHED, amount=0 if is_there else held.size_bytes)
@@ -248,10 +253,10 @@ class Publishing:
         )
 
     def _there(self, record: TreeRecord) -> TreeRecord | None:
-        got = self._objects.get(record.key, RECORD_BYTES_MAX)
         try:
+            got = self._objects.get(record.key, RECORD_BYTES_MAX)
             return TreeRecord.decode(record.key, got.data, self._tier.secret) if got else None
-        except NotARecord:
+        except (NotARecord, TooLarge):
             return None
 
     def _suspects(self, piece: Large | Pack) -> list[str]:

@@ -25,7 +25,7 @@ from cacheserver.packing import (
 )
 from cacheserver.refusals import without_credentials
 from cacheserver.tallies import Tally
-from cacheserver.tierstore import TierError, TierStore
+from cacheserver.tierstore import TierError, TierStore, TooLarge
 from cacheserver.words import Location
 
 PAUSE_SECONDS = 30.0  # for which a tier that has failed is not asked
@@ -200,7 +200,11 @@ class Tier:
     def _record(self, location: Location, selections: Iterable[str]) -> TreeRecord | None:
         for selection in selections:
             key = record_key(self.tracking_uri, location.uri, selection)
-            got = self.objects.get(key, RECORD_BYTES_MAX)
+            try:
+                got = self.objects.get(key, RECORD_BYTES_MAX)
+            except TooLarge:
+                self.suspect(Wrong(key, "is too large for a record"))
+                continue
             self.worked()
             if got is None:
                 self.records.add("absent")

@@ -47,6 +47,10 @@ class TierError(Exception):
         self.code = code
 
 
+class TooLarge(TierError):
+    """An object is larger than what it is said to be can be."""
+
+
 class Unsupported(Exception):
     """The object store has no conditional writes."""
 
@@ -99,13 +103,13 @@ class TierStore:
             self._opened = None
 
     def get(self, key: str, bytes_max: int) -> Got | None:
-        """A small object; None where there is none. Raises TierError, also where it is larger than `bytes_max`."""
+        """A small object; None where there is none. Raises TierError; TooLarge where it has more than `bytes_max`."""
         import obstore
 
         def ask(store: Any) -> Got:
             answer = obstore.get(store, key)
             if answer.meta["size"] > bytes_max:
-                raise ObjectError("", "", f"{key} has {answer.meta['size']} bytes, which cannot be")
+                raise TooLarge(f"The shared tier {self.name} has {key} with {answer.meta['size']} bytes.")
             meta = answer.meta
             tag = {name: value for name in ("e_tag", "version") if (value := meta.get(name))}
             return Got(bytes(answer.bytes()), tag, meta["last_modified"].timestamp())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cacheserver import packing, publishing, tier
 from cacheserver.packing import BLOBS, CLAIMS, TREES
 from cacheserver.space import Amount, Limits
 from cacheserver.tierstore import TierError
@@ -136,3 +137,18 @@ def test_what_has_changed_makes_room_for_what_the_tier_has_of_it(street: Street,
     small.ticks += 7200
     assert small.bring(uri).shared_bytes == 3 << 20
     assert not small.index.arrivals.at_or_below(uri), "what has come is part of a tree"
+
+
+def test_a_record_that_is_too_large_is_none(street: Street, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody writes one; and one that is there is no reason not to ask for others."""
+    published(street, {"x": b"x"}, "s3://bucket/there")
+    uri = published(street)
+    key = max(street.cupboard.objects(TREES), key=lambda found: found.size).key
+    for module in (packing, tier, publishing):
+        monkeypatch.setattr(module, "RECORD_BYTES_MAX", 1000)
+    house = street.house()
+    assert house.bring(uri).origin_bytes == SIZE
+    assert house.bring("s3://bucket/there").origin_bytes == 0
+    street.cupboard.delete([key])
+    street.settle(house)
+    assert not {key} & set(street.cupboard.keys()) and house.index.publications.waiting() == []
