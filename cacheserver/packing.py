@@ -12,6 +12,7 @@ packs in common.
 from __future__ import annotations
 
 import json
+import math
 import re
 import zlib
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -275,6 +276,8 @@ class TreeRecord:
             tree = facts["tree"]
         except (ValueError, KeyError, TypeError, RecursionError, OverflowError, zlib.error):
             raise NotARecord("cannot be read") from None
+        if not math.isfinite(found.checked_at):
+            raise NotARecord("was written at no time")
         if found.key != key:
             raise NotARecord("is of another artifact")
         if manifest.digest != tree:

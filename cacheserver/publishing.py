@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from blake3 import blake3
@@ -25,7 +25,7 @@ from cacheserver.packing import CONDEMNED, RECORD_BYTES_MAX, Blob, Large, NotARe
 from cacheserver.store import Store
 from cacheserver.sweeper import Sweeper
 from cacheserver.tallies import Tally
-from cacheserver.tier import Tier
+from cacheserver.tier import CLOCKS_DIFFER_SECONDS, Tier
 from cacheserver.tierstore import TierError, TooLarge
 from cacheserver.trees import Tree
 from cacheserver.words import Held, Progress, Standing
@@ -210,8 +210,9 @@ class Publishing:
             record = self._record(held, tree)
             there = self._there(record)
             if there and there.manifest == record.manifest:
-                versions = tuple(dict.fromkeys((*record.versions, *there.versions)))[:VERSIONS_MAX]
-                record = _with(record, versions)
+                record = _both(record, there)
+            elif there and there.checked_at > record.checked_at:
+                return  # another host has seen since that it is another one
             pieces = layout(tree.manifest)
             suspects = {key for piece in pieces for key in self._suspects(piece)}
             if there and not suspects and _says_as_much(there, record):
@@ -255,7 +256,9 @@ class Publishing:
     def _there(self, record: TreeRecord) -> TreeRecord | None:
         try:
             got = self._objects.get(record.key, RECORD_BYTES_MAX)
-            return TreeRecord.decode(record.key, got.data, self._tier.secret) if got else None
+            found = TreeRecord.decode(record.key, got.data, self._tier.secret) if got else None
+            is_ahead = found is not None and found.checked_at > self._clock() + CLOCKS_DIFFER_SECONDS
+            return replace(found, checked_at=0.0) if found and is_ahead else found
         except (NotARecord, TooLarge):
             return None
 
@@ -352,8 +355,11 @@ class Publishing:
         return CacheError(f"The blob {blob.digest} is damaged: it is fetched again, and given to others then.")
 
 
-def _with(record: TreeRecord, versions: tuple[str, ...]) -> TreeRecord:
-    return TreeRecord(**{**record.__dict__, "versions": versions})
+def _both(record: TreeRecord, there: TreeRecord) -> TreeRecord:
+    """What two records of one tree say together."""
+    later = max(record, there, key=lambda one: one.checked_at)
+    versions = tuple(dict.fromkeys((*record.versions, *there.versions)))[:VERSIONS_MAX]
+    return replace(later, standing=max(record.standing, there.standing), versions=versions)
 
 
 def _says_as_much(there: TreeRecord, record: TreeRecord) -> bool:

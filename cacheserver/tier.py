@@ -30,6 +30,7 @@ from cacheserver.words import Location
 
 PAUSE_SECONDS = 30.0  # for which a tier that has failed is not asked
 RELEASE_SECONDS = 1.0  # of the daemon's end, to give claims back: they end by themselves
+CLOCKS_DIFFER_SECONDS = 300.0  # so far another host's clock may be ahead
 SUSPECTS_MAX = 10_000  # objects that were wrong or missing: who publishes a tree writes these anew
 
 # What means the same bytes on every host: no file of one host, no name that each host resolves for itself.

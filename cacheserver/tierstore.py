@@ -111,7 +111,7 @@ class TierStore:
             if answer.meta["size"] > bytes_max:
                 raise TooLarge(f"The shared tier {self.name} has {key} with {answer.meta['size']} bytes.")
             meta = answer.meta
-            tag = {name: value for name in ("e_tag", "version") if (value := meta.get(name))}
+            tag = {name: str(value) for name in ("e_tag", "version") if (value := meta.get(name))}
             return Got(bytes(answer.bytes()), tag, meta["last_modified"].timestamp())
 
         found: Got | None = self._if_there(ask)
