@@ -42,6 +42,7 @@ _TREE = b"artifactcache tree 1 "
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NO_MAC = "-"
+_NO_BYTES = blake3().hexdigest()
 
 
 class Blob(NamedTuple):
@@ -284,7 +285,7 @@ class TreeRecord:
             raise NotARecord("has not the tree that it names")
         if found.etags and len(found.etags) != len(manifest.files):
             raise NotARecord("has another number of entity tags than of files")
-        if any(_CONTROL.search(text) for text in (found.uri, *found.etags, *found.versions)):
+        if not all(map(sayable, (found.uri, *found.etags, *found.versions))):
             raise NotARecord("has control characters in it")
         if found.file_name and [entry.path for entry in manifest.entries] != [
             found.file_name.encode("utf-8", "surrogateescape")
@@ -293,6 +294,11 @@ class TreeRecord:
         if wrong := _wrong(manifest.entries):
             raise NotARecord(wrong)
         return found
+
+
+def sayable(text: str) -> bool:
+    """Whether a record may have a text in it: none with control characters."""
+    return not _CONTROL.search(text)
 
 
 def _unpressed(body: bytes) -> bytes:
@@ -336,6 +342,7 @@ def _text(value: object) -> str:
 def _wrong(entries: Sequence[Entry]) -> str:
     """Why these cannot be the entries of a manifest; empty where they can."""
     files, folders, before = set[bytes](), set[bytes](), b""
+    sizes = {_NO_BYTES: 0}
     for entry in entries:
         path = entry.path.rstrip(b"/")
         if path in files:
@@ -348,6 +355,9 @@ def _wrong(entries: Sequence[Entry]) -> str:
         is_right = entry.size == 0 if entry.is_folder else _DIGEST.fullmatch(entry.digest)
         if entry.is_folder != entry.path.endswith(b"/") or not is_right:
             return "has a line that is no file's and no folder's"
+        is_file_right = entry.is_folder or (entry.size == 0) == (entry.digest == _NO_BYTES)
+        if not is_file_right or sizes.setdefault(entry.digest, entry.size) != entry.size:
+            return "has two sizes of one blob"
         files.add(path)
         above = path.rpartition(b"/")[0]
         while above and above not in folders:

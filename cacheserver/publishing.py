@@ -21,7 +21,7 @@ from blake3 import blake3
 from artifactcache.errors import CacheError
 from cacheserver.claims import Claim
 from cacheserver.faults import GONE_ERRNOS, LOST_ERRNOS, trouble
-from cacheserver.packing import CONDEMNED, RECORD_BYTES_MAX, Blob, Large, NotARecord, Pack, TreeRecord, layout
+from cacheserver.packing import CONDEMNED, RECORD_BYTES_MAX, Blob, Large, NotARecord, Pack, TreeRecord, layout, sayable
 from cacheserver.store import Store
 from cacheserver.sweeper import Sweeper
 from cacheserver.tallies import Tally
@@ -250,7 +250,7 @@ class Publishing:
             held.checked_at,
             tree.manifest,
             self._store.index.etags(held),
-            tuple(uri for uri in names if uri.startswith(("runs:/", "models:/")))[:VERSIONS_MAX],
+            tuple(uri for uri in names if uri.startswith(("runs:/", "models:/")) and sayable(uri))[:VERSIONS_MAX],
         )
 
     def _there(self, record: TreeRecord) -> TreeRecord | None:

@@ -188,8 +188,9 @@ class Sharing:
 
     def _lacking(self, manifest: Manifest) -> set[str]:
         """The digests of blobs that are not held."""
-        wanted = {entry.digest for entry in manifest.files if entry.size}
-        return wanted - self._store.index.blobs(wanted).keys()
+        wanted = {entry.digest: entry.size for entry in manifest.files if entry.size}
+        held = self._store.index.blobs(wanted)
+        return {digest for digest, size in wanted.items() if digest not in held or held[digest].size != size}
 
     def _bring(
         self,

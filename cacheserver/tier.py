@@ -22,6 +22,7 @@ from cacheserver.packing import (
     TreeRecord,
     claim_key,
     record_key,
+    sayable,
 )
 from cacheserver.refusals import without_credentials
 from cacheserver.tallies import Tally
@@ -94,7 +95,7 @@ class Tier:
     def shares(self, location: Location) -> bool:
         """Whether a location means the same bytes on every host, and may be named in the tier."""
         scheme, uri = roots.scheme(location.root), location.uri
-        if without_credentials(uri) != uri:
+        if without_credentials(uri) != uri or not sayable(uri):
             return False
         return scheme in SHAREABLE or (
             scheme in ("http", "https") and roots.server(location.root) == roots.server(self.tracking_uri)

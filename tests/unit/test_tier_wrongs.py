@@ -12,7 +12,7 @@ from cacheserver import packing, publishing, tier
 from cacheserver.packing import BLOBS, CLAIMS, TREES, TreeRecord
 from cacheserver.space import Amount, Limits
 from cacheserver.tierstore import TierError
-from cacheserver.words import Standing
+from cacheserver.words import Manifest, Standing
 from tests.unit.house import House
 from tests.unit.tiers import PATIENCE_SECONDS, Street, content, published
 from tests.unit.tiers import TIERED as FILES
@@ -197,3 +197,33 @@ def test_what_was_seen_later_stays(street: Street) -> None:
     street.settle(third)
     after = record_of(street, root)
     assert (after.standing, after.checked_at) == (Standing.FINISHED, third.now)
+
+
+@pytest.mark.parametrize("entry", ["zero", "d0/0"])
+def test_a_record_that_says_other_sizes_is_none(street: Street, entry: str) -> None:
+    """Of a file without bytes, and of one that is held: no hash would show it."""
+    uri = published(street)
+    record = record_of(street, uri)
+    entries = list(record.manifest.entries)
+    number = next(n for n, one in enumerate(entries) if one.path == entry.encode())
+    lie = {"zero": {"digest": "ab" * 32}, "d0/0": {"size": 7}}[entry]
+    entries[number] = entries[number]._replace(**lie)
+    evil = TreeRecord(**{**record.__dict__, "manifest": Manifest(tuple(entries))})
+    street.cupboard.put(record.key, evil.encode(None))
+    house = street.house()
+    house.bring(street.files(FILES, "s3://bucket/other"))
+    held = house.bring(uri).held
+    assert held.tree == record.manifest.digest and content(house, uri) == EXPECTED
+
+
+def test_names_that_no_record_may_have_spoil_none(street: Street) -> None:
+    """Neither is what has one published, nor does one that happens to have the same bytes get into a record."""
+    root = street.origin.run("r")
+    street.files({"a": b"1"}, f"{root}/plain")
+    street.files({"a": b"1"}, f"{root}/od\nd")
+    first, second = street.house(), street.house()
+    first.bring("runs:/r/od\nd")
+    first.bring("runs:/r/plain")
+    street.settle(first)
+    assert len(street.cupboard.keys(TREES)) == 1
+    assert second.bring("runs:/r/plain").shared_bytes == 1
