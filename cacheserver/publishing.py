@@ -185,8 +185,9 @@ class Publishing:
             if self._is_stopping:
                 return
             seconds = min(RETRY_SECONDS * 2**failures, RETRY_SECONDS_MAX)
-            self._waiting.setdefault(name, _Waiting()).due = self._ticks() + seconds
-            self._waiting[name].failures = failures + 1
+            # What was brought anew meanwhile is tried at once: other hosts may wait for it.
+            waiting = self._waiting.setdefault(name, _Waiting(due=self._ticks() + seconds))
+            waiting.failures = failures + 1
         if isinstance(error, _Condemned):
             return
         self.counts.add(FAILED)

@@ -26,7 +26,7 @@ from cacheserver.packing import (
 )
 from cacheserver.refusals import without_credentials
 from cacheserver.tallies import Tally
-from cacheserver.tierstore import TierError, TierStore, TooLarge
+from cacheserver.tierstore import Tag, TierError, TierStore, TooLarge
 from cacheserver.words import Location
 
 PAUSE_SECONDS = 30.0  # for which a tier that has failed is not asked
@@ -148,7 +148,7 @@ class Tier:
         if self.is_away():
             return None
         try:
-            return self._record(location, selections)
+            return self._record(location, selections, lambda _: True, {})
         except TierError as error:
             self.failed(error)
             return None
@@ -167,11 +167,10 @@ class Tier:
             selections: as in `record`; the last one is what is claimed.
             fits: whether a record is good enough.
         """
-        wanted = list(selections)
+        wanted, unfit = list(selections), dict[str, Tag]()
 
         def look() -> TreeRecord | None:
-            found = self._record(location, wanted)
-            return found if found and fits(found) else None
+            return self._record(location, wanted, fits, unfit)
 
         if self.is_away():
             return None, None
@@ -199,9 +198,18 @@ class Tier:
             if self._claims:
                 self._claims.release(claim)
 
-    def _record(self, location: Location, selections: Iterable[str]) -> TreeRecord | None:
+    def _record(
+        self,
+        location: Location,
+        selections: Iterable[str],
+        fits: Callable[[TreeRecord], bool],
+        unfit: dict[str, Tag],
+    ) -> TreeRecord | None:
+        """The first record that fits. What does not is in `unfit` then, and is not read again as long as it is that."""
         for selection in selections:
             key = record_key(self.tracking_uri, location.uri, selection)
+            if key in unfit and self.objects.is_still(key, unfit[key]):
+                continue
             try:
                 got = self.objects.get(key, RECORD_BYTES_MAX)
             except TooLarge:
@@ -211,12 +219,13 @@ class Tier:
             if got is None:
                 self.records.add("absent")
                 continue
+            unfit[key] = got.tag
             try:
                 found = TreeRecord.decode(key, got.data, self.secret)
             except NotARecord as why:
                 self.suspect(Wrong(key, str(why)))
                 continue
-            if found.manifest.size_bytes > self.tree_bytes_max:
+            if found.manifest.size_bytes > self.tree_bytes_max or not fits(found):
                 continue
             self.records.add("found")
             return found

@@ -110,9 +110,7 @@ class TierStore:
             answer = obstore.get(store, key)
             if answer.meta["size"] > bytes_max:
                 raise TooLarge(f"The shared tier {self.name} has {key} with {answer.meta['size']} bytes.")
-            meta = answer.meta
-            tag = {name: str(value) for name in ("e_tag", "version") if (value := meta.get(name))}
-            return Got(bytes(answer.bytes()), tag, meta["last_modified"].timestamp())
+            return Got(bytes(answer.bytes()), _tag(answer.meta), answer.meta["last_modified"].timestamp())
 
         found: Got | None = self._if_there(ask)
         return found
@@ -139,6 +137,13 @@ class TierStore:
 
         found: int | None = self._if_there(lambda store: obstore.head(store, key)["size"])
         return found == size
+
+    def is_still(self, key: str, tag: Tag) -> bool:
+        """Whether an object is what it was when it was got. Raises TierError."""
+        import obstore
+
+        found: Tag | None = self._if_there(lambda store: _tag(obstore.head(store, key)))
+        return bool(found) and found == tag
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         """Writes an object, whatever is there. Raises TierError."""
@@ -292,6 +297,10 @@ class TierStore:
             return open_store(at, self._patience, keys, RETRIES_MAX, prefix=prefix, options=options), secrets
 
         return opened
+
+
+def _tag(meta: Any) -> Tag:
+    return {name: str(value) for name in ("e_tag", "version") if (value := meta.get(name))}
 
 
 def _of_environment(scheme: str) -> dict[str, Any]:

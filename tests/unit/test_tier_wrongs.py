@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cacheserver import packing, publishing, tier
+from cacheserver.claims import Claim
 from cacheserver.packing import BLOBS, CLAIMS, TREES, TreeRecord
 from cacheserver.space import Amount, Limits
 from cacheserver.tierstore import TierError
@@ -227,3 +228,52 @@ def test_names_that_no_record_may_have_spoil_none(street: Street) -> None:
     street.settle(first)
     assert len(street.cupboard.keys(TREES)) == 1
     assert second.bring("runs:/r/plain").shared_bytes == 1
+
+
+def test_what_is_brought_anew_while_it_fails_to_be_published_is_tried_at_once(street: Street) -> None:
+    """Its claim is not kept for a quarter of an hour, while others wait."""
+    uri = street.files(FILES)
+    house = street.house()
+    house.bring(uri)
+    assert house.sharing and house.sharing.publishing
+    given = house.sharing.publishing
+    claim = Claim("v1/claims/another", "host")
+
+    def fail(what: str, key: str) -> None:
+        if what == "has" and not tried:
+            tried.append(key)
+            given.want(uri, "", [claim])
+            raise TierError("The shared tier s3://bucket/prefix cannot be used now: it breaks off")
+
+    tried: list[str] = []
+    street.cupboard.before = fail
+    street.settle(house)
+    assert tried and record_of(street, uri).manifest.size_bytes == SIZE
+
+
+def test_an_old_record_is_read_once_by_who_waits(street: Street) -> None:
+    """However long that takes: it may be large."""
+    street.origin.tags = "listed"
+    uri = published(street)
+    first, second = street.house(), street.house()
+    is_open = threading.Event()
+    for house in (first, second):
+        house.now += 7200
+    street.origin.files[f"{uri}/large"] = os.urandom(1 << 20)
+    street.origin.before_download = lambda uri: is_open.wait(PATIENCE_SECONDS)
+    one = first.start(uri)
+    while not street.cupboard.keys(CLAIMS):
+        assert not is_open.wait(0.01)
+    decoded = []
+    street.cupboard.received = lambda key, data: decoded.append(key) if key.startswith(TREES) else None
+    other = second.start(uri)
+    looks = street.cupboard.calls["get"]
+    while street.cupboard.calls["get"] < looks + 20:
+        assert not is_open.wait(0.01)
+    is_open.set()
+    one.future.result(PATIENCE_SECONDS)
+    street.settle(first)
+    other.future.result(PATIENCE_SECONDS)
+    for house, flight in ((first, one), (second, other)):
+        house.cache.leave(flight)
+    assert len(decoded) <= 4

@@ -32,6 +32,7 @@ class Cupboard(TierStore):
         super().__init__("s3://bucket/prefix", "", "", 1.0, 1 << 20)
         self._memory = MemoryStore()
         self.before: Callable[[str, str], None] = lambda what, key: None
+        self.received: Callable[[str, bytes], None] = lambda key, data: None
         self.is_conditional = True
         self.is_down = False
         self.calls: Counter[str] = Counter()
@@ -51,7 +52,10 @@ class Cupboard(TierStore):
     def get(self, key: str, bytes_max: int) -> Got | None:
         """As the real one."""
         self._note("get", key)
-        return super().get(key, bytes_max)
+        found = super().get(key, bytes_max)
+        if found:
+            self.received(key, found.data)
+        return found
 
     def read(self, key: str, begin: int, length: int) -> memoryview | None:
         """The same."""
@@ -63,6 +67,11 @@ class Cupboard(TierStore):
         """The same."""
         self._note("has", key)
         return super().has(key, size)
+
+    def is_still(self, key: str, tag: Tag) -> bool:
+        """The same."""
+        self._note("get", key)
+        return super().is_still(key, tag)
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         """The same."""
