@@ -142,6 +142,10 @@ class Unpacking:
                     self._packed(key, run, lacking, found, progress)
         except Wrong as wrong:
             self._tier.suspect(wrong)
+        except TierError as error:
+            if not found:
+                raise
+            self._tier.failed(error)  # those who ask for the next piece hear of it; what has come stays
         except BaseException:
             for staged in found.values():
                 self._store.discard(staged.path)

@@ -277,3 +277,21 @@ def test_an_old_record_is_read_once_by_who_waits(street: Street) -> None:
     for house, flight in ((first, one), (second, other)):
         house.cache.leave(flight)
     assert len(decoded) <= 4
+
+
+def test_what_has_come_of_a_pack_stays(street: Street) -> None:
+    """Where the tier fails before the rest of it, each byte counts once."""
+    files = {name: os.urandom(size << 10) for name, size in {"a": 100, "b": 300, "c": 100}.items()}
+    uri = published(street, files)
+    house = street.house()
+    house.bring(street.files({"b": files["b"]}, "s3://bucket/other"))
+    reads = iter(range(3))
+
+    def fail(what: str, key: str) -> None:
+        if what == "read" and next(reads):
+            raise TierError("The shared tier s3://bucket/prefix cannot be used now: it breaks off")
+
+    street.cupboard.before = fail
+    found = house.bring(uri)
+    assert (found.shared_bytes, found.origin_bytes) == (100 << 10, 400 << 10) and content(house, uri) == files
+    assert not house.staging()
