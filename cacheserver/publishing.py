@@ -301,8 +301,7 @@ class Publishing:
     def _write_pack(self, pack: Pack, suspects: set[str]) -> None:
         if pack.key not in suspects and self._objects.has(pack.key, pack.size):
             return
-        data = pack.head + b"".join(self._read(blob) for blob in pack.blobs)
-        self._objects.put(pack.key, data)
+        self._objects.put(pack.key, b"".join([pack.head, *map(self._read, pack.blobs)]))
 
     def _read(self, blob: Blob) -> bytes:
         """A small blob, hashed."""

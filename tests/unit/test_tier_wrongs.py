@@ -207,8 +207,8 @@ def test_a_record_that_says_other_sizes_is_none(street: Street, entry: str) -> N
     record = record_of(street, uri)
     entries = list(record.manifest.entries)
     number = next(n for n, one in enumerate(entries) if one.path == entry.encode())
-    lie = {"zero": {"digest": "ab" * 32}, "d0/0": {"size": 7}}[entry]
-    entries[number] = entries[number]._replace(**lie)
+    one = entries[number]
+    entries[number] = one._replace(size=7) if one.size else one._replace(digest="ab" * 32)
     evil = TreeRecord(**{**record.__dict__, "manifest": Manifest(tuple(entries))})
     street.cupboard.put(record.key, evil.encode(None))
     house = street.house()
@@ -260,7 +260,11 @@ def test_an_old_record_is_read_once_by_who_waits(street: Street) -> None:
     for house in (first, second):
         house.now += 7200
     street.origin.files[f"{uri}/large"] = os.urandom(1 << 20)
-    street.origin.before_download = lambda uri: is_open.wait(PATIENCE_SECONDS)
+
+    def hold(uri: str) -> None:
+        assert is_open.wait(PATIENCE_SECONDS)
+
+    street.origin.before_download = hold
     one = first.start(uri)
     while not street.cupboard.keys(CLAIMS):
         assert not is_open.wait(0.01)
