@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from artifactcache.errors import Corrupted, NoSpace, NotFound, OriginUnavailable
-from cacheserver import downloads, uris
+from cacheserver import downloads, uris, work
 from cacheserver.selection import Selection
 from cacheserver.space import Amount, Limits
 from cacheserver.words import Resolved
@@ -89,7 +89,7 @@ def test_what_shows_no_more_in_a_run_is_not_held_as_a_part_of_it(house: House) -
 
 def test_what_has_arrived_is_not_counted_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside a download that is nearly done there is room for as much as the capacity really has left."""
-    monkeypatch.setattr(downloads, "BATCH_FILES", 1)  # kept one by one
+    monkeypatch.setattr(work, "BATCH_FILES", 1)  # kept one by one
     monkeypatch.setattr(downloads, "WINDOW", 1)
     house = House(tmp_path / "store", Limits(Amount(1000), Amount(0)))
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from artifactcache.errors import Corrupted, NoSpace, NotFound, OriginUnavailable
-from cacheserver import downloads
+from cacheserver import downloads, work
 from cacheserver.space import Amount, Limits
 from cacheserver.words import File
 from tests.unit.house import FILES, PATIENCE_SECONDS, ROOT, Gate, House
@@ -96,7 +96,7 @@ def test_a_failure_reaches_all_who_wait_and_nobody_after(filled: House) -> None:
 
 def test_a_failing_artifact_does_not_fail_another_ones_claim(filled: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that was settled and is claimed again by another download is that one's, whatever happens here."""
-    monkeypatch.setattr(downloads, "BATCH_FILES", 1)  # every file is settled as soon as it is here
+    monkeypatch.setattr(work, "BATCH_FILES", 1)  # every file is settled as soon as it is here
     top, again, news = threading.Event(), threading.Event(), threading.Event()
     claimed, fetching_again = threading.Event(), threading.Event()
 

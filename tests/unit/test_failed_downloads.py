@@ -11,7 +11,7 @@ import pytest
 from xxhash import xxh3_128
 
 from artifactcache.errors import NoSpace, OriginUnavailable
-from cacheserver import downloads
+from cacheserver import work
 from cacheserver.holdings import Gone
 from cacheserver.leftovers import key_of
 from cacheserver.space import Need
@@ -94,7 +94,7 @@ def test_the_next_attempt_goes_on_where_nobody_needs_the_room(place: Place) -> N
 
 def test_a_running_download_keeps_what_has_arrived(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through a clock that leaps two days, a sweep of all there is, and another download that would need the room."""
-    monkeypatch.setattr(downloads, "BATCH_FILES", 1)
+    monkeypatch.setattr(work, "BATCH_FILES", 1)
     house = place.house(20)
     house.origin.files = {f"{ROOT}/{name}": content for name, content in FILES.items()}
     house.origin.files |= {f"{ROOT}/\udcff": b"no UTF-8", "s3://bucket/other": b"." * 15}
