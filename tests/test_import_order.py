@@ -140,7 +140,7 @@ ORDER = (
     "warming",
     "runfolders",
     "settling",
-    "lookout",
+    "folderevents",
     "discovery",
     "ingesting",
     "healing",
