@@ -186,7 +186,7 @@ def test_every_rpc_is_handled() -> None:
 
 
 def test_the_figures_in_the_readme_are_those_that_were_measured() -> None:
-    """Row by row what `make bench` has kept, but for what docs/eviction.md and DESIGN.md tell of."""
+    """Row by row what `make bench` has kept, but for what docs/eviction.md, docs/faults.md and DESIGN.md tell of."""
     readme = README.read_text(encoding="utf-8")
     kept = json.loads((TOP / "tests" / "bench" / "results.json").read_text(encoding="utf-8"))
     elsewhere = re.compile(r"\| (index of|taking in|evicting)")

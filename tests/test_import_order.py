@@ -151,7 +151,7 @@ ORDER = (
     "warming",
     "runfolders",
     "settling",
-    "lookout",
+    "folderevents",
     "discovery",
     "ingesting",
     "healing",
