@@ -32,6 +32,7 @@ ORDER = (
     "selection",
     "uris",
     "space",
+    "schedules",
     "retention",
     "access",
     "allowances",
@@ -186,8 +187,9 @@ ORDER = (
 
 # These rooms are values and decisions: no disk, no clock, no network, no environment, no randomness.
 PURE = (
-    *("names", "words", "bounded", "selection", "uris", "space", "retention", "access", "allowances", "readers"),
+    *("names", "words", "bounded", "selection", "uris", "space", "schedules", "retention", "access", "allowances"),
     *(
+        "readers",
         "settings",
         "toml_lines",
         "config",
