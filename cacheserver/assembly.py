@@ -180,7 +180,7 @@ def assemble(config: Config, here: Place, uid: int) -> Parts:
     store.verifier.damaged = healing.want
     administration.damaged_count = healing.count
     meddling = Meddling(disk, store.index, store.verifier, lambda trees: _lost(trees, store, healing))
-    warming = Warming(cache, store.index, _warm(config), time.time, time.monotonic)
+    warming = Warming(cache, store.index, _warm(config), time.time, time.monotonic, _ahead)
     ingesting = Ingesting(
         cache,
         store.index,
@@ -260,7 +260,7 @@ def _upkeep(parts: Parts) -> list[Upkeep]:
         ),
         Upkeep("retain", [(RULES_SECONDS, retaining.refresh), (1, retaining.look)]),
         *([Upkeep("share", [(RENEW_SECONDS, parts.sharing.tier.renew)])] if parts.sharing else []),
-        Upkeep("warm", [(1, parts.warming.look)]),
+        Upkeep("warm", [(1, time.tzset), (1, parts.warming.look)]),  # the host may have been given another time zone
         Upkeep("history", [(SAMPLE_SECONDS, parts.overview.note)]),
         Upkeep("ingest", [(1, parts.ingesting.look)]),
         Upkeep("scrub", [(COMPARE_SECONDS, look), (1, parts.scrubber.look)]),
@@ -292,7 +292,12 @@ def _freshness(config: Config) -> Freshness:
 
 
 def _warm(config: Config) -> list[Warm]:
-    return [Warm(one.uri, one.every, Selection.of(one.include, one.exclude)) for one in config.warm]
+    return [Warm(one.uri, one.every, Selection.of(one.include, one.exclude), one.at) for one in config.warm]
+
+
+def _ahead(at: float) -> float:
+    """How many seconds the host's local time is ahead of UTC at a moment."""
+    return time.localtime(at).tm_gmtoff
 
 
 def sweeper_of(config: Config, store: Store) -> Sweeper:

@@ -103,7 +103,7 @@ def test_the_example_can_be_used_as_it_is() -> None:
     examples = re.sub(r"^# (?=\[|\w+ = )", "", text[text.index("# [[grant]]") :], flags=re.M)
     told = config.parse(f'[access]\ncheck = "rules"\n{examples}', "example")
     assert len(told.grant) == 3
-    assert len(told.retention) == 6 and len(told.warm) == 1 and set(told.quotas.users) == {"*", "alice"}
+    assert len(told.retention) == 6 and len(told.warm) == 2 and set(told.quotas.users) == {"*", "alice"}
     assert warnings(told) == []
 
 

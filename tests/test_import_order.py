@@ -33,6 +33,7 @@ ORDER = (
     "uris",
     "packing",
     "space",
+    "schedules",
     "retention",
     "access",
     "allowances",
@@ -198,8 +199,9 @@ ORDER = (
 
 # These rooms are values and decisions: no disk, no clock, no network, no environment, no randomness.
 PURE = (
-    *("names", "words", "bounded", "selection", "uris", "space", "retention", "access", "allowances", "readers"),
+    *("names", "words", "bounded", "selection", "uris", "space", "schedules", "retention", "access", "allowances"),
     *(
+        "readers",
         "settings",
         "toml_lines",
         "config",
