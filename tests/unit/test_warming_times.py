@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cacheserver.assembly import _ahead
-from cacheserver.bringing import Freshness
+from cacheserver.errands import Freshness
 from cacheserver.schedules import read
 from cacheserver.selection import Selection
 from cacheserver.warming import RETRY_SECONDS, Warm, Warming
