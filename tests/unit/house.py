@@ -28,12 +28,13 @@ from cacheserver.leases import Leases
 from cacheserver.origin import MlflowOrigin
 from cacheserver.reservations import Reservations
 from cacheserver.restoring import open_index
+from cacheserver.rests import Clocks, Rests
 from cacheserver.selection import Selection
 from cacheserver.settings import QuotasConfig
 from cacheserver.space import Amount, Limits
 from cacheserver.staging import Sink
 from cacheserver.store import Store
-from cacheserver.sweeper import Clocks, Sweeper
+from cacheserver.sweeper import Sweeper
 from cacheserver.trees import Tree
 from cacheserver.uris import Artifact, Kind
 from cacheserver.words import (
@@ -251,12 +252,14 @@ class House(Shelf):
         grace_seconds: float = 60.0,
         quotas: QuotasConfig | None = None,
         origin: FakeOrigin | None = None,
+        rests: Rests | None = None,
     ) -> None:
         super().__init__(root)
         self.now = 1_700_000_000.0
         self.origin = origin or FakeOrigin()
         self.leases = Leases(lambda: self.ticks)
-        clocks = Clocks(lambda: self.now, lambda: self.ticks, lambda: None)
+        rests = rests or Rests(lambda: 0.0, lambda seconds: None)
+        clocks = Clocks(lambda: self.now, lambda: self.ticks, lambda: None, rests)
         self.reservations = Reservations(self.store, limits)
         self.sweeper = Sweeper(self.store, self.leases, self.reservations, POLICIES[policy], grace_seconds, clocks)
         self.budgets = Budgets(self.store, self.sweeper, quotas or QuotasConfig(), lambda: self.ticks, self._sleep)
