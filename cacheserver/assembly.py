@@ -45,6 +45,7 @@ from cacheserver.refusals import without_credentials, without_secrets
 from cacheserver.register import Register
 from cacheserver.reservations import Reservations
 from cacheserver.restoring import compare, look_through, open_index
+from cacheserver.rests import Clocks, Rests
 from cacheserver.retaining import Retaining
 from cacheserver.roles import ADMINISTRATOR, Roles
 from cacheserver.scrubbing import Scrubber
@@ -56,7 +57,7 @@ from cacheserver.sharing import Sharing
 from cacheserver.space import Limits
 from cacheserver.stopping import Stopping
 from cacheserver.store import Store
-from cacheserver.sweeper import Clocks, Sweeper
+from cacheserver.sweeper import Sweeper
 from cacheserver.upkeep import Upkeep
 from cacheserver.warming import Warm, Warming
 
@@ -303,7 +304,7 @@ def _ahead(at: float) -> float:
 def sweeper_of(config: Config, store: Store) -> Sweeper:
     """The sweeper of a store, as a configuration wants it."""
     told = config.eviction
-    clocks = Clocks(time.time, time.monotonic, pause)
+    clocks = Clocks(time.time, time.monotonic, pause, Rests(time.thread_time, time.sleep))
     policy = POLICIES[told.policy]
     return Sweeper(store, Leases(time.monotonic), Reservations(store, _limits(config)), policy, told.grace, clocks)
 

@@ -22,6 +22,7 @@ ORDER = (
     "trees",
     "bounded",
     "turns",
+    "rests",
     "tallies",
     "history",
     "snapshots",
