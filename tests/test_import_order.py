@@ -34,6 +34,7 @@ ORDER = (
     "packing",
     "space",
     "retention",
+    "tierplan",
     "access",
     "allowances",
     "readers",
@@ -148,6 +149,7 @@ ORDER = (
     "bringing",
     "cache",
     "retaining",
+    "tiersweep",
     "warming",
     "runfolders",
     "lookout",
@@ -213,6 +215,7 @@ PURE = (
         "troubles",
         "trees",
         "packing",
+        "tierplan",
         "eviction",
         "planning",
     ),
@@ -241,7 +244,7 @@ RESERVED = {
 
 # Only the edge reads a clock; `connections` waits with it.
 CLOCKS = re.compile(r"\btime\.(time|time_ns|monotonic|monotonic_ns|perf_counter)\b|\bdatetime\.now\b")
-READ_A_CLOCK = {"connections", "assembly", "daemon", "service"}
+READ_A_CLOCK = {"connections", "assembly", "daemon", "service", "cli"}
 
 # `staging`, `disk`, `doors`, `probing`, `removal`, `views` change the store, `links` others' folders, `auditfile` the
 # audit log, `listening` makes the sockets; `libc` has a call of `disk`'s.
