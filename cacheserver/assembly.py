@@ -121,7 +121,7 @@ class Parts:
 def assemble(config: Config, here: Place, uid: int) -> Parts:
     """A daemon that serves nobody yet. Raises CacheError or ConfigError where there cannot be one."""
     disk = Disk(here.root, shared=here.serves_all, doors=_doors(config))
-    origin = _origin(here, config, disk)
+    origin = origin_of(here, config, disk.root)
     store = Store(disk, open_index(disk, origin.name), time.monotonic)
     freshness = _freshness(config)
     register = Register(disk.at("leases"), boot_id())
@@ -309,12 +309,17 @@ def sweeper_of(config: Config, store: Store) -> Sweeper:
     return Sweeper(store, Leases(time.monotonic), Reservations(store, _limits(config)), policy, told.grace, clocks)
 
 
-def _origin(here: Place, config: Config, disk: Disk) -> MlflowOrigin:
+def origin_of(here: Place, config: Config, root: str) -> MlflowOrigin:
+    """The tracking server of a configuration, and what it names. Raises ConfigError.
+
+    Args:
+        root: the store's folder, in which no artifact lies.
+    """
     try:
         return MlflowOrigin(
             here.tracking_uri,
             config.origin.unreachable_after,
-            forbidden=disk.root,
+            forbidden=root,
             world_only=here.serves_all,
             ticks=time.monotonic,
             clock=time.time,

@@ -123,6 +123,10 @@ class Claims:
             with contextlib.suppress(TierError):
                 claim.is_lost = not self._renewed(claim)
 
+    def holds(self, claim: Claim) -> bool:
+        """Whether nobody has taken a claim over, by asking. Raises TierError."""
+        return not claim.is_lost and self._is_mine(claim)
+
     def release(self, claim: Claim) -> None:
         """Ends a claim."""
         self._release([claim])
@@ -149,7 +153,7 @@ class Claims:
         now = self._ticks()
         if got.data != seen.data:
             seen.data, seen.since = got.data, now
-            seen.owners.add(_owner(got.data))
+            seen.owners.add(owner_of(got.data))
         return now - seen.since >= CLAIM_SECONDS or self._clock() - got.written_at >= STALE_SECONDS
 
     def _write(self, key: str, over: Got | None) -> Claim | None:
@@ -175,7 +179,7 @@ class Claims:
     def _renewed(self, claim: Claim) -> bool:
         if self._is_conditional:
             got = self._objects.get(claim.key, CLAIM_BYTES_MAX)
-            mine = got is not None and _owner(got.data) == claim.owner
+            mine = got is not None and owner_of(got.data) == claim.owner
             return mine and got is not None and self._objects.replace(claim.key, claim.encode(), got.tag)
         if not self._is_mine(claim):
             return False
@@ -184,10 +188,10 @@ class Claims:
 
     def _is_mine(self, claim: Claim) -> bool:
         got = self._objects.get(claim.key, CLAIM_BYTES_MAX)
-        return got is not None and _owner(got.data) == claim.owner
+        return got is not None and owner_of(got.data) == claim.owner
 
 
-def _owner(data: bytes) -> str:
+def owner_of(data: bytes) -> str:
     """Who has written a claim; what cannot be read is an owner of its own."""
     try:
         return str(json.loads(data)["owner"])

@@ -2,11 +2,15 @@
 
 Law of this file: blobs first, the record last, so that no record names what is not there. What is there already is not
 written again, so that whatever breaks it off, the next attempt goes on; and bytes are hashed as they leave.
+
+What is there may be what a sweep of the tier (`tiersweep`) is about to remove, for no record needs it yet. A sweep
+says so first, and looks for records a while later; so the list of what it has condemned is looked at before anything is
+found to be there, and again before and after the record is written. Where a sweep has begun between two of these looks,
+however long that took, nothing of what was seen counts, and all is looked at again.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
@@ -21,7 +25,17 @@ from blake3 import blake3
 from artifactcache.errors import CacheError
 from cacheserver.claims import Claim
 from cacheserver.faults import GONE_ERRNOS, LOST_ERRNOS, trouble
-from cacheserver.packing import CONDEMNED, RECORD_BYTES_MAX, Blob, Large, NotARecord, Pack, TreeRecord, layout
+from cacheserver.packing import (
+    CONDEMNED,
+    RECORD_BYTES_MAX,
+    Blob,
+    Condemned,
+    Large,
+    NotARecord,
+    Pack,
+    TreeRecord,
+    layout,
+)
 from cacheserver.store import Store
 from cacheserver.sweeper import Sweeper
 from cacheserver.tallies import Tally
@@ -35,8 +49,11 @@ UPLOADS_MAX = 4  # objects at a time: 32 MiB in memory
 RETRY_SECONDS = 10.0  # after the first failure; twice as long after each one more
 RETRY_SECONDS_MAX = 900.0
 VERSIONS_MAX = 100  # names of one tree in its record
+ATTEMPTS_MAX = 3  # at one tree, where a sweep of the tier begins meanwhile; then it is tried again later
 CONDEMNED_BYTES_MAX = 256 << 20
-# So long a list of what a sweep of the tier removes counts, by the object store's clock: no sweep takes longer.
+# So long a list of what a sweep of the tier removes counts, from when it was written. A sweep removes nothing after
+# half of that; this host's clock may differ from the object store's by the rest, which is more than signed requests
+# allow.
 CONDEMNED_SECONDS = 3600.0
 PUBLISHED, REFRESHED, FAILED = OUTCOMES = ("published", "refreshed", "failed")
 
@@ -85,6 +102,7 @@ class Publishing:
         self._changed = threading.Condition()
         self._waiting: dict[Name, _Waiting] = {}
         self._active = set[Name]()
+        self._unsure = set[Name]()  # whose records may name what has gone
         self._is_stopping = False
         self._told = ""
         self._uploads = ThreadPoolExecutor(max_workers=UPLOADS_MAX, thread_name_prefix="upload")
@@ -208,23 +226,43 @@ class Publishing:
             if tree is None or tree.missing:
                 return
             record = self._record(held, tree)
-            there = self._there(record)
-            if there and there.manifest == record.manifest:
-                versions = tuple(dict.fromkeys((*record.versions, *there.versions)))[:VERSIONS_MAX]
-                record = _with(record, versions)
-            pieces = layout(tree.manifest)
-            suspects = {key for piece in pieces for key in piece.keys if self._tier.suspects.get(key)}
-            if there and not suspects and _says_as_much(there, record):
+            if any(self._is_published(name, tree, record) for _ in range(ATTEMPTS_MAX)):
                 return
-            is_there = there is not None and there.manifest == record.manifest and not suspects
-            if not is_there:
-                self._write(tree, pieces, suspects)
-            if self._condemned() & {key for piece in pieces for key in piece.keys}:
+        raise _Condemned
+
+    def _is_published(self, name: Name, tree: Tree, record: TreeRecord) -> bool:
+        """Writes what is lacking, and then the record; False where a sweep has begun meanwhile: what was there may have
+        gone."""
+        pieces = layout(tree.manifest)
+        keys = {key for piece in pieces for key in piece.keys}
+        condemned = self._condemned()
+        if condemned.keys & keys:
+            raise _Condemned
+        there = self._there(record)
+        if there and there.manifest == record.manifest:
+            versions = tuple(dict.fromkeys((*record.versions, *there.versions)))[:VERSIONS_MAX]
+            record = _with(record, versions)
+        suspects = {key for key in keys if self._tier.suspects.get(key)}
+        is_sure = not suspects and name not in self._unsure
+        if there and is_sure and _says_as_much(there, record):
+            return True
+        is_there = there is not None and there.manifest == record.manifest and is_sure
+        if not is_there:
+            self._write(tree, pieces, suspects)
+        if self._condemned().sweep != condemned.sweep:
+            return False
+        self._unsure.add(name)  # also where what follows fails: then nobody knows what has come of it
+        self._objects.put(record.key, record.encode(self._tier.secret))
+        if (now := self._condemned()).sweep != condemned.sweep:
+            if now.keys & keys:  # that sweep may have looked for records before this one was there
+                self._objects.delete([record.key])
                 raise _Condemned
-            self._objects.put(record.key, record.encode(self._tier.secret))
-            for key in (record.key, *suspects):
-                self._tier.suspects.forget(key)
-            self.counts.add(REFRESHED if is_there else PUBLISHED, amount=0 if is_there else held.size_bytes)
+            return False
+        self._unsure.discard(name)
+        for key in (record.key, *suspects):
+            self._tier.suspects.forget(key)
+        self.counts.add(REFRESHED if is_there else PUBLISHED, amount=0 if is_there else record.manifest.size_bytes)
+        return True
 
     @contextmanager
     def _leased(self, digest: str) -> Iterator[Tree | None]:
@@ -254,15 +292,13 @@ class Publishing:
         except NotARecord:
             return None
 
-    def _condemned(self) -> set[str]:
-        """The keys of what a sweep is about to remove."""
+    def _condemned(self) -> Condemned:
+        """What a sweep is about to remove."""
         got = self._objects.get(CONDEMNED, CONDEMNED_BYTES_MAX)
-        if got is None or self._clock() - got.written_at > CONDEMNED_SECONDS:
-            return set()
-        try:
-            return set(json.loads(got.data)["keys"])
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return set()
+        if got is None:
+            return Condemned()
+        found = Condemned.decode(got.data)
+        return found if self._clock() - got.written_at <= CONDEMNED_SECONDS else Condemned(found.sweep)
 
     def _write(self, tree: Tree, pieces: list[Large | Pack], suspects: set[str]) -> None:
         """Writes what is lacking, several objects at a time."""

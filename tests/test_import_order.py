@@ -36,6 +36,7 @@ ORDER = (
     "space",
     "schedules",
     "retention",
+    "tierplan",
     "access",
     "allowances",
     "readers",
@@ -150,6 +151,7 @@ ORDER = (
     "bringing",
     "cache",
     "retaining",
+    "tiersweep",
     "warming",
     "runfolders",
     "settling",
@@ -217,6 +219,7 @@ PURE = (
         "troubles",
         "trees",
         "packing",
+        "tierplan",
         "eviction",
         "planning",
     ),
@@ -245,7 +248,7 @@ RESERVED = {
 
 # Only the edge reads a clock; `connections` waits with it.
 CLOCKS = re.compile(r"\btime\.(time|time_ns|monotonic|monotonic_ns|perf_counter)\b|\bdatetime\.now\b")
-READ_A_CLOCK = {"connections", "assembly", "daemon", "service"}
+READ_A_CLOCK = {"connections", "assembly", "daemon", "service", "cli"}
 
 # `staging`, `disk`, `doors`, `probing`, `removal`, `views` change the store, `links` others' folders, `auditfile` the
 # audit log, `listening` makes the sockets; `libc` has a call of `disk`'s.
