@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,14 +43,6 @@ class Told:
         return {version: self.answer(version) for version in versions}
 
 
-@pytest.fixture
-def street(tmp_path: Path) -> Iterator[Street]:
-    """Hosts, and a tier."""
-    street = Street(tmp_path)
-    yield street
-    street.close()
-
-
 def have(street: Street, *names: str, count: int = 1) -> None:
     """Trees that were published: each has a small file and `count` large ones of its own, and a large one that all of
     them have."""
@@ -76,15 +68,13 @@ def record(street: Street, key: str) -> TreeRecord:
 
 def named(street: Street, name: str, version: str) -> None:
     """Has a record say as which version the tree was asked for."""
-    key = key_of(street, name)
-    found = TreeRecord(**{**record(street, key).__dict__, "versions": (version,)})
-    street.cupboard.put(key, found.encode(None))
+    found = record(street, key := key_of(street, name))
+    street.cupboard.put(key, TreeRecord(**{**found.__dict__, "versions": (version,)}).encode(None))
 
 
 def condemned(street: Street) -> frozenset[str]:
     """What is about to go."""
-    got = street.cupboard.get(CONDEMNED, 1 << 20)
-    return Condemned.decode(got.data).keys if got else frozenset()
+    return Condemned.decode(got.data).keys if (got := street.cupboard.get(CONDEMNED, 1 << 20)) else frozenset()
 
 
 def all_of(street: Street) -> dict[str, tuple[bytes, float]]:
