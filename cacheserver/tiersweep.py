@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -47,7 +48,9 @@ REMOVING_SECONDS_MAX = CONDEMNED_SECONDS / 2  # after the list was written nothi
 CONDEMNED_KEYS_MAX = 100_000  # in one list: 8 MB, which every host reads that publishes meanwhile
 CLAIMS_KEPT_SECONDS = 86_400.0
 ROUNDED_SECONDS = 1.0  # object stores tell times in whole seconds, and some round them up
-BATCH = 1000  # objects removed by one request: no store takes more
+# Objects removed by one request. Stores take 1000; Swift removes 50 a second, and says nothing until it has done all.
+BATCH = 250
+PATIENCE_SECONDS = 60.0  # nobody waits for a sweep, and what is broken off is done all the same
 READERS = 8  # records at a time
 ALONE_BYTES_MIN = 16 << 20  # a larger record is read while no other is
 # Versions in one question: so many a catalogue looks for one by one where its search does not find them.
@@ -343,7 +346,7 @@ def opened(
     tell: Callable[[str], None],
 ) -> TierSweep:
     """A sweep of the tier that a configuration names; see `TierSweep`. Raises ConfigError."""
-    objects = objects_of(config)
+    objects = objects_of(replace(config, patience=max(config.patience, PATIENCE_SECONDS)))
     claims = Claims(objects, os.uname().nodename, clock, ticks, wait)
     return TierSweep(objects, claims, secret_of(config.key_file), origin, how, clock, ticks, wait, tell)
 
