@@ -115,8 +115,11 @@ def test_a_record_of_another_tracking_server_goes_only_by_a_rule_that_names_it()
     everything, there = Rule("all", drop=DAY), Rule("there", tracking_uri=f"{ELSEWHERE}*", drop=DAY)
     told = {"models:/resnet/1": Facts("models:/resnet/1", HERE, status="FAILED", is_deleted=True)}
     failed = Rule("failed", tracking_uri=f"{ELSEWHERE}*", status="FAILED", drop=DAY)
+    finished = Rule("finished", status="FINISHED", keep=math.inf)
     assert kept(planned(seen, rules=[everything])) == {"a"}
     assert kept(planned(seen, rules=[failed], told=told)) == {"a"}, "that is another model of this name"
+    anywhere = Rule("anywhere", tracking_uri="*", drop=DAY)
+    assert kept(planned(seen, rules=[anywhere, finished], told=told)) == {"a"}, "of which nothing is known"
     assert kept(planned(seen, rules=[there])) == set()
     assert kept(planned(seen, rules=[there, Rule("keep", model="resnet", keep=math.inf)])) == {"a"}
     assert questions([seen], HERE) == []

@@ -200,6 +200,7 @@ def test_what_another_has_signed_goes_after_the_grace_and_its_blobs_not_before(s
     other = key_of(street, "b")
     street.cupboard.put(other, record(street, other).encode(secret))
     broom = Broom(street.cupboard, secret=secret)
+    street.cupboard.written_at = lambda listed: listed.written_at - 100.0 * (not listed.key.startswith(TREES))
     assert broom.sweep(How(grace=10.0)).kept() == 2 and not lacking(street.cupboard, None)
     assert "has the key of [shared] key_file" in broom.said[0] and key in street.cupboard.keys(TREES)
     broom.ahead = 20.0
@@ -299,7 +300,7 @@ def test_a_record_that_changes_within_a_second_is_seen(street: Street) -> None:
     street.cupboard.delete([new])
     broom = Broom(street.cupboard)
     broom.meanwhile = lambda: street.cupboard.put(old, data)
-    street.cupboard.coarse = True
+    street.cupboard.written_at = lambda listed: 1.0
     assert broom.sweep(AT_ONCE).objects == 0 and not lacking(street.cupboard, None)
 
 

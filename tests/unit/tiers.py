@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import time
@@ -36,16 +35,15 @@ Objects = list[Object]
 
 class Cupboard(TierStore):
     """Objects in memory. `before` is told of each call for one object, by its name and key, and may raise; `step` comes
-    before each call of any kind; `is_conditional` says whether there are conditional writes, as `is_down` whether
-    nothing answers."""
+    before each call of any kind; `written_at` says when a listed object was written; `is_conditional` whether there are
+    conditional writes, as `is_down` whether nothing answers."""
 
     def __init__(self) -> None:
         super().__init__("s3://bucket/prefix", "", "", 1.0, 1 << 20)
         self._memory = MemoryStore()
         self.before: Callable[[str, str], None] = lambda what, key: None
         self.step: Callable[[], None] = lambda: None
-        self.coarse = False
-        self._made_at = time.time()
+        self.written_at: Callable[[Object], float] = lambda listed: listed.written_at
         self.is_conditional = True
         self.is_down = False
         self.calls: Counter[str] = Counter()
@@ -105,10 +103,9 @@ class Cupboard(TierStore):
         super().delete(keys)
 
     def list(self, prefix: str) -> Iterator[Object]:
-        """The same; where it is `coarse`, as if all had been written in one second."""
+        """The same."""
         self.step()
-        found = super().list(prefix)
-        return (one._replace(written_at=math.floor(self._made_at)) for one in found) if self.coarse else found
+        return (one._replace(written_at=self.written_at(one)) for one in super().list(prefix))
 
     # -- for tests --------------------------------------------------------------------------------------------------
 
