@@ -75,7 +75,7 @@ class Bringing:
         """
         if self._sharing is None:
             return self._sync(errand)
-        errand = errand._replace(claims=[])
+        errand = errand._replace(claims=[], missed=set())
         try:
             return self._sync(errand)
         finally:
@@ -259,47 +259,57 @@ class Bringing:
 
         have = same(known)
         missing = [f for f in wanted if not f.is_folder and f.path not in have]
+        arrivals = tuple(key(location, file) for file in missing)
+        if missing:
+            self._let_go(errand, held_before, have)  # what has changed makes room for what it has become
         if missing and self._sharing and elsewhere.known:
             have |= self._sharing.files(errand, location, elsewhere, missing, standing)
             missing = [f for f in missing if f.path not in have]
         if missing:
-            needed = sum(file.size or 0 for file in missing)
-            self._let_go(errand, held_before, have)  # what has changed makes room for what it has become
-            progress.files_total += len(missing)
-            progress.bytes_total += needed
-            progress.transports.add(listing.transport)
-            written = self._store.partials.bytes_of(key(location, file) for file in missing)
-            if errand.payer:
-                self._budgets.claim(errand.payer, progress, location.uri, needed)
-            room = self._sweeper.reservations.spare if errand.unasked else self._sweeper.room
-            spend = self._budgets.pace(errand.payer) or (_at_any_rate if errand.unasked else None)
-            with room(location.uri, needed, len(missing), progress, written=written):
-                try:
-                    have |= self._downloads.bring(
-                        location,
-                        missing,
-                        progress,
-                        way=Way(errand.origin, named_by_client, spend),
-                        standing=standing,
-                        since=errand.since,
-                        known=held,
-                    )
-                except NotFound as error:
-                    raise Vanished(str(error)) from None
+            have |= self._downloaded(errand, location, listing.transport, missing, standing, held)
         manifest = Manifest.of(
             folder(f.path) if f.is_folder else Entry(f.path, have[f.path].digest, have[f.path].size) for f in wanted
         )
         etags = tuple(have[entry.path].etag for entry in manifest.files)
-        arrivals = tuple(key(location, file) for file in missing)
         on_trust = [known[f.path] for f in wanted if f.path in have and f.path in known and not f.etag and f.size]
         checked_at = min([asked_at, *(k.checked_at for k in on_trust if k.is_trusted)])
         return Part(location, manifest, etags, listing.file_name, standing, checked_at, arrivals, is_listed=True)
 
+    def _downloaded(
+        self,
+        errand: Errand,
+        location: Location,
+        transport: str,
+        missing: list[File],
+        standing: Standing,
+        held: Callable[[], dict[bytes, Arrived]],
+    ) -> dict[bytes, Arrived]:
+        """Files that come from the origin, where there is room for them."""
+        progress, needed = errand.progress, sum(file.size or 0 for file in missing)
+        progress.files_total += len(missing)
+        progress.bytes_total += needed
+        progress.transports.add(transport)
+        written = self._store.partials.bytes_of(key(location, file) for file in missing)
+        if errand.payer:
+            self._budgets.claim(errand.payer, progress, location.uri, needed)
+        if self._sharing:
+            self._sharing.begins(errand, location, needed)
+        room = self._sweeper.reservations.spare if errand.unasked else self._sweeper.room
+        spend = self._budgets.pace(errand.payer) or (_at_any_rate if errand.unasked else None)
+        way = Way(errand.origin, errand.artifact.kind is Kind.BARE, spend)
+        with room(location.uri, needed, len(missing), progress, written=written):
+            try:
+                return self._downloads.bring(
+                    location, missing, progress, way=way, standing=standing, since=errand.since, known=held
+                )
+            except NotFound as error:
+                raise Vanished(str(error)) from None
+
     def _elsewhere(
         self, errand: Errand, location: Location, wanted: list[File], known: dict[bytes, Known]
     ) -> Elsewhere:
-        """What the shared tier says of a location, where this host has not all of it."""
-        if self._sharing is None or all(f.is_folder or f.path in known for f in wanted):
+        """What the shared tier says of a location, where this host has not all of it, or has it as it was."""
+        if self._sharing is None or all(f.is_folder or _may_be_same(known.get(f.path), f) for f in wanted):
             return Elsewhere()
         return self._sharing.elsewhere(errand, location)
 
@@ -308,6 +318,13 @@ class Bringing:
         leased before: another part may count on it."""
         looked_at = errand.progress.trees[held_before:]
         errand.hold.let_go(self.evidence.unused(looked_at, used.values()))
+
+
+def _may_be_same(known: Known | None, file: File) -> bool:
+    """Whether a listing does not show that a file is another one than that which is held."""
+    if known is None or file.size not in (None, known.arrived.size):
+        return False
+    return not file.etag or file.etag == known.arrived.etag
 
 
 def _at_any_rate(count: int) -> None:

@@ -67,6 +67,7 @@ AFFORD_ATTEMPTS = 8  # others may land meanwhile
 NAMES_SECONDS = 60.0  # for which what the host's directory says of a user or a group counts
 
 Key = tuple[bool, int]
+_COME = ""  # from nowhere: it is here
 
 
 @dataclass
@@ -136,6 +137,14 @@ class Budgets:
             if one.allowance.held is not None:
                 self._afford(one, one.allowance.held, claims, what, needed)
 
+    def came(self, progress: Progress, what: str, count: int) -> None:
+        """Of what was claimed to come from somewhere so many bytes have come, and no more will."""
+        with self._lock:
+            claims = self._claims.get(id(progress)) or _Claims()
+            for key in [key for key, where in claims.bytes if where == what]:
+                del claims.bytes[key, what]
+                claims.bytes[key, _COME] = claims.bytes.get((key, _COME), 0) + count
+
     def landed(self, progress: Progress) -> None:
         """A download has ended: what has come is on the ledger, or about to be."""
         with self._lock:
@@ -152,6 +161,11 @@ class Budgets:
                     f" {one.section} downloads grants {most}: let one of them end, then fetch again."
                 )
         self._downloads.update(_key(one) for one in accounts)
+
+    def rate(self, payer: Payer | None) -> int | None:
+        """Bytes per second that somebody may bring; None for as many as come."""
+        rates = [one.allowance.rate for one in self._accounts(payer)] if payer else []
+        return min((rate for rate in rates if rate is not None), default=None)
 
     def pace(self, payer: Payer | None) -> Callable[[int], None] | None:
         """What is told of bytes that come for somebody, and waits where they come too fast; None where nothing does."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import secrets
 import threading
 from collections.abc import Callable
@@ -26,6 +27,7 @@ CLAIM_SECONDS = 15.0  # so long a claim counts that nobody renews
 RENEW_SECONDS = 4.0
 STALE_SECONDS = 600.0  # one that was written so long ago, by the object store's clock, is not waited for at all
 SETTLE_SECONDS = 0.3  # without conditional writes: longer than a write takes to be seen
+UNWRITABLE_SECONDS = 30.0  # for which none is written after one could not be
 PAUSE_SECONDS = 0.1  # between two looks, at first
 PAUSE_SECONDS_MAX = 1.0
 WAIT_SECONDS_MAX = 3600.0  # for whoever is so slow, or has so much, that the origin may be quicker
@@ -83,6 +85,7 @@ class Claims:
         self._wait = wait
         self._lock = threading.Lock()
         self._held: set[Claim] = set()
+        self._unwritable_until = -math.inf
         self._is_conditional = True  # until the object store says that it has no conditional writes
 
     def take(
@@ -102,17 +105,30 @@ class Claims:
             if (found := look()) is not None:
                 return found, None
             got = self._objects.get(key, CLAIM_BYTES_MAX)
+            if got and self._is_own(got):  # what this host brings already is shared without the tier, and sooner
+                break
             if got is None or self._is_dead(got, seen):
-                if claim := self._write(key, got):
-                    if (found := look()) is None:  # it may have come between the last look and the claim
-                        return None, claim
-                    self.release(claim)
-                    return found, None
-                continue
+                if self._is_writable() and (claim := self._write(key, got)):
+                    return self._unless(look, claim)
+                if not self._is_writable():
+                    break
             if len(seen.owners) > OWNERS_MAX or self._wait(pause):
                 break
             pause = min(2 * pause, PAUSE_SECONDS_MAX)
         return None, None
+
+    def _unless(self, look: Callable[[], T | None], claim: Claim) -> tuple[T | None, Claim | None]:
+        """The claim, unless what it is for has come between the last look and it."""
+        found = None
+        try:
+            found = look()
+        except BaseException:
+            self.release(claim)
+            raise
+        if found is None:
+            return None, claim
+        self.release(claim)
+        return found, None
 
     def renew(self) -> None:
         """Says of all claims that their host is there still. What fails is tried again with the next round."""
@@ -148,6 +164,14 @@ class Claims:
         with contextlib.suppress(TierError):  # it ends by itself
             self._objects.delete([claim.key for claim in claims if not claim.is_lost])
 
+    def _is_writable(self) -> bool:
+        return self._ticks() >= self._unwritable_until
+
+    def _is_own(self, got: Got) -> bool:
+        owner = owner_of(got.data)
+        with self._lock:
+            return any(claim.owner == owner for claim in self._held)
+
     def _is_dead(self, got: Got, seen: _Watch) -> bool:
         """Whether nobody renews a claim."""
         now = self._ticks()
@@ -157,9 +181,14 @@ class Claims:
         return now - seen.since >= CLAIM_SECONDS or self._clock() - got.written_at >= STALE_SECONDS
 
     def _write(self, key: str, over: Got | None) -> Claim | None:
-        """Writes a claim where there is none, or over a dead one; None where another host was faster."""
+        """Writes a claim where there is none, or over a dead one; None where another host was faster, or where nothing
+        can be written: what can be read is of use all the same."""
         claim = Claim(key, f"{self._host} {secrets.token_hex(8)}")
-        if not self._written(claim, over):
+        try:
+            if not self._written(claim, over):
+                return None
+        except TierError:
+            self._unwritable_until = self._ticks() + UNWRITABLE_SECONDS
             return None
         with self._lock:
             self._held.add(claim)

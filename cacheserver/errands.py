@@ -86,6 +86,7 @@ class Errand(NamedTuple):
         patience: seconds that an answer may take, where that is not `unreachable_after`.
         unasked: whether nobody waits for it: nothing goes for it, and it keeps none of the threads that others need.
         claims: of this host, to bring parts of it for all that share a tier.
+        missed: digests of blobs that the tier was asked for in vain.
     """
 
     artifact: Artifact
@@ -99,4 +100,5 @@ class Errand(NamedTuple):
     since: int = 0
     patience: float | None = None
     unasked: bool = False
-    claims: list[Claim] = []  # noqa: RUF012 - each errand gets its own where there is a tier
+    claims: list[Claim] = []  # noqa: RUF012 - each errand gets its own where there is a tier, and the next one too
+    missed: set[str] = set()  # noqa: RUF012

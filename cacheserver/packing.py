@@ -70,11 +70,15 @@ class Large:
     blob: Blob
 
     @property
+    def stem(self) -> str:
+        """What the names of its objects begin with."""
+        return f"{BLOBS}{self.blob.digest[:2]}/{self.blob.digest}"
+
+    @property
     def parts(self) -> list[Part]:
         """Its objects, in order: `cat` of them is the blob."""
-        digest, size = self.blob
+        size, stem = self.blob.size, self.stem
         count = -(-size // PART_BYTES)
-        stem = f"{BLOBS}{digest[:2]}/{digest}"
         return [
             Part(f"{stem}.{n + 1}of{count}", n * PART_BYTES, min(PART_BYTES, size - n * PART_BYTES))
             for n in range(count)

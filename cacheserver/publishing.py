@@ -242,7 +242,7 @@ class Publishing:
         if there and there.manifest == record.manifest:
             versions = tuple(dict.fromkeys((*record.versions, *there.versions)))[:VERSIONS_MAX]
             record = _with(record, versions)
-        suspects = {key for key in keys if self._tier.suspects.get(key)}
+        suspects = {key for piece in pieces for key in self._suspects(piece)}
         is_sure = not suspects and name not in self._unsure
         if there and is_sure and _says_as_much(there, record):
             return True
@@ -259,7 +259,7 @@ class Publishing:
                 raise _Condemned
             return False
         self._unsure.discard(name)
-        for key in (record.key, *suspects):
+        for key in (record.key, *suspects, *(piece.stem for piece in pieces if isinstance(piece, Large))):
             self._tier.suspects.forget(key)
         self.counts.add(REFRESHED if is_there else PUBLISHED, amount=0 if is_there else record.manifest.size_bytes)
         return True
@@ -291,6 +291,13 @@ class Publishing:
             return TreeRecord.decode(record.key, got.data, self._tier.secret) if got else None
         except NotARecord:
             return None
+
+    def _suspects(self, piece: Large | Pack) -> list[str]:
+        """Those of its objects that were found to be wrong, or not there: all of them where nobody knows which."""
+        is_suspect = self._tier.suspects.get
+        if isinstance(piece, Large) and is_suspect(piece.stem):
+            return piece.keys
+        return [key for key in piece.keys if is_suspect(key)]
 
     def _condemned(self) -> Condemned:
         """What a sweep is about to remove."""

@@ -8,6 +8,7 @@ before, and is decided for each host by itself.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 from cacheserver.budgets import Budgets
@@ -24,6 +25,7 @@ from cacheserver.turns import Turns
 from cacheserver.unpacking import Lacking, Unpacking, partial_key
 from cacheserver.words import SHARED, Arrived, File, Location, Manifest, Standing, join
 
+SLOW_SECONDS = 60.0  # so long other hosts may wait for somebody whose rate is limited
 CLOCKS_DIFFER_SECONDS = 300.0  # so far another host's clock may be ahead
 
 
@@ -89,14 +91,16 @@ class Sharing:
         from the tier; None where the origin has to be asked. Then `errand.claims` may have a claim more."""
         if standing is Standing.OPEN or errand.ask is not Ask.WHAT_IS_DUE or not self.tier.shares(location):
             return None
-        with self._turns.of(location.uri):  # whoever wants the same by another name finds what this one has taken
+        # Whoever wants the same by another name finds what this one has taken, unless that comes slowly.
+        is_slow = self._budgets.rate(errand.payer) is not None
+        with nullcontext() if is_slow else self._turns.of(f"{errand.selection.key} {location.uri}"):
             record = self._found(errand, location, standing)
             if record is None:
                 return None
             manifest = errand.selection.of_manifest(record.manifest) if not record.selection else record.manifest
             etags = dict(zip((e.path for e in record.manifest.files), record.etags, strict=False))
             digests = self._lacking(manifest)
-            if digests - self._bring(errand, location, record, manifest, digests, etags, record.standing):
+            if self._bring(errand, location, record, manifest, digests, etags, record.standing) < digests:
                 return None
         ordered = tuple(etags.get(entry.path, "") for entry in manifest.files)
         arrived = tuple(_key(location, record, entry.path) for entry in manifest.files if entry.digest in digests)
@@ -135,6 +139,16 @@ class Sharing:
         digests = self._lacking(manifest)
         come = self._bring(errand, location, found.record, manifest, digests, etags, standing)
         return {path: arrived for path, arrived in same.items() if arrived.digest not in digests - come}
+
+    def begins(self, errand: Errand, location: Location, needed: int) -> None:
+        """So many bytes of a location are about to come from the origin. Where that takes long only because of who asks
+        for them, no other host is to wait for it."""
+        rate = self._budgets.rate(errand.payer)
+        if rate is not None and needed / rate > SLOW_SECONDS:
+            key = self.tier.claim_key(location, errand.selection.key)
+            slow = [claim for claim in errand.claims if claim.key == key]
+            errand.claims[:] = [claim for claim in errand.claims if claim.key != key]
+            self.tier.release(slow)
 
     def brought(self, errand: Errand, parts: list[Part]) -> None:
         """These were recorded: those that the origin has listed are for others too."""
@@ -189,6 +203,7 @@ class Sharing:
         standing: Standing,
     ) -> set[str]:
         """Takes blobs from the tier. Returns the digests of those that have come. Raises NoSpace, QuotaExceeded."""
+        digests = digests - errand.missed
         if not digests:
             return set()
         entries = {entry.digest: entry for entry in reversed(manifest.files) if entry.digest in digests}
@@ -198,8 +213,9 @@ class Sharing:
         progress.files_total += len(entries)
         progress.bytes_total += needed
         progress.transports.add(SHARED)
-        if errand.payer:  # under a name of its own: what the origin sends as well comes on top
-            self._budgets.claim(errand.payer, progress, f"{location.uri} from the shared tier", needed)
+        what = f"{location.uri} from the shared tier"
+        if errand.payer:
+            self._budgets.claim(errand.payer, progress, what, needed)
         room = self._sweeper.reservations.spare if errand.unasked else self._sweeper.room
         written = self._store.partials.bytes_of(partial_key(digest) for digest in entries)
         with room(location.uri, needed, len(entries), progress, written=written):
@@ -209,6 +225,8 @@ class Sharing:
         # What has not come is no part of the work any more: who asks the origin for it says so himself.
         progress.files_total -= len(entries) - (progress.files_done - files_before)
         progress.bytes_total -= needed - (progress.bytes_done - bytes_before)
+        self._budgets.came(progress, what, sum(entries[digest].size for digest in come))
+        errand.missed.update(digests - come)
         return come
 
 

@@ -29,6 +29,7 @@ from cacheserver.tierstore import TierError, TierStore
 from cacheserver.words import Location
 
 PAUSE_SECONDS = 30.0  # for which a tier that has failed is not asked
+RELEASE_SECONDS = 1.0  # of the daemon's end, to give claims back: they end by themselves
 SUSPECTS_MAX = 10_000  # objects that were wrong or missing: who publishes a tree writes these anew
 
 # What means the same bytes on every host: no file of one host, no name that each host resolves for itself.
@@ -39,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 class Wrong(Exception):
-    """An object is not what its name says, or not there."""
+    """An object is not what its name says, or not there; or those of a large blob are not, whichever of them."""
 
     def __init__(self, key: str, words: str) -> None:
         super().__init__(f"{key} {words}")
@@ -80,10 +81,12 @@ class Tier:
         self.records = Tally((outcome,) for outcome in OUTCOMES)
 
     def close(self) -> None:
-        """Waits for no other host any more, and gives back what others wait for."""
+        """Waits for no other host any more, and gives back what others wait for, if that does not take long."""
         self._is_closing = True
-        if self._claims:
-            self._claims.release_all()
+        if self._claims and self._claims.count():
+            release = threading.Thread(target=self._claims.release_all, name="release", daemon=True)
+            release.start()
+            release.join(RELEASE_SECONDS)
 
     # -- whether ----------------------------------------------------------------------------------------------------
 

@@ -24,10 +24,12 @@ from cacheserver.store import Store
 from cacheserver.tier import Tier, Wrong
 from cacheserver.tierstore import TierError
 from cacheserver.words import Manifest, Progress, Standing
-from cacheserver.work import Work
+from cacheserver.work import Submit, Work
 
 WORKERS_MAX = 16  # objects at a time, of one user half of them
 WINDOW = 4  # of one tree
+WINDOW_PACED = 2  # of somebody whose rate is limited
+PAID_BYTES = 256 << 10  # at a time: whoever waits to pay for more sees as often whether the daemon stops
 PARTS_MAX = 4  # of large blobs, in memory: 32 MiB
 RESUMABLE_BYTES_MIN = 16 << 20  # smaller blobs begin anew
 
@@ -81,7 +83,8 @@ class Unpacking:
         Args:
             manifest: of the record: it says in which objects the blobs are.
             owner: for whom; whose threads it takes.
-            spend: told of bytes that come, and waits where they come too fast.
+            spend: told of bytes that are about to come, and waits until they are paid for: nothing that others need is
+                kept meanwhile. None for somebody who may have them as fast as they come.
 
         Raises errors of ours, of this daemon's disk and not of the tier.
         """
@@ -96,9 +99,13 @@ class Unpacking:
             if self._is_closing:
                 raise stopped()
             self._under_way.add(work)
-        arrived = set[str]()
+        arrived, own = set[str](), None
+        submit: Submit = partial(self._pool.submit, owner)
+        if spend:  # it sleeps more than it works: not in threads that others wait for
+            own = ThreadPoolExecutor(max_workers=WINDOW_PACED, thread_name_prefix="paced-tier")
+            submit = own.submit
         try:
-            for batch in work.batches(partial(self._pool.submit, owner), min(WINDOW, len(pieces))):
+            for batch in work.batches(submit, min(WINDOW_PACED if spend else WINDOW, len(pieces))):
                 self._store.keep(batch, lacking.standing, self._clock())
                 progress.bytes_kept += sum(staged.row.size for staged in batch.values())
                 arrived |= {staged.row.digest for staged in batch.values()}
@@ -109,6 +116,8 @@ class Unpacking:
                 self._under_way.remove(work)
             for staged in work.abandon().values():  # only after a failure is anything left
                 self._store.discard(staged.path)
+            if own:
+                own.shutdown(wait=False)
         return arrived
 
     def _piece(
@@ -126,10 +135,11 @@ class Unpacking:
         try:
             if isinstance(piece, Large):
                 named, etag = lacking.keys[piece.blob.digest]
-                found[named] = self._large(piece, named, progress, spend)._replace(etag=etag)
+                found[named] = self._large(piece, progress, spend)._replace(etag=etag)
             else:
                 for run in runs(piece, lacking.keys):
-                    self._packed(key, run, lacking, found, progress, spend)
+                    self._pay(spend, run.length)
+                    self._packed(key, run, lacking, found, progress)
         except Wrong as wrong:
             self._tier.suspect(wrong)
         except BaseException:
@@ -145,13 +155,12 @@ class Unpacking:
         lacking: Lacking,
         found: dict[str, Staged],
         progress: Progress,
-        spend: Callable[[int], None] | None,
     ) -> None:
         data = _whole(key, self._objects.read(key, run.begin, run.length), run.length)
         for blob, begin in run.blobs:
             named, etag = lacking.keys[blob.digest]
             chunk = data[begin : begin + blob.size]
-            staged = self._written(blob, key, lambda sink, chunk=chunk: sink.write(chunk), progress, spend)  # type: ignore[misc]
+            staged = self._written(blob, key, lambda sink, chunk=chunk: sink.write(chunk), progress)  # type: ignore[misc]
             found[named] = staged._replace(etag=etag)
 
     def _written(
@@ -160,7 +169,6 @@ class Unpacking:
         key: str,
         fill: Callable[[Sink], None],
         progress: Progress,
-        spend: Callable[[int], None] | None,
         begun: Noted | None = None,
         note: Callable[[str, str, int, str], None] | None = None,
     ) -> Staged:
@@ -170,9 +178,7 @@ class Unpacking:
         progress.active[path] = blob.size
         try:
             told = partial(note, path) if note else None
-            with Sink(
-                path, blob.size, key, etag=begun.etag, proven=begun[2:], note=told, spend=self._spend(spend)
-            ) as sink:
+            with Sink(path, blob.size, key, etag=begun.etag, proven=begun[2:], note=told, spend=self._go_on) as sink:
                 fill(sink)
                 staged = sink.finish()
             if staged.row.digest != blob.digest:
@@ -196,27 +202,30 @@ class Unpacking:
             progress.files_done += 1
         return staged
 
-    def _large(self, large: Large, named: str, progress: Progress, spend: Callable[[int], None] | None) -> Staged:
+    def _large(self, large: Large, progress: Progress, spend: Callable[[int], None] | None) -> Staged:
         """A blob that comes in parts, several at a time, and goes on where an earlier attempt was broken off."""
-        blob = large.blob
+        blob, fill = large.blob, partial(self._in_parts, large, spend)
         if blob.size < RESUMABLE_BYTES_MIN:
-            return self._written(blob, large.keys[0], partial(self._in_parts, large), progress, spend)
+            return self._written(blob, large.stem, fill, progress)
         what = partial_key(blob.digest)
         begun = self._store.partials.take(what)
 
         def note(path: str, etag: str, size: int, xxh3: str) -> None:
             self._store.partials.note(path, what, etag, size, xxh3)
 
-        return self._written(blob, large.keys[0], partial(self._in_parts, large), progress, spend, begun, note)
+        return self._written(blob, large.stem, fill, progress, begun, note)
 
-    def _in_parts(self, large: Large, sink: Sink) -> None:
+    def _in_parts(self, large: Large, spend: Callable[[int], None] | None, sink: Sink) -> None:
         sink.begin(large.blob.digest)
         waiting = deque(part for part in large.parts if part.offset + part.length > sink.size)
         coming: deque[tuple[str, int, Future[memoryview | None]]] = deque()
         try:
             while waiting or coming:
-                # Who waits for room holds none, so that somebody always goes on.
-                while waiting and len(coming) < PARTS_MAX and self._room.acquire(blocking=not coming):
+                if not coming:
+                    self._pay(spend, waiting[0].offset + waiting[0].length - sink.size)
+                # Who waits for room, or pays, holds none, so that somebody always goes on.
+                most = 1 if spend else PARTS_MAX
+                while waiting and len(coming) < most and self._room.acquire(blocking=not coming):
                     part = waiting.popleft()
                     begin = 0 if coming else max(0, sink.size - part.offset)
                     try:
@@ -234,14 +243,17 @@ class Unpacking:
                 future.cancel()
                 future.add_done_callback(lambda _: self._room.release())
 
-    def _spend(self, spend: Callable[[int], None] | None) -> Callable[[int], None]:
-        def told(count: int) -> None:
-            if self._is_closing:
-                raise stopped()
-            if spend:
-                spend(count)
+    def _pay(self, spend: Callable[[int], None] | None, count: int) -> None:
+        """Waits until so many bytes are paid for. Raises DaemonUnavailable where no more are to come."""
+        while spend and count > 0:
+            self._go_on()
+            spend(min(count, PAID_BYTES))
+            count -= PAID_BYTES
 
-        return told
+    def _go_on(self, _: int = 0) -> None:
+        """Raises DaemonUnavailable where no more bytes are to come."""
+        if self._is_closing:
+            raise stopped()
 
 
 def partial_key(digest: str) -> str:

@@ -25,7 +25,7 @@ def test_what_was_to_be_published_is_published_after_a_restart(street: Street) -
     def fail(what: str, key: str) -> None:
         nonlocal puts
         puts += what == "put"
-        if puts > 2:
+        if what == "put" and puts > 2:
             raise TierError("The shared tier s3://bucket/prefix cannot be used now: full")
 
     street.cupboard.before = fail

@@ -99,7 +99,7 @@ class Cupboard(TierStore):
 
     def delete(self, keys: Sequence[str]) -> None:
         """The same."""
-        self.step()
+        self._note("delete", ",".join(keys))
         super().delete(keys)
 
     def list(self, prefix: str) -> Iterator[Object]:
