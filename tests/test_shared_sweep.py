@@ -201,8 +201,10 @@ def test_unreferenced_objects_grace_and_capacity(
 def test_what_is_not_to_be_swept(
     host_of: Callable[[], Host], sweep: Callable[..., Any], objects: TierStore, shared: SharedConfig
 ) -> None:
-    """Each is refused in one line: no tier, one that may only be read, one that does not answer, and beside another
-    sweep."""
+    """Each is refused in one line: no tier, one that may only be read, one that does not answer, beside another sweep,
+    and with too long a time to settle."""
+    with pytest.raises(SystemExit):
+        sweep("--settle", "16m")
     assert "names no shared tier: write [shared] url" in sweep(key='url = ""')
     assert "read_only = true" in sweep(key=f'url = "{shared.url}"\nread_only = true')
     told = sweep(key=f'url = "s3://nobody-has-{BUCKET}/prefix"')
