@@ -86,6 +86,7 @@ class Claims:
         self._lock = threading.Lock()
         self._held: set[Claim] = set()
         self._unwritable_until = -math.inf
+        self.trouble = ""  # why none could be written, when that was tried last
         self._is_conditional = True  # until the object store says that it has no conditional writes
 
     def take(
@@ -187,8 +188,8 @@ class Claims:
         try:
             if not self._written(claim, over):
                 return None
-        except TierError:
-            self._unwritable_until = self._ticks() + UNWRITABLE_SECONDS
+        except TierError as error:
+            self._unwritable_until, self.trouble = self._ticks() + UNWRITABLE_SECONDS, str(error)
             return None
         with self._lock:
             self._held.add(claim)

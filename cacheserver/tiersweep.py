@@ -41,7 +41,7 @@ from cacheserver.retention import Facts, needs
 from cacheserver.settings import SharedConfig
 from cacheserver.space import show
 from cacheserver.tierplan import Decision, How, Report, Seen, mark, marks, plan, questions
-from cacheserver.tierstore import Object, TierStore
+from cacheserver.tierstore import Object, TierError, TierStore
 
 SWEEP = f"{CLAIMS}sweep"  # the claim of who sweeps
 REMOVING_SECONDS_MAX = CONDEMNED_SECONDS / 2  # after the list was written nothing goes any more
@@ -315,6 +315,8 @@ class TierSweep:
             return owner
 
         owner, claim = self._claims.take(SWEEP, look, lambda: True)
+        if claim is None and owner is None and self._claims.trouble:
+            raise TierError(self._claims.trouble)
         if claim is None:
             host = names.show((owner or "another host").rpartition(" ")[0])
             raise CacheError(

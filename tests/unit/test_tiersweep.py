@@ -247,6 +247,18 @@ def test_two_sweeps_at_a_time_are_one_too_many(street: Street) -> None:
     assert not first.holds(claim)
 
 
+def test_where_nothing_can_be_written_that_is_told(street: Street) -> None:
+    """And not that another sweep runs."""
+
+    def refuse(what: str, key: str) -> None:
+        if what == "create":
+            raise TierError("The shared tier s3://bucket/prefix cannot be used now: HTTP 403")
+
+    street.cupboard.before = refuse
+    with pytest.raises(TierError, match="HTTP 403"):
+        Broom(street.cupboard).sweep(AT_ONCE)
+
+
 def test_a_sweep_that_was_taken_over_stops(street: Street) -> None:
     """Who has slept for so long that another has begun removes nothing more."""
     have(street, "a")
