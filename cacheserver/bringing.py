@@ -266,7 +266,8 @@ class Bringing:
             have |= self._sharing.files(errand, location, elsewhere, missing, standing)
             missing = [f for f in missing if f.path not in have]
         if missing:
-            have |= self._downloaded(errand, location, listing.transport, missing, standing, held)
+            progress.transports.add(listing.transport)
+            have |= self._downloaded(errand, location, missing, standing, held)
         manifest = Manifest.of(
             folder(f.path) if f.is_folder else Entry(f.path, have[f.path].digest, have[f.path].size) for f in wanted
         )
@@ -279,16 +280,18 @@ class Bringing:
         self,
         errand: Errand,
         location: Location,
-        transport: str,
         missing: list[File],
         standing: Standing,
         held: Callable[[], dict[bytes, Arrived]],
     ) -> dict[bytes, Arrived]:
-        """Files that come from the origin, where there is room for them."""
+        """Downloads files from the origin, once there is room for them on the disk and on an account.
+
+        Args:
+            held: those of them that are held by now.
+        """
         progress, needed = errand.progress, sum(file.size or 0 for file in missing)
         progress.files_total += len(missing)
         progress.bytes_total += needed
-        progress.transports.add(transport)
         written = self._store.partials.bytes_of(key(location, file) for file in missing)
         if errand.payer:
             self._budgets.claim(errand.payer, progress, location.uri, needed)

@@ -12,6 +12,7 @@ packs in common.
 from __future__ import annotations
 
 import json
+import math
 import re
 import zlib
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -223,6 +224,8 @@ class TreeRecord:
 
         Args:
             secret: 32 bytes that all hosts have who may write; None where whoever can write may.
+
+        Raises NotARecord where it is too large for one.
         """
         facts = {
             "tracking_uri": self.tracking_uri,
@@ -235,7 +238,10 @@ class TreeRecord:
             "etags": list(self.etags),
             "tree": self.manifest.digest,
         }
-        body = zlib.compress(json.dumps(facts, sort_keys=True).encode() + b"\n" + self.manifest.encode())
+        text = json.dumps(facts, sort_keys=True).encode() + b"\n" + self.manifest.encode()
+        if len(text) > RECORD_BYTES_MAX:
+            raise NotARecord(f"has {len(text)} bytes, and a record {RECORD_BYTES_MAX} at most")
+        body = zlib.compress(text)
         return _TREE + _mac(secret, self.key, body).encode() + b"\n" + body
 
     @classmethod
@@ -270,6 +276,8 @@ class TreeRecord:
             tree = facts["tree"]
         except (ValueError, KeyError, TypeError, RecursionError, OverflowError, zlib.error):
             raise NotARecord("cannot be read") from None
+        if not math.isfinite(found.checked_at):
+            raise NotARecord("was written at no time")
         if found.key != key:
             raise NotARecord("is of another artifact")
         if manifest.digest != tree:

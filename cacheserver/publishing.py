@@ -17,18 +17,17 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from blake3 import blake3
 
 from artifactcache.errors import CacheError
+from cacheserver import outgoing
 from cacheserver.claims import Claim
-from cacheserver.faults import GONE_ERRNOS, LOST_ERRNOS, trouble
 from cacheserver.packing import (
     CONDEMNED,
     RECORD_BYTES_MAX,
-    Blob,
     Condemned,
     Large,
     NotARecord,
@@ -39,8 +38,8 @@ from cacheserver.packing import (
 from cacheserver.store import Store
 from cacheserver.sweeper import Sweeper
 from cacheserver.tallies import Tally
-from cacheserver.tier import Tier
-from cacheserver.tierstore import TierError
+from cacheserver.tier import CLOCKS_DIFFER_SECONDS, Tier
+from cacheserver.tierstore import TierError, TooLarge
 from cacheserver.trees import Tree
 from cacheserver.words import Held, Progress, Standing
 
@@ -240,11 +239,17 @@ class Publishing:
             raise _Condemned
         there = self._there(record)
         if there and there.manifest == record.manifest:
-            versions = tuple(dict.fromkeys((*record.versions, *there.versions)))[:VERSIONS_MAX]
-            record = _with(record, versions)
+            record = _both(record, there)
+        elif there and there.checked_at > record.checked_at:
+            return True  # another host has seen since that it is another one
         suspects = {key for piece in pieces for key in self._suspects(piece)}
         is_sure = not suspects and name not in self._unsure
         if there and is_sure and _says_as_much(there, record):
+            return True
+        try:
+            data = record.encode(self._tier.secret)
+        except NotARecord as why:
+            _log.warning("%s is not published: its record %s", record.uri, why)
             return True
         is_there = there is not None and there.manifest == record.manifest and is_sure
         if not is_there:
@@ -252,7 +257,7 @@ class Publishing:
         if self._condemned().sweep != condemned.sweep:
             return False
         self._unsure.add(name)  # also where what follows fails: then nobody knows what has come of it
-        self._objects.put(record.key, record.encode(self._tier.secret))
+        self._objects.put(record.key, data)
         if (now := self._condemned()).sweep != condemned.sweep:
             if now.keys & keys:  # that sweep may have looked for records before this one was there
                 self._objects.delete([record.key])
@@ -286,10 +291,12 @@ class Publishing:
         )
 
     def _there(self, record: TreeRecord) -> TreeRecord | None:
-        got = self._objects.get(record.key, RECORD_BYTES_MAX)
         try:
-            return TreeRecord.decode(record.key, got.data, self._tier.secret) if got else None
-        except NotARecord:
+            got = self._objects.get(record.key, RECORD_BYTES_MAX)
+            found = TreeRecord.decode(record.key, got.data, self._tier.secret) if got else None
+            is_ahead = found is not None and found.checked_at > self._clock() + CLOCKS_DIFFER_SECONDS
+            return replace(found, checked_at=0.0) if found and is_ahead else found
+        except (NotARecord, TooLarge):
             return None
 
     def _suspects(self, piece: Large | Pack) -> list[str]:
@@ -328,16 +335,8 @@ class Publishing:
     def _write_pack(self, pack: Pack, suspects: set[str]) -> None:
         if pack.key not in suspects and self._objects.has(pack.key, pack.size):
             return
-        data = pack.head + b"".join(self._read(blob) for blob in pack.blobs)
+        data = pack.head + b"".join(outgoing.read(self._store, blob) for blob in pack.blobs)
         self._objects.put(pack.key, data)
-
-    def _read(self, blob: Blob) -> bytes:
-        """A small blob, hashed."""
-        with self._opened(blob) as fd:
-            data = os.pread(fd, blob.size + 1, 0)
-        if blake3(data).hexdigest() != blob.digest:
-            raise self._rotten(blob)
-        return data
 
     def _write_large(self, large: Large, suspects: set[str]) -> None:
         """Writes the parts of a blob that are lacking. It is hashed meanwhile: where it is wrong, they go again."""
@@ -349,7 +348,7 @@ class Publishing:
         if not lacking:
             return
         blake, coming = blake3(), list[Future[None]]()
-        with self._opened(large.blob) as fd:
+        with outgoing.opened(self._store, large.blob) as fd:
             for part in parts:
                 data = os.pread(fd, part.length, part.offset)
                 blake.update(data)
@@ -361,30 +360,14 @@ class Publishing:
             future.result()
         if blake.hexdigest() != large.blob.digest:
             self._objects.delete(sorted(lacking))
-            raise self._rotten(large.blob)
-
-    @contextmanager
-    def _opened(self, blob: Blob) -> Iterator[int]:
-        try:
-            fd = self._store.open_blob(blob.digest)
-            try:
-                yield fd
-            finally:
-                os.close(fd)
-        except OSError as error:
-            if error.errno in GONE_ERRNOS | LOST_ERRNOS:
-                raise self._rotten(blob) from None
-            raise trouble(error, f"the blob {blob.digest} cannot be read to be published") from None
-
-    def _rotten(self, blob: Blob) -> CacheError:
-        """What is to be told of a blob that is wrong here; the store puts it aside, and fetches it again."""
-        for row in self._store.index.blobs([blob.digest]).values():
-            self._store.verifier.recheck(row)
-        return CacheError(f"The blob {blob.digest} is damaged: it is fetched again, and given to others then.")
+            raise outgoing.rotten(self._store, large.blob)
 
 
-def _with(record: TreeRecord, versions: tuple[str, ...]) -> TreeRecord:
-    return TreeRecord(**{**record.__dict__, "versions": versions})
+def _both(record: TreeRecord, there: TreeRecord) -> TreeRecord:
+    """What two records of one tree say together."""
+    later = max(record, there, key=lambda one: one.checked_at)
+    versions = tuple(dict.fromkeys((*record.versions, *there.versions)))[:VERSIONS_MAX]
+    return replace(later, standing=max(record.standing, there.standing), versions=versions)
 
 
 def _says_as_much(there: TreeRecord, record: TreeRecord) -> bool:

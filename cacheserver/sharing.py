@@ -20,13 +20,12 @@ from cacheserver.publishing import Publishing
 from cacheserver.store import Store
 from cacheserver.sweeper import Sweeper
 from cacheserver.tallies import Tally
-from cacheserver.tier import Tier
+from cacheserver.tier import CLOCKS_DIFFER_SECONDS, Tier
 from cacheserver.turns import Turns
 from cacheserver.unpacking import Lacking, Unpacking, partial_key
 from cacheserver.words import SHARED, Arrived, File, Location, Manifest, Standing, join
 
 SLOW_SECONDS = 60.0  # so long other hosts may wait for somebody whose rate is limited
-CLOCKS_DIFFER_SECONDS = 300.0  # so far another host's clock may be ahead
 
 
 class Elsewhere(NamedTuple):

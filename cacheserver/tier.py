@@ -25,11 +25,12 @@ from cacheserver.packing import (
 )
 from cacheserver.refusals import without_credentials
 from cacheserver.tallies import Tally
-from cacheserver.tierstore import TierError, TierStore
+from cacheserver.tierstore import TierError, TierStore, TooLarge
 from cacheserver.words import Location
 
 PAUSE_SECONDS = 30.0  # for which a tier that has failed is not asked
 RELEASE_SECONDS = 1.0  # of the daemon's end, to give claims back: they end by themselves
+CLOCKS_DIFFER_SECONDS = 300.0  # so far another host's clock may be ahead
 SUSPECTS_MAX = 10_000  # objects that were wrong or missing: who publishes a tree writes these anew
 
 # What means the same bytes on every host: no file of one host, no name that each host resolves for itself.
@@ -200,7 +201,11 @@ class Tier:
     def _record(self, location: Location, selections: Iterable[str]) -> TreeRecord | None:
         for selection in selections:
             key = record_key(self.tracking_uri, location.uri, selection)
-            got = self.objects.get(key, RECORD_BYTES_MAX)
+            try:
+                got = self.objects.get(key, RECORD_BYTES_MAX)
+            except TooLarge:
+                self.suspect(Wrong(key, "is too large for a record"))
+                continue
             self.worked()
             if got is None:
                 self.records.add("absent")

@@ -7,6 +7,7 @@ secret in it. What comes back is bytes that nobody has looked at.
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import re
 import threading
@@ -27,19 +28,27 @@ AMAZON = ".amazonaws.com"
 _DEFAULT_REGION = "us-east-1"
 _OF_STORES = re.compile(r"(AZURE|GOOGLE|AWS)_.*(KEY|SECRET|TOKEN)$")
 _MECHANICS = re.compile(r"^Generic \w+ error: Error performing .*?retry_timeout: \S+ +- ")
+_OF_ACCOUNTS = ("client_email", "private_key", "private_key_id")
 _NO_RANGE = frozenset({"416", "InvalidRange"})
 _NO_RANGE_WORDS = "Invalid range"  # of obstore, by what it was told of the object's size
+_CHANGED = "412"
 _NOT_IMPLEMENTED = frozenset({"501", "NotImplemented"})  # S3's code, and what stands for it where a store has none
 
+Tag = dict[str, str]  # entity tag, and version where the store has such a thing: GCS heeds no other condition
 Opened = tuple[Any, Callable[[], tuple[str, ...]]]  # obstore's client, and what must not be in a message
 
 
 class TierError(Exception):
-    """The shared tier, or the way to it, does not do what it should; the message says what, and whose move it is."""
+    """The shared tier, or the way to it, does not do what it should; the message says what, and whose move it is.
+    `code` is the endpoint's word for it, or the HTTP status; empty where there is none."""
+
+    def __init__(self, words: str, code: str = "") -> None:
+        super().__init__(words)
+        self.code = code
 
 
-class _NoRange(Exception):
-    """An object has not even the beginning of a range."""
+class TooLarge(TierError):
+    """An object is larger than what it is said to be can be."""
 
 
 class Unsupported(Exception):
@@ -57,10 +66,10 @@ class Object(NamedTuple):
 
 
 class Got(NamedTuple):
-    """An object's bytes, the tag that changes with them, and when they were written, by the store's own clock."""
+    """An object's bytes, what shows that they are still these, and when they were written, by the store's own clock."""
 
     data: bytes
-    tag: str
+    tag: Tag
     written_at: float
 
 
@@ -95,15 +104,16 @@ class TierStore:
             self._opened = None
 
     def get(self, key: str, bytes_max: int) -> Got | None:
-        """A small object; None where there is none. Raises TierError, also where it is larger than `bytes_max`."""
+        """A small object; None where there is none. Raises TierError; TooLarge where it has more than `bytes_max`."""
         import obstore
 
         def ask(store: Any) -> Got:
             answer = obstore.get(store, key)
             if answer.meta["size"] > bytes_max:
-                raise ObjectError("", "", f"{key} has {answer.meta['size']} bytes, which cannot be")
-            at = answer.meta["last_modified"].timestamp()
-            return Got(bytes(answer.bytes()), answer.meta["e_tag"] or "", at)
+                raise TooLarge(f"The shared tier {self.name} has {key} with {answer.meta['size']} bytes.")
+            meta = answer.meta
+            tag = {name: str(value) for name in ("e_tag", "version") if (value := meta.get(name))}
+            return Got(bytes(answer.bytes()), tag, meta["last_modified"].timestamp())
 
         found: Got | None = self._if_there(ask)
         return found
@@ -118,8 +128,10 @@ class TierStore:
 
         try:
             found: memoryview | None = self._if_there(ask, is_large=True)
-        except _NoRange:
-            return memoryview(b"")
+        except TierError as error:
+            if error.code in _NO_RANGE or _NO_RANGE_WORDS in str(error):
+                return memoryview(b"")
+            raise
         return found
 
     def has(self, key: str, size: int) -> bool:
@@ -140,9 +152,9 @@ class TierStore:
         """Writes an object where there is none. Returns whether it did. Raises TierError, Unsupported."""
         return self._conditionally(key, data, "create")
 
-    def replace(self, key: str, data: bytes, tag: str) -> bool:
+    def replace(self, key: str, data: bytes, tag: Tag) -> bool:
         """Writes an object over the one that has this tag. Returns whether it did. Raises TierError, Unsupported."""
-        return self._conditionally(key, data, {"e_tag": tag})
+        return self._conditionally(key, data, tag)
 
     def delete(self, keys: Sequence[str]) -> None:
         """Removes objects; those that are not there count as removed. Raises TierError."""
@@ -182,34 +194,33 @@ class TierStore:
                     raise Unsupported from None
                 except AlreadyExistsError:
                     return False
-        except Changed:
-            return False
+        except TierError as error:
+            if error.code in _NOT_IMPLEMENTED:
+                raise Unsupported from None
+            if error.code == _CHANGED:
+                return False
+            raise
         return True
 
     def _if_there(self, ask: Callable[[Any], Any], *, is_large: bool = False) -> Any:
-        try:
-            with self._asked(is_large=is_large) as store:
-                try:
-                    return ask(store)
-                except FileNotFoundError:
-                    return None
-        except Changed:  # nothing was asked on a condition
-            raise TierError(f"The shared tier {self.name} answers what it was not asked.") from None
+        with self._asked(is_large=is_large) as store:
+            try:
+                return ask(store)
+            except FileNotFoundError:
+                return None
 
     @contextmanager
     def _asked(self, *, is_large: bool = False) -> Iterator[Any]:
-        """obstore's client. What goes wrong while it is asked leaves as TierError, Unsupported or Changed."""
+        """obstore's client. What goes wrong while it is asked leaves as TierError."""
         store, secrets = self._open()[is_large]
         try:
             with told(secrets):
                 yield store
+        except Changed:  # a condition that was made, or none
+            raise TierError(f"The shared tier {self.name} answers what it was not asked.", _CHANGED) from None
         except ObjectError as error:
-            if error.code in _NOT_IMPLEMENTED:
-                raise Unsupported from None
-            if error.code in _NO_RANGE or _NO_RANGE_WORDS in str(error):
-                raise _NoRange from None
             said = _MECHANICS.sub("", without_secrets(str(error)))
-            raise TierError(f"The shared tier {self.name} cannot be used now: {said}") from None
+            raise TierError(f"The shared tier {self.name} cannot be used now: {said}", error.code) from None
         except Unfit as error:
             raise TierError(f"The shared tier {self.name}: {error}.") from None
 
@@ -288,7 +299,8 @@ def _of_environment(scheme: str) -> dict[str, Any]:
     """What Google's and Azure's own clients read in the environment, and obstore does not."""
     if scheme == "gs":
         emulator = os.environ.get("STORAGE_EMULATOR_HOST", "").rstrip("/")
-        return {"base_url": emulator, "skip_signature": True} if emulator else {}
+        key = {"gcs_base_url": emulator, "disable_oauth": True} | dict.fromkeys(_OF_ACCOUNTS, "")
+        return {"service_account_key": json.dumps(key)} if emulator else {}  # skip_signature is not heeded by writes
     parts = (part.partition("=") for part in os.environ.get("AZURE_STORAGE_CONNECTION_STRING", "").split(";"))
     told = {name: value for name, _, value in parts if value}
     names = {"AccountName": "account_name", "AccountKey": "account_key", "BlobEndpoint": "endpoint"}

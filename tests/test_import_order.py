@@ -145,6 +145,7 @@ ORDER = (
     "errands",
     "tier",
     "unpacking",
+    "outgoing",
     "publishing",
     "sharing",
     "joining",

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from cacheserver.packing import BLOBS, CLAIMS, TREES
+from cacheserver import packing, publishing, tier
+from cacheserver.packing import BLOBS, CLAIMS, TREES, TreeRecord
 from cacheserver.space import Amount, Limits
 from cacheserver.tierstore import TierError
+from cacheserver.words import Standing
 from tests.unit.house import House
 from tests.unit.tiers import PATIENCE_SECONDS, Street, content, published
 from tests.unit.tiers import TIERED as FILES
@@ -136,3 +138,62 @@ def test_what_has_changed_makes_room_for_what_the_tier_has_of_it(street: Street,
     small.ticks += 7200
     assert small.bring(uri).shared_bytes == 3 << 20
     assert not small.index.arrivals.at_or_below(uri), "what has come is part of a tree"
+
+
+def test_a_record_that_is_too_large_is_none(street: Street, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody writes one; and one that is there is no reason not to ask for others."""
+    published(street, {"x": b"x"}, "s3://bucket/there")
+    uri = published(street)
+    key = max(street.cupboard.objects(TREES), key=lambda found: found.size).key
+    for module in (packing, tier, publishing):
+        monkeypatch.setattr(module, "RECORD_BYTES_MAX", 1000)
+    house = street.house()
+    assert house.bring(uri).origin_bytes == SIZE
+    assert house.bring("s3://bucket/there").origin_bytes == 0
+    street.cupboard.delete([key])
+    street.settle(house)
+    assert not {key} & set(street.cupboard.keys()) and house.index.publications.waiting() == []
+
+
+def record_of(street: Street, uri: str) -> TreeRecord:
+    """What the tier says of a location."""
+    found = (TreeRecord.decode(key, street.cupboard.bytes_of(key), None) for key in street.cupboard.keys(TREES))
+    return next(record for record in found if record.uri == uri)
+
+
+def test_a_host_whose_clock_is_ahead_spoils_no_record(street: Street) -> None:
+    """What it writes is not recent for anybody, and the next one writes when the origin was seen indeed."""
+    ahead, second = street.house(), street.house()
+    ahead.now += 86_400
+    uri = street.files(FILES)
+    ahead.bring(uri)
+    street.settle(ahead)
+    second.bring(uri)
+    street.settle(second)
+    assert record_of(street, uri).checked_at == second.now
+    listed = street.origin.listings[uri]
+    assert street.house().bring(uri).origin_bytes == 0 and street.origin.listings[uri] == listed
+
+
+def test_what_was_seen_later_stays(street: Street) -> None:
+    """Who has been slow to publish does not take back what others have seen since; nor what they knew of the origin."""
+    slow, fast = street.house(), street.house()
+    root = street.origin.run("r")
+    street.files({"weights": b"old"}, root)
+    slow.bring(root)
+    assert slow.sharing
+    slow.sharing.tier.close()
+    street.files({"weights": b"newer"}, root)
+    slow.now += 600
+    fast.now += 600
+    fast.bring("runs:/r")
+    street.settle(fast)
+    before = record_of(street, root)
+    street.settle(slow)
+    assert record_of(street, root) == before and before.standing is Standing.FINISHED
+    third = street.house()
+    third.now += 7200
+    third.bring(root)  # a bare URI says nothing of that
+    street.settle(third)
+    after = record_of(street, root)
+    assert (after.standing, after.checked_at) == (Standing.FINISHED, third.now)

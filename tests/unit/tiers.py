@@ -17,7 +17,7 @@ from cacheserver.packing import TREES, TreeRecord, layout
 from cacheserver.retaining import Describes
 from cacheserver.settings import SharedConfig
 from cacheserver.tierplan import How, Report
-from cacheserver.tierstore import Got, Object, Opened, TierError, TierStore, Unsupported
+from cacheserver.tierstore import Got, Object, Opened, Tag, TierError, TierStore, Unsupported
 from cacheserver.tiersweep import TierSweep
 from tests.unit.house import FakeOrigin, House
 
@@ -90,7 +90,7 @@ class Cupboard(TierStore):
             raise Unsupported
         return super().create(key, data)
 
-    def replace(self, key: str, data: bytes, tag: str) -> bool:
+    def replace(self, key: str, data: bytes, tag: Tag) -> bool:
         """The same."""
         self._note("replace", key)
         if not self.is_conditional:

@@ -1,0 +1,112 @@
+"""The seam to an object store: whatever is answered leaves as what a caller expects, and conditions are heeded."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from cacheserver.tierstore import TierError, TierStore, Unsupported
+
+PATIENCE_SECONDS = 10.0
+
+
+class Stub(ThreadingHTTPServer):
+    """An endpoint that answers everything with one status; or, where that is 0, as Google's XML API does for one
+    object, whose generation grows."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Answer)
+        self.status, self.code, self.generation, self.content = 0, "", 17, b"first"
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Answer(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Stub
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def _answer(self) -> None:
+        found, body = self.server, self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        status, text = found.status, b"<Error><Code>%s</Code></Error>" % found.code.encode()
+        if not status:
+            status, text = 200, found.content
+            if self.command == "PUT":
+                if self.headers.get("x-goog-if-generation-match") == str(found.generation):
+                    found.generation, found.content = found.generation + 1, body
+                else:
+                    status, text = 412, b"<Error><Code>PreconditionFailed</Code></Error>"
+        self.send_response(status)
+        for name, value in {
+            "Content-Length": str(len(text)),
+            "ETag": '"md5"',
+            "x-goog-generation": str(found.generation),
+            "Last-Modified": "Wed, 21 Oct 2015 07:28:00 GMT",
+        }.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(text)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _answer
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
+    """An endpoint, and credentials for it."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    stub = Stub()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", stub.url)
+    thread = threading.Thread(target=stub.serve_forever)
+    thread.start()
+    yield stub
+    stub.shutdown()
+    thread.join()
+    stub.server_close()
+
+
+CALLS: dict[str, Callable[[TierStore], Any]] = {
+    "get": lambda store: store.get("key", 10),
+    "read": lambda store: store.read("key", 0, 10),
+    "has": lambda store: store.has("key", 1),
+    "put": lambda store: store.put("key", b"data"),
+    "create": lambda store: store.create("key", b"data"),
+    "replace": lambda store: store.replace("key", b"data", {"e_tag": '"tag"'}),
+    "delete": lambda store: store.delete(["key"]),
+    "list": lambda store: list(store.list("folder/")),
+}
+OTHERWISE = {("create", 501), ("replace", 501), ("create", 412), ("replace", 412), ("read", 416)}
+
+
+@pytest.mark.parametrize(("status", "code"), [(501, "NotImplemented"), (416, "InvalidRange"), (412, ""), (403, "")])
+@pytest.mark.parametrize("call", CALLS)
+def test_whatever_is_answered_is_an_error_of_the_tiers(stub: Stub, call: str, status: int, code: str) -> None:
+    """A fetch that counts on that goes on; unless the answer is one to a condition, or to a range."""
+    stub.status, stub.code = status, code
+    store = TierStore("s3://bucket/prefix", stub.url, "", PATIENCE_SECONDS, 1 << 20)
+    if (call, status) not in OTHERWISE:
+        with pytest.raises(TierError):
+            CALLS[call](store)
+    elif status == 501:
+        with pytest.raises(Unsupported):
+            CALLS[call](store)
+    else:
+        assert not CALLS[call](store)
+
+
+def test_a_condition_of_google_is_a_generation(stub: Stub) -> None:
+    """It knows none by entity tag: a claim could not be renewed."""
+    store = TierStore("gs://bucket/prefix", "", "", PATIENCE_SECONDS, 1 << 20)
+    found = store.get("key", 10)
+    assert found and store.replace("key", b"second", found.tag)
+    assert stub.content == b"second" and not store.replace("key", b"third", found.tag)
