@@ -39,7 +39,7 @@ COMMON = os.urandom((1 << 20) + 1)
 SETTLE_SECONDS = 0.3
 HOSTS = 2
 TREES_COUNT = 12  # that hosts have in the race
-SWEEPS = 3
+SWEEPS = 2
 PATIENCE_SECONDS = 60.0
 
 
