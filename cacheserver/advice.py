@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
-from cacheserver import uris
+from cacheserver import schedules, uris
 from cacheserver.allowances import EVERYBODY, Allowance
 from cacheserver.retention import Facts, verdict
 from cacheserver.settings import Config, OriginConfig
@@ -75,9 +75,9 @@ def _of_warm(config: Config) -> Iterator[str]:
             yield f"[[warm]] {warm.uri} is there twice."
         seen.add(key)
         artifact = uris.parse(warm.uri)
-        if artifact.kind in uris.MOVING and config.origin.alias_ttl > warm.every:
+        if artifact.kind in uris.MOVING and config.origin.alias_ttl > warm.every:  # `at` asks whatever is remembered
             yield f"[[warm]] {warm.uri} is looked at less often than every says: [origin] alias_ttl is longer."
         facts = Facts.of(artifact, config.origin.tracking_uri.rstrip("/"))
         found = verdict(config.retention, [(facts, 0.0, 0.0)])
-        if found.drop_at < warm.every:
+        if found.drop_at < (schedules.gap(warm.at) if warm.at else warm.every):
             yield f"[[warm]] {warm.uri} goes before it is looked at again: {' '.join(found.because)}"

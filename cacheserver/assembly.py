@@ -45,6 +45,7 @@ from cacheserver.refusals import without_credentials, without_secrets
 from cacheserver.register import Register
 from cacheserver.reservations import Reservations
 from cacheserver.restoring import compare, look_through, open_index
+from cacheserver.rests import Clocks, Rests
 from cacheserver.retaining import Retaining
 from cacheserver.roles import ADMINISTRATOR, Roles
 from cacheserver.scrubbing import Scrubber
@@ -56,7 +57,7 @@ from cacheserver.sharing import Sharing
 from cacheserver.space import Limits
 from cacheserver.stopping import Stopping
 from cacheserver.store import Store
-from cacheserver.sweeper import Clocks, Sweeper
+from cacheserver.sweeper import Sweeper
 from cacheserver.upkeep import Upkeep
 from cacheserver.warming import Warm, Warming
 
@@ -120,7 +121,7 @@ class Parts:
 def assemble(config: Config, here: Place, uid: int) -> Parts:
     """A daemon that serves nobody yet. Raises CacheError or ConfigError where there cannot be one."""
     disk = Disk(here.root, shared=here.serves_all, doors=_doors(config))
-    origin = _origin(here, config, disk)
+    origin = origin_of(here, config, disk.root)
     store = Store(disk, open_index(disk, origin.name), time.monotonic)
     freshness = _freshness(config)
     register = Register(disk.at("leases"), boot_id())
@@ -180,7 +181,7 @@ def assemble(config: Config, here: Place, uid: int) -> Parts:
     store.verifier.damaged = healing.want
     administration.damaged_count = healing.count
     meddling = Meddling(disk, store.index, store.verifier, lambda trees: _lost(trees, store, healing))
-    warming = Warming(cache, store.index, _warm(config), time.time, time.monotonic)
+    warming = Warming(cache, store.index, _warm(config), time.time, time.monotonic, _ahead)
     ingesting = Ingesting(
         cache,
         store.index,
@@ -260,7 +261,7 @@ def _upkeep(parts: Parts) -> list[Upkeep]:
         ),
         Upkeep("retain", [(RULES_SECONDS, retaining.refresh), (1, retaining.look)]),
         *([Upkeep("share", [(RENEW_SECONDS, parts.sharing.tier.renew)])] if parts.sharing else []),
-        Upkeep("warm", [(1, parts.warming.look)]),
+        Upkeep("warm", [(1, time.tzset), (1, parts.warming.look)]),  # the host may have been given another time zone
         Upkeep("history", [(SAMPLE_SECONDS, parts.overview.note)]),
         Upkeep("ingest", [(1, parts.ingesting.look)]),
         Upkeep("scrub", [(COMPARE_SECONDS, look), (1, parts.scrubber.look)]),
@@ -292,23 +293,33 @@ def _freshness(config: Config) -> Freshness:
 
 
 def _warm(config: Config) -> list[Warm]:
-    return [Warm(one.uri, one.every, Selection.of(one.include, one.exclude)) for one in config.warm]
+    return [Warm(one.uri, one.every, Selection.of(one.include, one.exclude), one.at) for one in config.warm]
+
+
+def _ahead(at: float) -> float:
+    """How many seconds the host's local time is ahead of UTC at a moment."""
+    return time.localtime(at).tm_gmtoff
 
 
 def sweeper_of(config: Config, store: Store) -> Sweeper:
     """The sweeper of a store, as a configuration wants it."""
     told = config.eviction
-    clocks = Clocks(time.time, time.monotonic, pause)
+    clocks = Clocks(time.time, time.monotonic, pause, Rests(time.thread_time, time.sleep))
     policy = POLICIES[told.policy]
     return Sweeper(store, Leases(time.monotonic), Reservations(store, _limits(config)), policy, told.grace, clocks)
 
 
-def _origin(here: Place, config: Config, disk: Disk) -> MlflowOrigin:
+def origin_of(here: Place, config: Config, root: str) -> MlflowOrigin:
+    """The tracking server of a configuration, and what it names. Raises ConfigError.
+
+    Args:
+        root: the store's folder, in which no artifact lies.
+    """
     try:
         return MlflowOrigin(
             here.tracking_uri,
             config.origin.unreachable_after,
-            forbidden=disk.root,
+            forbidden=root,
             world_only=here.serves_all,
             ticks=time.monotonic,
             clock=time.time,

@@ -86,6 +86,7 @@ class Claims:
         self._lock = threading.Lock()
         self._held: set[Claim] = set()
         self._unwritable_until = -math.inf
+        self.trouble = ""  # why none could be written, when that was tried last
         self._is_conditional = True  # until the object store says that it has no conditional writes
 
     def take(
@@ -139,6 +140,10 @@ class Claims:
             with contextlib.suppress(TierError):
                 claim.is_lost = not self._renewed(claim)
 
+    def holds(self, claim: Claim) -> bool:
+        """Whether nobody has taken a claim over, by asking. Raises TierError."""
+        return not claim.is_lost and self._is_mine(claim)
+
     def release(self, claim: Claim) -> None:
         """Ends a claim."""
         self._release([claim])
@@ -164,7 +169,7 @@ class Claims:
         return self._ticks() >= self._unwritable_until
 
     def _is_own(self, got: Got) -> bool:
-        owner = _owner(got.data)
+        owner = owner_of(got.data)
         with self._lock:
             return any(claim.owner == owner for claim in self._held)
 
@@ -173,7 +178,7 @@ class Claims:
         now = self._ticks()
         if got.data != seen.data:
             seen.data, seen.since = got.data, now
-            seen.owners.add(_owner(got.data))
+            seen.owners.add(owner_of(got.data))
         return now - seen.since >= CLAIM_SECONDS or self._clock() - got.written_at >= STALE_SECONDS
 
     def _write(self, key: str, over: Got | None) -> Claim | None:
@@ -183,8 +188,8 @@ class Claims:
         try:
             if not self._written(claim, over):
                 return None
-        except TierError:
-            self._unwritable_until = self._ticks() + UNWRITABLE_SECONDS
+        except TierError as error:
+            self._unwritable_until, self.trouble = self._ticks() + UNWRITABLE_SECONDS, str(error)
             return None
         with self._lock:
             self._held.add(claim)
@@ -204,7 +209,7 @@ class Claims:
     def _renewed(self, claim: Claim) -> bool:
         if self._is_conditional:
             got = self._objects.get(claim.key, CLAIM_BYTES_MAX)
-            mine = got is not None and _owner(got.data) == claim.owner
+            mine = got is not None and owner_of(got.data) == claim.owner
             return mine and got is not None and self._objects.replace(claim.key, claim.encode(), got.tag)
         if not self._is_mine(claim):
             return False
@@ -213,10 +218,10 @@ class Claims:
 
     def _is_mine(self, claim: Claim) -> bool:
         got = self._objects.get(claim.key, CLAIM_BYTES_MAX)
-        return got is not None and _owner(got.data) == claim.owner
+        return got is not None and owner_of(got.data) == claim.owner
 
 
-def _owner(data: bytes) -> str:
+def owner_of(data: bytes) -> str:
     """Who has written a claim; what cannot be read is an owner of its own."""
     try:
         return str(json.loads(data)["owner"])

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import stat
 import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
 
 from artifactcache import completion, usage
 from artifactcache.errors import CacheError
 from cacheserver import __version__
 from cacheserver.advice import warnings
 from cacheserver.config import ConfigError, parse
+from cacheserver.readers import DURATION_SECONDS_MAX, duration
+from cacheserver.retention import spell
 from cacheserver.settings import Config
 
 CONFIG_LENGTH_MAX = 4 << 20
+SETTLE_SECONDS_MAX = 900  # a sweep of the shared tier ends well before publishers stop looking at what it has condemned
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,6 +63,10 @@ EXAMPLES = {
     "serve": ("cacheserver serve", "cacheserver serve --config /etc/cacheserver.toml"),
     "check-config": ("cacheserver check-config /etc/cacheserver.toml",),
     "fsck": ("cacheserver fsck --config /etc/cacheserver.toml",),
+    "shared": (
+        "cacheserver shared sweep --config /etc/cacheserver.toml --dry-run",
+        "cacheserver shared sweep --config /etc/cacheserver.toml --grace 2d --json",
+    ),
     "simulate": (
         "cacheserver simulate --trace trace --capacity 2TiB 4TiB",
         "cacheserver simulate --generate mixed --requests 5000 --capacity 10% --policy gdsf lru --json",
@@ -86,8 +98,48 @@ def _parser() -> argparse.ArgumentParser:
     fsck = add("fsck", "Check a store whose daemon is stopped, and mend what can be mended.")
     fsck.add_argument("--config", metavar="PATH", help="the TOML file that the daemon is started with")
     fsck.set_defaults(run=_fsck)
+    _add_shared(add("shared", "Look after the tier that hosts share ([shared] in the configuration)."))
     _add_simulate(add("simulate", "Replay a trace: what would more capacity, or another policy, buy?"))
     return parser
+
+
+def _add_shared(parser: argparse.ArgumentParser) -> None:
+    help = "what to do with it; `cacheserver shared COMMAND --help` says more"
+    added_to = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", help=help)
+    words = "Remove from the tier what retention rules drop, what is over its capacity, and what no record needs."
+    epilog = usage.shown(EXAMPLES["shared"])
+    sweep = added_to.add_parser("sweep", help=words, description=words, epilog=epilog, formatter_class=usage.Formatter)
+    sweep.add_argument("--config", metavar="PATH", help="the TOML file: its [shared] and [[retention]] are gone by")
+    sweep.add_argument("--dry-run", action="store_true", help="change nothing; say what would go, and why")
+    sweep.add_argument(
+        "--grace",
+        type=_seconds(DURATION_SECONDS_MAX),
+        default="1d",
+        metavar="DURATION",
+        help="how old an object that no record needs has to be to go, as in 12h (default: 1d)",
+    )
+    sweep.add_argument(
+        "--settle",
+        type=_seconds(SETTLE_SECONDS_MAX),
+        default="2m",
+        metavar="DURATION",
+        help="how long hosts have to finish what they are publishing, as in 5m; at most 15m (default: 2m)",
+    )
+    sweep.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    sweep.set_defaults(run=_shared_sweep)
+
+
+def _seconds(most: float) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        try:
+            found = duration(text)
+        except ValueError:
+            found = math.inf
+        if found > most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no duration of at most {spell(most)}, as in 90s, 15m or 1d")
+        return found
+
+    return read
 
 
 def _add_simulate(parser: argparse.ArgumentParser) -> None:
@@ -171,6 +223,43 @@ def _fsck(arguments: argparse.Namespace) -> int:
     for line in report.lines():
         print(line)
     return 0 if report.sound else 1
+
+
+def _shared_sweep(arguments: argparse.Namespace) -> int:
+    config, environ = _read(arguments.config), dict(os.environ)
+    where = arguments.config or "the environment"
+    if not config.shared.url:
+        raise ConfigError(f'{where} names no shared tier: write [shared] url, as in url = "s3://bucket/prefix".')
+    if config.shared.read_only:
+        raise ConfigError(
+            f"{where} has [shared] read_only = true, and to sweep is to write: sweep from a host that may write there."
+        )
+    from cacheserver.place import place
+    from cacheserver.tierplan import How
+    from cacheserver.tierstore import TierError
+    from cacheserver.tiersweep import opened
+
+    origin = None
+    if config.retention:
+        from cacheserver.assembly import origin_of  # imports mlflow
+
+        here = place(config, environ, os.geteuid())
+        origin = origin_of(here, config, here.root)
+    how = How(
+        config.retention, round(config.shared.capacity.number), arguments.grace, arguments.settle, arguments.dry_run
+    )
+    tell = (lambda line: None) if arguments.json else partial(print, flush=True)
+    try:
+        report = opened(config.shared, origin, how, time.time, time.monotonic, threading.Event().wait, tell).run()
+    except TierError as error:
+        raise CacheError(str(error)) from None
+    finally:
+        if origin:
+            origin.close()
+    print(json.dumps(report.document(), indent=2) if arguments.json else report.summary())
+    for trouble in report.troubles:
+        print(f"cacheserver: {trouble}", file=sys.stderr)
+    return 1 if report.troubles else 0
 
 
 def _read(path: str | None) -> Config:

@@ -136,6 +136,10 @@ def _grant(*, name: str, to: Sequence[str] = (), path: str = "", uri: str = "", 
     return Grant(name, tuple(to), path, uri, Rule(name=name, **of))
 
 
+def _warm(**of: Any) -> WarmConfig:
+    return WarmConfig(**({"every": math.inf} if "at" in of else {}) | of)
+
+
 _ARRAYS: dict[str, tuple[Callable[..., Any], Readers]] = {
     "grant": (
         _grant,
@@ -169,10 +173,11 @@ _ARRAYS: dict[str, tuple[Callable[..., Any], Readers]] = {
         },
     ),
     "warm": (
-        WarmConfig,
+        _warm,
         {
             "uri": readers.artifact,
             "every": readers.period,
+            "at": readers.at,
             "include": readers.patterns,
             "exclude": readers.patterns,
         },
@@ -335,6 +340,9 @@ def _contradictions(config: Config) -> Iterator[tuple[Path, str]]:
     for i, warm in enumerate(config.warm):
         if not warm.uri:
             yield ("warm", i), '[[warm]] has no uri: write which artifact it is, as in uri = "models:/resnet@champion".'
+        if warm.at and warm.every < math.inf:
+            words = "has both every and at: leave out at to have it looked at so often, or every for these times only."
+            yield ("warm", i), f"[[warm]] {warm.uri} {words}"
 
 
 def _open_doors(config: Config) -> Iterator[tuple[Path, str]]:

@@ -7,7 +7,6 @@ removed stands in the index until it is: a daemon that is killed in between leav
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Sequence
 
 from artifactcache.errors import NoSpace
@@ -16,6 +15,7 @@ from cacheserver.disk import Disk
 from cacheserver.holdings import Gone
 from cacheserver.index import Index
 from cacheserver.prospects import Prospects
+from cacheserver.rests import Awaited
 
 
 class Departures:
@@ -26,7 +26,7 @@ class Departures:
         leave: told of each tree that is gone, before its files are.
     """
 
-    def __init__(self, disk: Disk, index: Index, lock: threading.Lock, leave: Callable[[str], None]) -> None:
+    def __init__(self, disk: Disk, index: Index, lock: Awaited, leave: Callable[[str], None]) -> None:
         self._disk = disk
         self._index = index
         self._lock = lock
@@ -45,25 +45,33 @@ class Departures:
         nameless: frozenset[str] = frozenset(),
         due: frozenset[str] = frozenset(),
         taken: Callable[[], None] = lambda: None,
+        rest: Callable[[], None] = lambda: None,
     ) -> Gone:
         """Removes trees that nobody has leased, as far as nothing else keeps them. Returns what has gone.
 
         Args:
             now, young_since, nameless, due: as in `Holdings.evict`.
             taken: called when nothing of them has a name any more; what is left to be done keeps nobody waiting.
+            rest: called after each file, unless somebody waits for this.
         """
 
         return self.remove(
             lambda: self._index.holdings.evict(trees, now=now, young_since=young_since, nameless=nameless, due=due),
             taken,
+            rest,
         )
 
-    def remove(self, decide: Callable[[], Gone], taken: Callable[[], None] = lambda: None) -> Gone:
+    def remove(
+        self,
+        decide: Callable[[], Gone],
+        taken: Callable[[], None] = lambda: None,
+        rest: Callable[[], None] = lambda: None,
+    ) -> Gone:
         """Removes the files of what `decide` takes out of the index, in one durable transaction that says what is
         leaving. Returns what has gone. `decide` is called again where the index has no room for that.
 
         Args:
-            taken: as in `evict`.
+            taken, rest: as in `evict`.
         """
         with self._lock:
             try:
@@ -72,9 +80,9 @@ class Departures:
                 if not ballast.throw(self._disk.root):
                     raise
                 gone = decide()
-            aside, stuck = self._take_out(gone)
+            aside, stuck = self._take_out(gone, lambda: None if self._lock.is_awaited else rest())
         taken()
-        self._discard(gone, aside, stuck)
+        self._discard(gone, aside, stuck, rest)
         return gone
 
     def tidy(self, is_leased: Callable[[str], bool] = lambda tree: False) -> None:
@@ -111,14 +119,15 @@ class Departures:
             return self._disk.blob_size(digest) or 0
         return 0
 
-    def _take_out(self, gone: Gone) -> tuple[list[str], set[str]]:
+    def _take_out(self, gone: Gone, rest: Callable[[], None]) -> tuple[list[str], set[str]]:
         for tree in gone.trees:
             self._leave(tree)
-        return self._disk.take_out(gone.trees, gone.blobs)
+        return self._disk.take_out(gone.trees, gone.blobs, rest)
 
-    def _discard(self, gone: Gone, aside: list[str], stuck: set[str]) -> None:
+    def _discard(self, gone: Gone, aside: list[str], stuck: set[str], rest: Callable[[], None]) -> None:
         for path in aside:
             self._disk.discard(path)
+            rest()
         if gone.trees or gone.blobs:
             self._index.holdings.left(
                 Gone(

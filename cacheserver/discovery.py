@@ -13,8 +13,8 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from cacheserver import lookout, runfolders
-from cacheserver.lookout import Lookout
+from cacheserver import folderevents, runfolders
+from cacheserver.folderevents import FolderEvents
 from cacheserver.runfolders import MODELS, Spot
 from cacheserver.settings import IngestConfig
 
@@ -73,7 +73,7 @@ class Discovery:
     def __init__(
         self, wanted: IngestConfig, clock: Callable[[], float], ticks: Callable[[], float], pause: Callable[[], None]
     ) -> None:
-        self.lookout = Lookout(self._subject)
+        self.events = FolderEvents(self._subject)
         self._clock = clock
         self._ticks = ticks
         self._pause = pause
@@ -97,7 +97,7 @@ class Discovery:
                 root.known.clear()
         self._roots = {folder: self._roots.get(folder) or _Root(folder) for folder in folders}
         if not folders:
-            self.lookout.close()
+            self.events.close()
 
     def root_of(self, path: str) -> str:
         """The folder of the configuration that a path lies in; empty where it is none of them any more."""
@@ -110,7 +110,7 @@ class Discovery:
             wants_more: whether what an earlier look has left may be given now.
         """
         found: list[Spot] = []
-        self._noted, is_much = self.lookout.take()
+        self._noted, is_much = self.events.take()
         if is_much and self._ticks() >= self._tell_lost_at:
             self._tell_lost_at = self._ticks() + LOST_SECONDS
             _log.warning("events of the folders that are ingested were lost: all of them are looked at")
@@ -142,7 +142,7 @@ class Discovery:
     def _leave(self, gone: str) -> None:
         """Watches a folder no more. Those that lie in it, or around it, are looked at again, and watched: some of what
         was watched was theirs as well."""
-        self.lookout.leave(gone, below=True)
+        self.events.leave(gone, below=True)
         for folder, root in self._roots.items():
             if folder.startswith(gone + "/") or gone.startswith(folder + "/"):
                 root.due = -math.inf
@@ -193,7 +193,7 @@ class Discovery:
         return found
 
     def _all(self, root: _Root, oldest: float) -> Iterator[Spot]:
-        self.lookout.watch(root.folder)
+        self.events.watch(root.folder)
         for number, folder in enumerate(runfolders.experiments(root.folder)):
             if number % PAUSE_EVERY == 0:
                 self._pause()
@@ -216,7 +216,7 @@ class Discovery:
         for folder in (experiment, os.path.join(experiment, MODELS)):
             if folder != experiment and not os.path.isdir(folder):
                 return
-            self.lookout.watch(folder)
+            self.events.watch(folder)
             for number, spot in enumerate(runfolders.spots(folder)):
                 if number % PAUSE_EVERY == 0:
                     self._pause()
@@ -230,7 +230,7 @@ class Discovery:
         try:
             is_models = os.path.basename(path) == MODELS and os.path.dirname(path) != root.folder
             if is_models:
-                self.lookout.watch(path)
+                self.events.watch(path)
             some = runfolders.spots(path) if is_models else self._spots(path)
             found = heapq.nlargest(FOUND_MAX, some, key=lambda spot: spot.changed_at)
             if len(found) == FOUND_MAX:  # it is not known: the next look at all goes through the rest
@@ -263,8 +263,8 @@ class Discovery:
 
     def _tell_short(self) -> None:
         shortages = {
-            "Raise fs.inotify.max_user_watches and fs.inotify.max_user_instances.": self.lookout.is_short,
-            f"There are more than {lookout.WATCHES_MAX:,} folders, and no more are watched.": self.lookout.is_full,
+            "Raise fs.inotify.max_user_watches and fs.inotify.max_user_instances.": self.events.is_short,
+            f"There are more than {folderevents.WATCHES_MAX:,} folders, and no more are watched.": self.events.is_full,
         }
         for words in [words for words, is_so in shortages.items() if is_so and words not in self._told_short]:
             self._told_short.add(words)

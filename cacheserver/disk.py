@@ -172,8 +172,10 @@ class Disk:
         self._refuse_lost(staged)
         return [one.row for one in staged]
 
-    def take_out(self, trees: Iterable[str], blobs: Mapping[str, int]) -> tuple[list[str], set[str]]:
-        """Takes trees, and blobs with their sizes, whose rows are gone away from their names.
+    def take_out(
+        self, trees: Iterable[str], blobs: Mapping[str, int], rest: Callable[[], None]
+    ) -> tuple[list[str], set[str]]:
+        """Takes trees, and blobs with their sizes, whose rows are gone away from their names; rests after each.
 
         Returns what is in staging/ now, for the caller to discard without the lock that others wait for: it may take
         the disk a while. And the digests of those of which something stays: that is told.
@@ -182,8 +184,10 @@ class Disk:
         for tree in trees:
             self._away(tree, self.at("views", tree), aside, stuck, by_name=False)
             self._away(tree, self.at("manifests", _fan(tree)), aside, stuck, by_name=True)
+            rest()
         for digest, size in blobs.items():
             self._away(digest, self.at("blobs", _fan(digest)), aside, stuck, by_name=size < LARGE_BYTES_MIN)
+            rest()
         return aside, stuck
 
     def _away(self, digest: str, path: str, aside: list[str], stuck: set[str], *, by_name: bool) -> None:

@@ -118,7 +118,7 @@ class Ingesting:
 
     def watch_count(self) -> int:
         """How many folders are watched."""
-        return self._discovery.lookout.count()
+        return self._discovery.events.count()
 
     def look(self) -> None:
         """Does what there is to do, and comes back when there is nothing more for now."""
@@ -130,7 +130,7 @@ class Ingesting:
                     return
         finally:
             if self._is_stopping:
-                self._discovery.lookout.close()
+                self._discovery.events.close()
 
     # -- what there is ----------------------------------------------------------------------------------------------
 
@@ -167,14 +167,14 @@ class Ingesting:
     def _watch(self, run: Run) -> None:
         """Watches a run's own folders; only the last ones are."""
         for folder in (run.spot.path, run.spot.artifacts):
-            self._discovery.lookout.watch(folder)
+            self._discovery.events.watch(folder)
         self._watched.pop(run.spot.path, None)
         self._watched[run.spot.path] = None
         while len(self._watched) > WATCHED_MAX:
             oldest = next(iter(self._watched))
             del self._watched[oldest]
-            self._discovery.lookout.leave(oldest)
-            self._discovery.lookout.leave(os.path.join(oldest, runfolders.ARTIFACTS))
+            self._discovery.events.leave(oldest)
+            self._discovery.events.leave(os.path.join(oldest, runfolders.ARTIFACTS))
 
     def _forget(self, run: Run) -> None:
         self._runs.pop(run.spot.path, None)

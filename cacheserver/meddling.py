@@ -25,7 +25,7 @@ from watchdog.events import (
 from watchdog.observers import Observer
 
 from artifactcache.errors import CacheError
-from cacheserver import lookout
+from cacheserver import folderevents
 from cacheserver.disk import Disk
 from cacheserver.index import Index
 from cacheserver.verify import Verifier
@@ -177,7 +177,7 @@ class Meddling:
 
 class _Overflow(logging.Filter):
     """Hears that the kernel's queue has run over, and events are lost: watchdog tells it in its log only, and there of
-    all queues of this process. One that others may fill (`lookout`) has words of its own, and says nothing of the
+    all queues of this process. One that others may fill (`folderevents`) has words of its own, and says nothing of the
     store."""
 
     def __init__(self, told: Callable[[], None]) -> None:
@@ -185,7 +185,7 @@ class _Overflow(logging.Filter):
         self._told = told
 
     def filter(self, record: logging.LogRecord) -> bool:
-        is_overflow, is_others = "overflowed" in str(record.msg), record.threadName == lookout.THREAD
+        is_overflow, is_others = "overflowed" in str(record.msg), record.threadName == folderevents.THREAD
         if is_overflow and not is_others:
             self._told()
         return not (is_overflow and is_others)

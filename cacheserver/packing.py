@@ -310,6 +310,33 @@ def _unpressed(body: bytes) -> bytes:
     return text
 
 
+@dataclass(frozen=True)
+class Condemned:
+    """What a sweep of the tier is about to remove.
+
+    Attributes:
+        sweep: which sweep, and which round of it. It stays where nothing is condemned any more, so that who looks twice
+            sees whether one has begun between.
+        keys: the names of the objects.
+    """
+
+    sweep: str = ""
+    keys: frozenset[str] = frozenset()
+
+    def encode(self) -> bytes:
+        """The object: JSON, for people too."""
+        return json.dumps({"sweep": self.sweep, "keys": sorted(self.keys)}).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Condemned:
+        """The inverse of `encode`. What is no such list condemns nothing: no sweep goes on where it finds that."""
+        try:
+            found = json.loads(data)
+            return cls(_text(found.get("sweep", "")), frozenset(_text(key) for key in found["keys"]))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return cls()
+
+
 def record_key(tracking_uri: str, uri: str, selection: str) -> str:
     """The name of the record of a location, or a selection of it."""
     name = _name(tracking_uri, uri, selection)

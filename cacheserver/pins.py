@@ -63,6 +63,9 @@ class Pins:
         """Keeps the version that a URI of the configuration stands for now, and not the one before any more.
 
         Returns False where it is not held.
+
+        Args:
+            now: when the look that has found it began; 0 where that counts for none.
         """
         with self._tables.transaction():
             if not self._insert(uri, selection, CONFIGURATION, asked, now, math.inf):
@@ -76,6 +79,18 @@ class Pins:
                 uri,
             )
         return True
+
+    def warmed_at(self, asked: str, selection: str) -> float:
+        """When a URI of the configuration was last looked at with success; minus infinity where nothing is kept for
+        it."""
+        (at,) = self._tables.one(
+            "SELECT max(pinned_at) FROM pins WHERE origin = ? AND owner = ? AND asked = ? AND selection = ?",
+            self._origin,
+            CONFIGURATION,
+            asked,
+            selection,
+        )
+        return -math.inf if at is None else float(at)
 
     def forget_warm(self, wanted: set[tuple[str, str]]) -> None:
         """Keeps nothing warm any more but by these URIs and selections: the configuration may have changed."""

@@ -2,11 +2,15 @@
 
 Law of this file: blobs first, the record last, so that no record names what is not there. What is there already is not
 written again, so that whatever breaks it off, the next attempt goes on; and bytes are hashed as they leave.
+
+What is there may be what a sweep of the tier (`tiersweep`) is about to remove, for no record needs it yet. A sweep
+says so first, and looks for records a while later; so the list of what it has condemned is looked at before anything is
+found to be there, and again before and after the record is written. Where a sweep has begun between two of these looks,
+however long that took, nothing of what was seen counts, and all is looked at again.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
@@ -19,9 +23,19 @@ from typing import NamedTuple
 from blake3 import blake3
 
 from artifactcache.errors import CacheError
+from cacheserver import outgoing
 from cacheserver.claims import Claim
-from cacheserver.faults import GONE_ERRNOS, LOST_ERRNOS, trouble
-from cacheserver.packing import CONDEMNED, RECORD_BYTES_MAX, Blob, Large, NotARecord, Pack, TreeRecord, layout, sayable
+from cacheserver.packing import (
+    CONDEMNED,
+    RECORD_BYTES_MAX,
+    Condemned,
+    Large,
+    NotARecord,
+    Pack,
+    TreeRecord,
+    layout,
+    sayable,
+)
 from cacheserver.store import Store
 from cacheserver.sweeper import Sweeper
 from cacheserver.tallies import Tally
@@ -35,8 +49,11 @@ UPLOADS_MAX = 4  # objects at a time: 32 MiB in memory
 RETRY_SECONDS = 10.0  # after the first failure; twice as long after each one more
 RETRY_SECONDS_MAX = 900.0
 VERSIONS_MAX = 100  # names of one tree in its record
+ATTEMPTS_MAX = 3  # at one tree, where a sweep of the tier begins meanwhile; then it is tried again later
 CONDEMNED_BYTES_MAX = 256 << 20
-# So long a list of what a sweep of the tier removes counts, by the object store's clock: no sweep takes longer.
+# So long a list of what a sweep of the tier removes counts, from when it was written. A sweep removes nothing after
+# half of that; this host's clock may differ from the object store's by the rest, which is more than signed requests
+# allow.
 CONDEMNED_SECONDS = 3600.0
 PUBLISHED, REFRESHED, FAILED = OUTCOMES = ("published", "refreshed", "failed")
 
@@ -85,6 +102,7 @@ class Publishing:
         self._changed = threading.Condition()
         self._waiting: dict[Name, _Waiting] = {}
         self._active = set[Name]()
+        self._unsure = set[Name]()  # whose records may name what has gone
         self._is_stopping = False
         self._told = ""
         self._uploads = ThreadPoolExecutor(max_workers=UPLOADS_MAX, thread_name_prefix="upload")
@@ -209,29 +227,49 @@ class Publishing:
             if tree is None or tree.missing:
                 return
             record = self._record(held, tree)
-            there = self._there(record)
-            if there and there.manifest == record.manifest:
-                record = _both(record, there)
-            elif there and there.checked_at > record.checked_at:
-                return  # another host has seen since that it is another one
-            pieces = layout(tree.manifest)
-            suspects = {key for piece in pieces for key in self._suspects(piece)}
-            if there and not suspects and _says_as_much(there, record):
+            if any(self._is_published(name, tree, record) for _ in range(ATTEMPTS_MAX)):
                 return
-            try:
-                data = record.encode(self._tier.secret)
-            except NotARecord as why:
-                _log.warning("%s is not published: its record %s", held.uri, why)
-                return
-            is_there = there is not None and there.manifest == record.manifest and not suspects
-            if not is_there:
-                self._write(tree, pieces, suspects)
-            if self._condemned() & {key for piece in pieces for key in piece.keys}:
+        raise _Condemned
+
+    def _is_published(self, name: Name, tree: Tree, record: TreeRecord) -> bool:
+        """Writes what is lacking, and then the record; False where a sweep has begun meanwhile: what was there may have
+        gone."""
+        pieces = layout(tree.manifest)
+        keys = {key for piece in pieces for key in piece.keys}
+        condemned = self._condemned()
+        if condemned.keys & keys:
+            raise _Condemned
+        there = self._there(record)
+        if there and there.manifest == record.manifest:
+            record = _both(record, there)
+        elif there and there.checked_at > record.checked_at:
+            return True  # another host has seen since that it is another one
+        suspects = {key for piece in pieces for key in self._suspects(piece)}
+        is_sure = not suspects and name not in self._unsure
+        if there and is_sure and _says_as_much(there, record):
+            return True
+        try:
+            data = record.encode(self._tier.secret)
+        except NotARecord as why:
+            _log.warning("%s is not published: its record %s", record.uri, why)
+            return True
+        is_there = there is not None and there.manifest == record.manifest and is_sure
+        if not is_there:
+            self._write(tree, pieces, suspects)
+        if self._condemned().sweep != condemned.sweep:
+            return False
+        self._unsure.add(name)  # also where what follows fails: then nobody knows what has come of it
+        self._objects.put(record.key, data)
+        if (now := self._condemned()).sweep != condemned.sweep:
+            if now.keys & keys:  # that sweep may have looked for records before this one was there
+                self._objects.delete([record.key])
                 raise _Condemned
-            self._objects.put(record.key, data)
-            for key in (record.key, *suspects, *(piece.stem for piece in pieces if isinstance(piece, Large))):
-                self._tier.suspects.forget(key)
-            self.counts.add(REFRESHED if is_there else PUBLISHED, amount=0 if is_there else held.size_bytes)
+            return False
+        self._unsure.discard(name)
+        for key in (record.key, *suspects, *(piece.stem for piece in pieces if isinstance(piece, Large))):
+            self._tier.suspects.forget(key)
+        self.counts.add(REFRESHED if is_there else PUBLISHED, amount=0 if is_there else record.manifest.size_bytes)
+        return True
 
     @contextmanager
     def _leased(self, digest: str) -> Iterator[Tree | None]:
@@ -270,15 +308,13 @@ class Publishing:
             return piece.keys
         return [key for key in piece.keys if is_suspect(key)]
 
-    def _condemned(self) -> set[str]:
-        """The keys of what a sweep is about to remove."""
+    def _condemned(self) -> Condemned:
+        """What a sweep is about to remove."""
         got = self._objects.get(CONDEMNED, CONDEMNED_BYTES_MAX)
-        if got is None or self._clock() - got.written_at > CONDEMNED_SECONDS:
-            return set()
-        try:
-            return set(json.loads(got.data)["keys"])
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return set()
+        if got is None:
+            return Condemned()
+        found = Condemned.decode(got.data)
+        return found if self._clock() - got.written_at <= CONDEMNED_SECONDS else Condemned(found.sweep)
 
     def _write(self, tree: Tree, pieces: list[Large | Pack], suspects: set[str]) -> None:
         """Writes what is lacking, several objects at a time."""
@@ -301,15 +337,8 @@ class Publishing:
     def _write_pack(self, pack: Pack, suspects: set[str]) -> None:
         if pack.key not in suspects and self._objects.has(pack.key, pack.size):
             return
-        self._objects.put(pack.key, b"".join([pack.head, *map(self._read, pack.blobs)]))
-
-    def _read(self, blob: Blob) -> bytes:
-        """A small blob, hashed."""
-        with self._opened(blob) as fd:
-            data = os.pread(fd, blob.size + 1, 0)
-        if blake3(data).hexdigest() != blob.digest:
-            raise self._rotten(blob)
-        return data
+        blobs = (outgoing.read(self._store, blob) for blob in pack.blobs)
+        self._objects.put(pack.key, b"".join([pack.head, *blobs]))
 
     def _write_large(self, large: Large, suspects: set[str]) -> None:
         """Writes the parts of a blob that are lacking. It is hashed meanwhile: where it is wrong, they go again."""
@@ -321,7 +350,7 @@ class Publishing:
         if not lacking:
             return
         blake, coming = blake3(), list[Future[None]]()
-        with self._opened(large.blob) as fd:
+        with outgoing.opened(self._store, large.blob) as fd:
             for part in parts:
                 data = os.pread(fd, part.length, part.offset)
                 blake.update(data)
@@ -333,26 +362,7 @@ class Publishing:
             future.result()
         if blake.hexdigest() != large.blob.digest:
             self._objects.delete(sorted(lacking))
-            raise self._rotten(large.blob)
-
-    @contextmanager
-    def _opened(self, blob: Blob) -> Iterator[int]:
-        try:
-            fd = self._store.open_blob(blob.digest)
-            try:
-                yield fd
-            finally:
-                os.close(fd)
-        except OSError as error:
-            if error.errno in GONE_ERRNOS | LOST_ERRNOS:
-                raise self._rotten(blob) from None
-            raise trouble(error, f"the blob {blob.digest} cannot be read to be published") from None
-
-    def _rotten(self, blob: Blob) -> CacheError:
-        """What is to be told of a blob that is wrong here; the store puts it aside, and fetches it again."""
-        for row in self._store.index.blobs([blob.digest]).values():
-            self._store.verifier.recheck(row)
-        return CacheError(f"The blob {blob.digest} is damaged: it is fetched again, and given to others then.")
+            raise outgoing.rotten(self._store, large.blob)
 
 
 def _both(record: TreeRecord, there: TreeRecord) -> TreeRecord:

@@ -13,7 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from artifactcache.errors import InvalidRequest
-from cacheserver import uris
+from cacheserver import schedules, uris
+from cacheserver.schedules import Schedule
 from cacheserver.selection import Selection
 from cacheserver.space import BYTES_MAX, Amount, parse_amount
 
@@ -236,6 +237,14 @@ def seconds(value: Any) -> float:
 def period(value: Any) -> float:
     """Seconds, from 1 to a year."""
     return _seconds(value, 1, DURATION_SECONDS_MAX, 'seconds, from 1 to a year, as in 900 or "15m"')
+
+
+def at(value: Any) -> Schedule:
+    """Times of the week: a text, or a list of some."""
+    texts = value if isinstance(value, list) else [value]
+    if not 0 < len(texts) <= schedules.TIMES_MAX or not all(isinstance(one, str) for one in texts):
+        raise ValueError(schedules.WORDS)
+    return schedules.read(texts)
 
 
 def keep(value: Any) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from cacheserver.access import Grant
 from cacheserver.allowances import Allowance
 from cacheserver.retention import Rule
+from cacheserver.schedules import Schedule
 from cacheserver.space import Amount
 
 
@@ -137,10 +138,12 @@ class EvictionConfig:
 
 @dataclass(frozen=True)
 class WarmConfig:
-    """One [[warm]]: what is fetched before anybody asks, and how often it is looked whether it is the newest."""
+    """One [[warm]]: what is fetched before anybody asks, and when it is looked whether it is the newest: every so many
+    seconds, or at some times of the week; the other is infinite, or empty."""
 
     uri: str = ""
     every: float = 900.0
+    at: Schedule = ()
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 

@@ -23,6 +23,7 @@ from cacheserver.index import Index
 from cacheserver.leftovers import Leftovers
 from cacheserver.links import link_tree
 from cacheserver.probing import Probe
+from cacheserver.rests import Awaited
 from cacheserver.staging import Staged
 from cacheserver.trees import Tree
 from cacheserver.turns import Turns
@@ -55,7 +56,7 @@ class Store:
         self.ticks = ticks
         self.index = index
         self.partials = disk.partials
-        self._blobs_lock = threading.Lock()
+        self._blobs_lock = Awaited()
         self._building = Turns()
         self._renew_lock = threading.Lock()
         self._trees: Bounded[str, Tree] = Bounded(CACHED_ENTRIES_MAX)

@@ -1,7 +1,7 @@
 """The sweeper: room for what comes, by letting go what is worth the least.
 
 Law of this file: nothing is let go for what cannot fit all the same; sweeps take turns, in small steps, and whoever is
-handed something out waits for none of them.
+handed something out waits for none of them. They rest, unless somebody waits for the room, behind another sweep too.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,12 +22,13 @@ from cacheserver.leases import Hold, Leases
 from cacheserver.leftovers import NOTHING, Clearance
 from cacheserver.planning import Candidate, Eviction, Plan, plan_eviction
 from cacheserver.reservations import Promise, Reservations
+from cacheserver.rests import Clocks
 from cacheserver.space import Need
 from cacheserver.store import Store
 from cacheserver.tallies import Tally
 from cacheserver.words import Progress
 
-ROUND_SHARE = 1 / 256  # of what is held goes in one round of the background, so that hits beside it stay quick
+ROUND_SHARE = 1 / 1024  # of what is held goes in one round of the background: two seconds of a million small blobs
 ROUND_BYTES_MIN = 64 << 20
 STEP_TREES, STEP_FILES = 32, 2_000  # evicted together, at most: one transaction, one sync
 ROOM_ATTEMPTS = 8  # others may take the room that was made
@@ -43,15 +44,6 @@ _BY_REASON = {DUE: RULE, NOBODYS: NAMELESS}
 LEASED = "leased, or handed out just now"
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Clocks:
-    """The edge's clocks: seconds since the epoch, seconds that never jump, and a moment's pause."""
-
-    now: Callable[[], float]
-    ticks: Callable[[], float]
-    pause: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -173,7 +165,7 @@ class Sweeper:
         for _ in range(ROOM_ATTEMPTS):
             if isinstance(found, Promise):
                 return found
-            with self._turn:
+            with self._clocks.rests.none(), self._turn:
                 # The sweep that this one has waited for may have made the room.
                 found = self.reservations.promise(needed, file_count, progress, written=written)
                 if isinstance(found, Promise):
@@ -210,7 +202,7 @@ class Sweeper:
         chosen: list[tuple[Candidate, str]] = []
         kept: Counter[str] = Counter()
         left: dict[int, Sequence[float]] = {}  # of each blob: trees that have it, and those on the users' accounts
-        with self._turn:
+        with self._clocks.rests.none(), self._turn:
             self._look_around()
             now = self._clocks.now()
             for one in self._unleased(self._holdings.of_users(users, now=now, young_since=now - self.grace_seconds)):
@@ -237,10 +229,12 @@ class Sweeper:
         self._is_going_down = bool(space.pressure(self.reservations.fill(), limits, above=above))
         if self.patience or not self._is_going_down:
             return False
-        with self._turn:
+        with self._turn, ExitStack() as hurry:
             fill = self.reservations.fill()
             need = space.pressure(fill, limits, above=above)
-            if not space.missing(0, fill, limits):  # there is time: the rest goes at the next looks
+            if space.missing(0, fill, limits):
+                hurry.enter_context(self._clocks.rests.none())
+            else:  # there is time: the rest goes at the next looks
                 most = max(ROUND_BYTES_MIN, round((fill.stored + fill.coming) * ROUND_SHARE))
                 need = Need(min(need.disk_bytes, most), min(need.capacity_bytes, most))
             swept = self._sweep(need)
@@ -332,6 +326,7 @@ class Sweeper:
                     nameless=frozenset(one.tree for one in step if one.reason == NOBODYS),
                     due=frozenset(one.tree for one in step if one.reason == DUE),
                     taken=spare,
+                    rest=self._clocks.rests.rest,
                 )
             finally:
                 spare()

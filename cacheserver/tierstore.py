@@ -56,12 +56,13 @@ class Unsupported(Exception):
 
 
 class Object(NamedTuple):
-    """An object as the store lists it: its key, its bytes, and when it was written, in seconds since the epoch by the
-    store's own clock."""
+    """An object as the store lists it: its key, its bytes, when it was written, in seconds since the epoch by the
+    store's own clock, often in whole seconds, and the tag that changes with its bytes."""
 
     key: str
     size: int
     written_at: float
+    tag: str = ""
 
 
 class Got(NamedTuple):
@@ -182,7 +183,7 @@ class TierStore:
             if page is None:
                 return
             for meta in page:
-                yield Object(meta["path"], meta["size"], meta["last_modified"].timestamp())
+                yield Object(meta["path"], meta["size"], meta["last_modified"].timestamp(), meta["e_tag"] or "")
 
     # -- the mechanics ----------------------------------------------------------------------------------------------
 

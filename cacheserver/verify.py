@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +16,7 @@ from artifactcache.errors import CacheError, NotFound
 from cacheserver.disk import Disk
 from cacheserver.faults import Short, trouble
 from cacheserver.index import Index
+from cacheserver.rests import Awaited
 from cacheserver.trees import Tree
 from cacheserver.words import BlobRow, Held, Progress
 
@@ -91,7 +91,7 @@ class Verifier:
         self,
         disk: Disk,
         index: Index,
-        lock: threading.Lock,
+        lock: Awaited,
         tree: Callable[[str], Tree | None],
         lost: Callable[[Sequence[str]], None],
     ) -> None:

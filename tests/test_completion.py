@@ -46,6 +46,14 @@ def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPar
     return dict(below.choices)
 
 
+def _deeper(parser: argparse.ArgumentParser, *names: str) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser]]:
+    """What has commands, the program first, and every command; each with the words that lead to it."""
+    yield names, parser
+    if any(isinstance(each, argparse._SubParsersAction) for each in parser._actions):
+        for name, below in _commands(parser).items():
+            yield from _deeper(below, *names, name)
+
+
 def _options(parser: argparse.ArgumentParser) -> set[str]:
     return {name for action in parser._actions for name in action.option_strings}
 
@@ -80,6 +88,7 @@ def test_keys_at_a_terminal(name: str, alice: Caller, programs: Path, mlflow_pro
         "artifactcache sync --lock\tmy-a\tfolder-\t": "sync --locked my-artifacts.lock folder-of-models",
         "artifactcache --socket-d\tfolder-\t whoa\t": "--socket-dir folder-of-models whoami",
         "cacheserver check-c\tmy-a\t": "check-config my-artifacts.lock",
+        "cacheserver sha\tswe\t--dr\t--conf\tmy-a\t": "shared sweep --dry-run --config my-artifacts.lock",
         "cacheserver simul\t--gener\tmixed --pl\tmy-art\t": "simulate --generate mixed --plot my-artifacts.lock",
     }
     with shell(SHELLS[name], alice.cwd, alice.env) as terminal:
@@ -146,13 +155,12 @@ def test_nothing_is_missing(
 ) -> None:
     """Every command is offered, and every option of each, where it stands; nothing that is not there."""
     _needs(name)
-    parser = PROGRAMS[program]._parser()
-    commands = _commands(parser)
-    assert ask(alice, program, f"{program} ") == set(commands)
-    assert ask(alice, program, f"{program} --") == {each for each in _options(parser) if each.startswith("--")}
-    for command, below in commands.items():
-        offered = ask(alice, program, f"{program} {command} --")
-        assert offered == {each for each in _options(below) if each.startswith("--")}, command
+    for names, parser in _deeper(PROGRAMS[program]._parser()):
+        line = " ".join((program, *names, ""))
+        offered = ask(alice, program, f"{line}--")
+        assert offered == {each for each in _options(parser) if each.startswith("--")}, line
+        if any(isinstance(each, argparse._SubParsersAction) for each in parser._actions):
+            assert ask(alice, program, line) == set(_commands(parser)), line
 
 
 def test_values_are_offered(alice: Caller, programs: Path) -> None:
@@ -207,7 +215,7 @@ def test_help_needs_no_manual(program: str, capsys: pytest.CaptureFixture[str]) 
     parser = PROGRAMS[program]._parser()
     told = " ".join(parser.format_help().split())
     assert "Exit status: 0 success" in told and re.search(r"[A-Z]+_[A-Z_]+ ", told) and "Examples:" in told
-    for name, command in _commands(parser).items():
+    for name, command in list(_deeper(parser))[1:]:
         text = command.format_help()
         assert re.search(r"^Examples?:$", text, re.M), name
         for action in command._actions:

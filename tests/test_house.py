@@ -103,7 +103,7 @@ def test_the_example_can_be_used_as_it_is() -> None:
     examples = re.sub(r"^# (?=\[|\w+ = )", "", text[text.index("# [[grant]]") :], flags=re.M)
     told = config.parse(f'[access]\ncheck = "rules"\n{examples}', "example")
     assert len(told.grant) == 3
-    assert len(told.retention) == 6 and len(told.warm) == 1 and set(told.quotas.users) == {"*", "alice"}
+    assert len(told.retention) == 6 and len(told.warm) == 2 and set(told.quotas.users) == {"*", "alice"}
     assert warnings(told) == []
 
 
@@ -186,7 +186,7 @@ def test_every_rpc_is_handled() -> None:
 
 
 def test_the_figures_in_the_readme_are_those_that_were_measured() -> None:
-    """Row by row what `make bench` has kept, but for what docs/eviction.md and DESIGN.md tell of."""
+    """Row by row what `make bench` has kept, but for what docs/eviction.md, docs/faults.md and DESIGN.md tell of."""
     readme = README.read_text(encoding="utf-8")
     kept = json.loads((TOP / "tests" / "bench" / "results.json").read_text(encoding="utf-8"))
     elsewhere = re.compile(r"\| (index of|taking in|evicting)")

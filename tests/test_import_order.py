@@ -22,6 +22,7 @@ ORDER = (
     "trees",
     "bounded",
     "turns",
+    "rests",
     "tallies",
     "history",
     "snapshots",
@@ -33,7 +34,9 @@ ORDER = (
     "uris",
     "packing",
     "space",
+    "schedules",
     "retention",
+    "tierplan",
     "access",
     "allowances",
     "readers",
@@ -142,16 +145,18 @@ ORDER = (
     "errands",
     "tier",
     "unpacking",
+    "outgoing",
     "publishing",
     "sharing",
     "joining",
     "bringing",
     "cache",
     "retaining",
+    "tiersweep",
     "warming",
     "runfolders",
     "settling",
-    "lookout",
+    "folderevents",
     "discovery",
     "ingesting",
     "healing",
@@ -198,8 +203,9 @@ ORDER = (
 
 # These rooms are values and decisions: no disk, no clock, no network, no environment, no randomness.
 PURE = (
-    *("names", "words", "bounded", "selection", "uris", "space", "retention", "access", "allowances", "readers"),
+    *("names", "words", "bounded", "selection", "uris", "space", "schedules", "retention", "access", "allowances"),
     *(
+        "readers",
         "settings",
         "toml_lines",
         "config",
@@ -214,6 +220,7 @@ PURE = (
         "troubles",
         "trees",
         "packing",
+        "tierplan",
         "eviction",
         "planning",
     ),
@@ -242,7 +249,7 @@ RESERVED = {
 
 # Only the edge reads a clock; `connections` waits with it.
 CLOCKS = re.compile(r"\btime\.(time|time_ns|monotonic|monotonic_ns|perf_counter)\b|\bdatetime\.now\b")
-READ_A_CLOCK = {"connections", "assembly", "daemon", "service"}
+READ_A_CLOCK = {"connections", "assembly", "daemon", "service", "cli"}
 
 # `staging`, `disk`, `doors`, `probing`, `removal`, `views` change the store, `links` others' folders, `auditfile` the
 # audit log, `listening` makes the sockets; `libc` has a call of `disk`'s.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import threading
@@ -17,6 +16,7 @@ from artifactcache import errors
 from tests.conftest import CallerOf, StartDaemon
 from tests.rig import trees
 from tests.rig.caller import Caller
+from tests.rig.counting import CountingProxy
 from tests.rig.daemon import Daemon, config_text, running
 from tests.rig.interpreter import Interpreter
 from tests.rig.lying import HONEST, LyingOrigin, Reply, run_info
@@ -346,23 +346,41 @@ def test_the_tracking_server_may_be_named(
         assert trees.read(alice.fetch(uri).path) == {"x": b"x"}
 
 
+INSTALLED_BY = {
+    "google.cloud": "pip install 'cacheserver[gcs]'",
+    "azure": "pip install 'cacheserver[azure]'",
+    "paramiko": "the package that has paramiko",
+}
+_LACKS = """
+import sys
+class Lacking:
+    def find_spec(self, name, path=None, target=None):
+        if name in {missing}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Lacking())
+"""
+
+
+@pytest.fixture(scope="module")
+def bare(module_start: StartDaemon, module_room: Path, interpreter: Interpreter, origin: CountingProxy) -> Daemon:
+    """A daemon in whose environment no client of an artifact store is installed, whatever there is in the tests'."""
+    (module_room / "bare").mkdir()
+    (module_room / "bare" / "sitecustomize.py").write_text(_LACKS.format(missing=set(INSTALLED_BY)))
+    known = interpreter.env.get("PYTHONPATH", "")
+    return module_start(origin.uri, env={"PYTHONPATH": f"{module_room / 'bare'}{known and os.pathsep}{known}"})
+
+
 @pytest.mark.parametrize(
     ("uri", "module"),
     [("gs://bucket/x", "google.cloud"), ("wasbs://c@a.blob.core.windows.net/x", "azure"), ("sftp://h/x", "paramiko")],
 )
-def test_a_store_whose_client_is_not_installed(alice: Caller, uri: str, module: str) -> None:
+def test_a_store_whose_client_is_not_installed(
+    bare: Daemon, caller_of: CallerOf, room: Path, uri: str, module: str
+) -> None:
     """InvalidRequest that names the module and where to install it."""
-    if _has(module):
-        pytest.skip(f"{module} is installed")
-    with pytest.raises(errors.InvalidRequest, match=f"lacks the Python module {module}.*where the daemon runs"):
-        alice.fetch(uri)
-
-
-def _has(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # what it would be in
-        return False
+    with pytest.raises(errors.InvalidRequest, match=f"lacks the Python module {module}.*where the daemon runs") as told:
+        caller_of(bare, room).fetch(uri)
+    assert f"({INSTALLED_BY[module]})" in str(told.value)
 
 
 def test_only_a_store_that_mlflow_does_not_know_is_called_unknown(

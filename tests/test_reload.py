@@ -109,6 +109,12 @@ CHANGES: dict[str, tuple[str, str, str, Callable[[Caller, Caller, str], bool]]] 
         '\n[[warm]]\nuri = "{uri}"\n',
         lambda root, alice, uri: uri in held(root),
     ),
+    "what is kept warm by times": (
+        "[access]",
+        "[access]",
+        '\n[[warm]]\nuri = "{uri}"\nat = ["Mon..Fri 06:30", "Sat,Sun 09:00"]\n',
+        lambda root, alice, uri: uri in held(root),
+    ),
     "what rules drop": (
         "[access]",
         "[access]",

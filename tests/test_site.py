@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import subprocess
@@ -49,11 +48,10 @@ def test_every_command_and_option_is_in_the_reference(room: ModuleType, pages: d
     """With what `--help` says of it, and its examples."""
     parser = room._parser()
     page = pages[f"{parser.prog}.md"]
-    (below,) = (each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
-    for name, command in below.choices.items():
+    for name, command, _ in reference.leaves(parser):
         begin = page.index(f"\n## {parser.prog} {name}\n")
         part = page[begin : page.find("\n## ", begin + 1) if page.find("\n## ", begin + 1) > 0 else len(page)]
-        assert command.description in part and f"```text\n{parser.prog} {name} " in part and "```sh\n" in part
+        assert (command.description or "-") in part and f"```text\n{parser.prog} {name} " in part and "```sh\n" in part
         for action in command._actions:
             shown = action.option_strings or [str(action.metavar or action.dest.upper())]
             row = _row(part, shown[0]).replace("\\", "").replace("&lt;", "<")

@@ -40,15 +40,25 @@ def cell(text: str) -> str:
 
 def commands(parser: argparse.ArgumentParser) -> str:
     """A program, and each of its commands."""
-    below = next(each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
-    told = {choice.dest: choice.help or "" for choice in below._choices_actions}
+    below = list(leaves(parser))
     lines = [f"# The command {parser.prog}", "", parser.description or "", "", *_arguments(parser)]
     lines += ["", *_epilog(parser), "", "| command | does |", "| --- | --- |"]
-    lines += [f"| [`{parser.prog} {name}`](#{parser.prog}-{name}) | {cell(told[name])} |" for name in below.choices]
-    for name, command in below.choices.items():
+    for name, _, words in below:
+        lines.append(f"| [`{parser.prog} {name}`](#{parser.prog}-{name.replace(' ', '-')}) | {cell(words)} |")
+    for name, command, _ in below:
         lines += ["", f"## {parser.prog} {name}", "", command.description or "", "", "```text", _usage(command), "```"]
         lines += ["", *_arguments(command), "", *_epilog(command)]
     return "\n".join(lines) + "\n"
+
+
+def leaves(parser: argparse.ArgumentParser, above: str = "") -> Iterator[tuple[str, argparse.ArgumentParser, str]]:
+    """The commands that do something, each with the words that name it, and what its help says in a list."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            told = {choice.dest: choice.help or "" for choice in action._choices_actions}
+            for name, command in action.choices.items():
+                deeper = list(leaves(command, f"{above}{name} "))
+                yield from deeper or [(above + name, command, told[name])]
 
 
 def _usage(parser: argparse.ArgumentParser) -> str:

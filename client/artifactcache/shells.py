@@ -24,6 +24,13 @@ _LISTED = (
 _HELD = 'artifactcache ${where:+"' + _WHERE + '=$where"}' + _LISTED
 
 
+def _below(command: Command, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Command]]:
+    """A command and all below it, each with the names that lead to it."""
+    yield names, command
+    for each in command.commands:
+        yield from _below(each, (*names, each.name))
+
+
 def _name(command: Command) -> str:
     return "_" + re.sub(r"\W", "_", command.name)
 
@@ -33,7 +40,7 @@ def _quoted(text: str) -> str:
 
 
 def _offers_held(program: Command) -> bool:
-    return any(word.kind == "held" for command in program.commands for word in command.words)
+    return any(word.kind == "held" for _, command in _below(program) for word in command.words)
 
 
 # -- bash -------------------------------------------------------------------------------------------------------------
@@ -81,7 +88,7 @@ _BASH = r"""# bash completion of {program}
             {valued}) skip=1 ;;
             *:-*) ;;
             :*) command=${{words[i]}} ;;
-            *) place=$((place + 1)) ;;
+{nested}            *) place=$((place + 1)) ;;
         esac
     done
     case $command:$previous in
@@ -104,18 +111,17 @@ complete -o nosort -F {program_function} {program}
 
 def bash(program: Command) -> str:
     """For `eval "$(… --completion bash)"`, or a file of that program's name in bash-completion's folder."""
-    everything = [program, *program.commands]
-    keys = {id(each): "" if each is program else each.name for each in everything}
+    everything = [("\\ ".join(names), each) for names, each in _below(program)]  # a key is a pattern of `case`
     valued = [
-        f"{keys[id(each)]}:{name}"
-        for each in everything
+        f"{key}:{name}"
+        for key, each in everything
         for option in each.options
         for name in option.names
         if option.value is not None
     ]
+    nested = [(key, below.name) for key, each in everything if key for below in each.commands]
     values, options, places = [], [], []
-    for each in everything:
-        key = keys[id(each)]
+    for key, each in everything:
         for option in each.options:
             if option.value is not None and (offer := _bash_offer(program, option.value)):
                 patterns = "|".join(f"{key}:{name}" for name in option.names)
@@ -125,14 +131,16 @@ def bash(program: Command) -> str:
         for number, word in enumerate(each.words):
             place = f"{key}:*" if word.is_many else f"{key}:{number}"
             places += [f"        {place}) {offer} ;;" for offer in [_bash_offer(program, word)] if offer]
-    names = " ".join(each.name for each in program.commands)
-    places.append(f"        :*) {_bash_words(program, names)} ;;")
+        if each.commands:
+            below = " ".join(one.name for one in each.commands)
+            places.append(f"        {key}:*) {_bash_words(program, below)} ;;")
     return _BASH.format(
         program=program.name,
         held=_BASH_HELD % {"program": program.name, "held": _HELD} if _offers_held(program) else "",
         where=_BASH_WHERE if _offers_held(program) else "",
         program_function=_name(program),
         valued="|".join(valued),
+        nested="".join(f'            {key}:{name}) command+=" {name}" ;;\n' for key, name in nested),
         values="\n".join(values),
         options="\n".join(options),
         places="\n".join(places),
@@ -180,20 +188,30 @@ _ZSH_HELD = r"""_%(program)s_held() {
 def zsh(program: Command) -> str:
     """For `source <(… --completion zsh)`, or a file `_program` in a folder of `fpath`."""
     functions = [_ZSH_HELD % {"program": program.name, "held": _HELD}] if _offers_held(program) else []
-    functions += [_zsh_program(program)]
-    functions += [_zsh_function(program, f"{_name(program)}__{_name(each)[1:]}", each) for each in program.commands]
+    for names, each in _below(program):
+        name = _zsh_name(program, *names)
+        if each.commands:
+            functions.append(_zsh_group(program, names, each))
+        else:
+            functions.append(_zsh_function(program, name, each))
     return _ZSH.format(program=program.name, program_function=_name(program), functions="\n".join(functions))
 
 
-def _zsh_program(program: Command) -> str:
-    named = "\n".join(f"                {_quoted(f'{_zsh_plain(each.name)}:{each.help}')}" for each in program.commands)
+def _zsh_name(program: Command, *names: str) -> str:
+    return "__".join((_name(program), *(re.sub(r"\W", "_", name) for name in names)))
+
+
+def _zsh_group(program: Command, names: tuple[str, ...], group: Command) -> str:
+    """The function of what has commands below it."""
+    named = "\n".join(f"                {_quoted(f'{_zsh_plain(each.name)}:{each.help}')}" for each in group.commands)
     cases = "\n".join(
-        f"                {each.name}) {_name(program)}__{_name(each)[1:]} ;;" for each in program.commands
+        f"                {each.name}) {_zsh_name(program, *names, each.name)} ;;" for each in group.commands
     )
-    specs = " \\\n        ".join(_quoted(spec) for option in program.options for spec in _zsh_option(program, option))
+    specs = " \\\n        ".join(_quoted(spec) for option in group.options for spec in _zsh_option(program, option))
     # Each command reads options of its own into opt_args, so the program's is put aside.
-    where = f"\n    local where=${{(Q)opt_args[{_WHERE}]}}" if _offers_held(program) else ""
-    return f"""{_name(program)}() {{
+    is_first = not names and _offers_held(program)
+    where = f"\n    local where=${{(Q)opt_args[{_WHERE}]}}" if is_first else ""
+    return f"""{_zsh_name(program, *names)}() {{
     local context state line curcontext=$curcontext
     typeset -A opt_args
     _arguments -C -s \\
@@ -278,12 +296,14 @@ _FISH = r"""# fish completion of {program}
 def fish(program: Command) -> str:
     """For `… --completion fish | source`, or a file `program.fish` in fish's folder of completions."""
     function = _name(program)[1:]
-    names = " ".join(each.name for each in program.commands)
-    first = f"complete -c {program.name} -n 'not __fish_seen_subcommand_from {names}'"
-    lines = [f"{first} -a {each.name} -d {_fish_quoted(each.help)}" for each in program.commands]
-    lines += [f"{first} {_fish_option(function, option)}" for option in program.options]
-    for each in program.commands:
-        here = f"complete -c {program.name} -n '__fish_seen_subcommand_from {each.name}'"
+    lines = []
+    for path, each in _below(program):
+        conditions = [f"__fish_seen_subcommand_from {name}" for name in path]
+        if each.commands:
+            below = " ".join(one.name for one in each.commands)
+            conditions.append(f"not __fish_seen_subcommand_from {below}")
+        here = f"complete -c {program.name} -n '{'; and '.join(conditions)}'"
+        lines += [f"{here} -a {one.name} -d {_fish_quoted(one.help)}" for one in each.commands]
         lines += [f"{here} {_fish_option(function, option)}" for option in each.options]
         lines += [f"{here}{offer}" for word in each.words if (offer := _fish_offer(function, word))]
     held = _FISH_HELD % {"program": function, "where": _WHERE, "listed": _LISTED} if _offers_held(program) else ""

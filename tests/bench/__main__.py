@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.bench import access, cases, cold, durability, eviction, object_store, scale, scraping, shared
+from tests.bench import access, cases, cold, durability, eviction, names, object_store, scale, scraping, shared
 from tests.bench.figures import Figure, table
 from tests.rig.base import make_base, remove_base
 from tests.rig.interpreter import own_interpreter
@@ -34,6 +34,7 @@ CASES: dict[str, Callable[[cases.Ground], Iterator[Figure]]] = {
     "memory": cases.memory,
     "eviction": eviction.eviction,
     "scale": scale.scale,
+    "names": names.names,
     "scraping": scraping.scraping,
     "access": access.access,
     "durability": durability.durability,

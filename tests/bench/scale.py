@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -189,8 +189,12 @@ def artifacts(folder: Path) -> list[str]:
 # -- the store --------------------------------------------------------------------------------------------------------
 
 
-def build(root: Path, sweepable: int) -> None:
-    """Makes a store; so many of its trees, those that stand first in the queue, have files."""
+def build(root: Path, sweepable: int, more: Callable[[sqlite3.Connection], object] = lambda db: None) -> None:
+    """Makes a store; so many of its trees, those that stand first in the queue, have files.
+
+    Args:
+        more: writes further rows.
+    """
     root.mkdir()
     path = root / "index.db"
     Index(str(path), DEAD).close()  # with a mirror, which is made anew below
@@ -204,6 +208,7 @@ def build(root: Path, sweepable: int) -> None:
                 db.execute(f"DROP {kind} {name}")
         db.execute("BEGIN")
         blobs, trees = _rows(db)
+        more(db)
         db.execute("COMMIT")
         for _, sql in indexes + triggers:
             db.execute(sql)

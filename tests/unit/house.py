@@ -29,13 +29,14 @@ from cacheserver.leases import Leases
 from cacheserver.origin import MlflowOrigin
 from cacheserver.reservations import Reservations
 from cacheserver.restoring import open_index
+from cacheserver.rests import Clocks, Rests
 from cacheserver.selection import Selection
 from cacheserver.settings import QuotasConfig, SharedConfig
 from cacheserver.space import Amount, Limits
 from cacheserver.staging import Sink
 from cacheserver.stopping import Stopping
 from cacheserver.store import Store
-from cacheserver.sweeper import Clocks, Sweeper
+from cacheserver.sweeper import Sweeper
 from cacheserver.tierstore import TierStore
 from cacheserver.trees import Tree
 from cacheserver.uris import Artifact, Kind
@@ -256,12 +257,14 @@ class House(Shelf):
         origin: FakeOrigin | None = None,
         tier: TierStore | None = None,
         shared: SharedConfig | None = None,
+        rests: Rests | None = None,
     ) -> None:
         super().__init__(root)
         self.now = 1_700_000_000.0
         self.origin = origin or FakeOrigin()
         self.leases = Leases(lambda: self.ticks)
-        clocks = Clocks(lambda: self.now, lambda: self.ticks, lambda: None)
+        rests = rests or Rests(lambda: 0.0, lambda seconds: None)
+        clocks = Clocks(lambda: self.now, lambda: self.ticks, lambda: None, rests)
         self.reservations = Reservations(self.store, limits)
         self.sweeper = Sweeper(self.store, self.leases, self.reservations, POLICIES[policy], grace_seconds, clocks)
         self.budgets = Budgets(self.store, self.sweeper, quotas or QuotasConfig(), lambda: self.ticks, self._sleep)

@@ -19,7 +19,7 @@ class Place:
         self.root = root
         self.houses: list[House] = []
 
-    def house(self, capacity: float = 10**15, *, min_free: float = 0, **options: str | float) -> House:
+    def house(self, capacity: float = 10**15, *, min_free: float = 0, **options: object) -> House:
         """A house of so many bytes, in which nothing is young unless the test says so."""
         limits = Limits(Amount(capacity), Amount(min_free))
         house = House(self.root / f"store{len(self.houses)}", limits, **{"grace_seconds": 0.0} | options)  # type: ignore[arg-type]

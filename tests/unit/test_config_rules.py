@@ -11,6 +11,7 @@ from cacheserver.allowances import Allowance
 from cacheserver.config import ConfigError, parse
 from cacheserver.eviction import POLICIES
 from cacheserver.retention import Rule, spell
+from cacheserver.schedules import read
 from cacheserver.settings import QuotasConfig, WarmConfig
 from cacheserver.space import Amount
 
@@ -62,14 +63,16 @@ def test_a_rule_with_everything() -> None:
 
 
 def test_what_is_kept_warm() -> None:
-    """With its period and patterns."""
+    """With its period, or its times, and its patterns."""
     text = (
         '[[warm]]\nuri = "models:/resnet@champion"\n'
         '[[warm]]\nuri = "runs:/a/m"\nevery = "1h"\ninclude = ["*.onnx"]\nexclude = ["x/**"]\n'
+        '[[warm]]\nuri = "runs:/a"\nat = "Mon..Fri 06:30"\n'
     )
     assert parse(text, "c.toml").warm == (
         WarmConfig("models:/resnet@champion", 900.0),
-        WarmConfig("runs:/a/m", 3600.0, ("*.onnx",), ("x/**",)),
+        WarmConfig("runs:/a/m", 3600.0, (), ("*.onnx",), ("x/**",)),
+        WarmConfig("runs:/a", math.inf, read(["Mon..Fri 06:30"])),
     )
 
 
@@ -123,6 +126,13 @@ def test_a_value_that_a_rule_cannot_use(key: str, values: list[str]) -> None:
         ('[[warm]]\nuri = "models:/resnet"', "c.toml:2: [[warm]] uri = 'models:/resnet': must be an artifact URI. "),
         ("[[warm]]\nevery = 5", "c.toml:1: [[warm]] has no uri: write which artifact it is"),
         ('[[warm]]\nuri = "runs:/a"\nevery = 0', "c.toml:3: [[warm]] every = 0: must be seconds, from 1"),
+        (
+            '[[warm]]\nuri = "runs:/a"\nat = "6h"',
+            "c.toml:3: [[warm]] at = '6h': must be a time of day in quotes, as in",
+        ),
+        ('[[warm]]\nuri = "runs:/a"\nat = 06:30:00', "c.toml:3: [[warm]] at = datetime.time(6, 30): must be a time of"),
+        ('[[warm]]\nuri = "runs:/a"\nat = "Mon-Fri 06:30"', 'as in "06:30", "Mon..Fri 06:30" or "Sat,Sun 09:00"'),
+        ('[[warm]]\nuri = "runs:/a"\nat = "Mo 06:30"', "days are Mon, Tue, Wed, Thu, Fri, Sat, Sun."),
         ('[[warm]]\nuri = "runs:/a"\ninclude = "*"', "c.toml:3: [[warm]] include = '*': must be a list of patterns"),
         ('[[warm]]\nuri = "runs:/a"\nexclude = ["[b-a]"]', "must be patterns that can be read"),
         ("[quotas.user.alice]\ndownloads = 0", "c.toml:2: [quotas.user.alice] downloads = 0: must be a whole number"),
@@ -177,6 +187,10 @@ def test_what_cannot_be_used_is_told_with_its_line(text: str, message: str) -> N
             '[[retention]]\nkeep = 1\nname = "a"\n[[retention]]\nkeep = 1\nname = "a"',
             'c.toml:4: [[retention]] "a" has the name of another rule',
         ),
+        (
+            '[[warm]]\nuri = "runs:/b"\n[[warm]]\nuri = "runs:/a"\nevery = 900\nat = "06:30"',
+            "c.toml:3: [[warm]] runs:/a has both every and at: leave out at to have it looked at so often, or",
+        ),
     ],
 )
 def test_what_contradicts_itself_is_refused(text: str, message: str) -> None:
@@ -194,6 +208,8 @@ def test_what_contradicts_itself_is_refused(text: str, message: str) -> None:
         '[[retention]]\nmodel = "x"\nkeep_last = 3\ndrop = 0',
         '[[retention]]\nstatus = "FAILED"\nkeep = "1d"\ndrop = "1d"',
         '[[retention]]\ndeleted = true\ndrop = 0\n[[warm]]\nuri = "models:/m@a"',
+        '[origin]\nalias_ttl = "2w"\n[[warm]]\nuri = "models:/m@a"\nat = "06:30"',
+        '[[retention]]\nmodel = "m"\ndrop = "3d"\n[[warm]]\nuri = "models:/m@a"\nat = "Mon..Fri 06:30"',
         '[store]\ncapacity = "99%"',
         '[origin]\ntracking_uri = "http://m:5000/"\n[[retention]]\ntracking_uri = "http://m:5000/"\nkeep = 1',
         "[origin]\nunreachable_after = 1",
@@ -230,6 +246,10 @@ def test_what_is_meant_is_not_warned_of(text: str) -> None:
         (
             '[[retention]]\nmodel = "res*"\ndrop = "5m"\n[[warm]]\nuri = "models:/resnet@champion"',
             '[[warm]] models:/resnet@champion goes before it is looked at again: Rule "retention 1" drops',
+        ),
+        (
+            '[[retention]]\nmodel = "m"\ndrop = "2d"\n[[warm]]\nuri = "models:/m@a"\nat = "Mon..Fri 06:30"',
+            "[[warm]] models:/m@a goes before it is looked at again",
         ),
         ('[origin]\nalias_ttl = "1h"\n[[warm]]\nuri = "models:/m/latest"', "[origin] alias_ttl is longer"),
     ],

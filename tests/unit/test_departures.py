@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -140,11 +141,13 @@ def test_what_is_recorded_while_a_store_is_tidied_stays(shelf: Shelf, monkeypatc
 
     committing = threading.Thread(target=lambda: shelf.store.commit(manifest, [], (), NOW))
 
-    def and_meanwhile(trees: dict[str, bool], blobs: dict[str, int]) -> tuple[list[str], set[str]]:
+    def and_meanwhile(
+        trees: dict[str, bool], blobs: dict[str, int], rest: Callable[[], None]
+    ) -> tuple[list[str], set[str]]:
         monkeypatch.undo()
         committing.start()  # it comes to an end now, or waits for this
         committing.join(0.5)
-        return take_out(trees, blobs)
+        return take_out(trees, blobs, rest)
 
     monkeypatch.setattr(shelf.disk, "take_out", and_meanwhile)
     shelf.store.departures.tidy()

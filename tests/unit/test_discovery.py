@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from cacheserver import discovery, lookout, runfolders
+from cacheserver import discovery, folderevents, runfolders
 from cacheserver.discovery import Discovery
-from cacheserver.lookout import Lookout
+from cacheserver.folderevents import FolderEvents
 from cacheserver.settings import IngestConfig
 from tests.rig.until import until
 
@@ -62,7 +62,7 @@ def finder(root: Path) -> Iterator[Finder]:
     """One that has just begun."""
     finder = Finder(root)
     yield finder
-    finder.lookout.close()
+    finder.events.close()
 
 
 def test_what_is_a_run_is_told_by_its_name(finder: Finder, root: Path) -> None:
@@ -176,17 +176,17 @@ def test_what_is_old_is_left_by_looks_alone(root: Path) -> None:
     finder.now = root.stat().st_ctime + 10.0
     finder.ticks = 700.0
     assert finder.found() == {MODEL}
-    finder.lookout.close()
+    finder.events.close()
 
 
 def test_a_folder_that_is_taken_out_is_watched_no_more(finder: Finder, root: Path) -> None:
     """And what the kernel had told of it leads nowhere; it can be put back."""
     finder.found()
-    assert finder.lookout.count() == 4
+    assert finder.events.count() == 4
     finder.become(IngestConfig([]))
-    assert finder.lookout.count() == 0 and finder.found() == set() and finder.told() == []
+    assert finder.events.count() == 0 and finder.found() == set() and finder.told() == []
     finder.become(IngestConfig([str(root)]))
-    assert finder.found() == {RUN, MODEL} and finder.lookout.count() == 4
+    assert finder.found() == {RUN, MODEL} and finder.events.count() == 4
 
 
 def test_how_often_and_how_far_back_may_change(root: Path) -> None:
@@ -204,7 +204,7 @@ def test_how_often_and_how_far_back_may_change(root: Path) -> None:
     (root / "1" / OTHER / "artifacts").rmdir()
     (root / "1" / OTHER / "artifacts").mkdir()
     assert finder.found() == {OTHER}
-    finder.lookout.close()
+    finder.events.close()
 
 
 @pytest.mark.parametrize("stays", ["outer", "inner"])
@@ -224,87 +224,87 @@ def test_which_limit_it_was_is_told(
     finder: Finder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Once: to raise the kernel's does not help where it is the daemon's own."""
-    monkeypatch.setattr(lookout, "WATCHES_MAX", 2)
+    monkeypatch.setattr(folderevents, "WATCHES_MAX", 2)
     assert finder.found() == {RUN, MODEL} and finder.found() == set()
     (message,) = caplog.messages
     assert "more than 2 folders" in message and "inotify" not in message
 
 
-# -- the lookout ------------------------------------------------------------------------------------------------------
+# -- what the kernel tells ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def outlook() -> Iterator[Lookout]:
+def events() -> Iterator[FolderEvents]:
     """One to which every path is worth a look."""
-    outlook = Lookout(lambda path: path)
-    yield outlook
-    outlook.close()
+    events = FolderEvents(lambda path: path)
+    yield events
+    events.close()
 
 
-def test_no_more_is_watched_than_may_be(outlook: Lookout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_is_watched_than_may_be(events: FolderEvents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not is told; what is removed makes room."""
-    monkeypatch.setattr(lookout, "WATCHES_MAX", 2)
+    monkeypatch.setattr(folderevents, "WATCHES_MAX", 2)
     for name in "abc":
         (tmp_path / name).mkdir()
     for name in "abca":
-        outlook.watch(str(tmp_path / name))
-    assert outlook.is_full and not outlook.is_short and outlook.count() == 2
+        events.watch(str(tmp_path / name))
+    assert events.is_full and not events.is_short and events.count() == 2
     (tmp_path / "a").rmdir()
-    until(lambda: outlook.count() == 1, "the watch to end")
-    outlook.watch(str(tmp_path / "c"))
-    assert outlook.count() == 2
+    until(lambda: events.count() == 1, "the watch to end")
+    events.watch(str(tmp_path / "c"))
+    assert events.count() == 2
 
 
-def test_what_is_not_there_or_closed_is_not_watched(outlook: Lookout, tmp_path: Path) -> None:
+def test_what_is_not_there_or_closed_is_not_watched(events: FolderEvents, tmp_path: Path) -> None:
     """That is no want of watches."""
     (tmp_path / "file").touch()
-    outlook.watch(str(tmp_path / "file"))
-    outlook.watch(str(tmp_path / "none"))
-    assert not outlook.is_short and outlook.count() == 0
+    events.watch(str(tmp_path / "file"))
+    events.watch(str(tmp_path / "none"))
+    assert not events.is_short and events.count() == 0
 
 
-def test_more_than_can_be_noted_is_told(outlook: Lookout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_can_be_noted_is_told(events: FolderEvents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then all is to be looked at; what was noted is given all the same."""
-    monkeypatch.setattr(lookout, "NOTED_MAX", 3)
-    outlook.watch(str(tmp_path))
+    monkeypatch.setattr(folderevents, "NOTED_MAX", 3)
+    events.watch(str(tmp_path))
     for number in range(10):
         (tmp_path / str(number)).mkdir()
-    until(lambda: outlook._is_much, "more than can be noted")
-    assert outlook.take() == ({str(tmp_path / str(number)) for number in range(3)}, True)
+    until(lambda: events._is_much, "more than can be noted")
+    assert events.take() == ({str(tmp_path / str(number)) for number in range(3)}, True)
 
 
-def test_what_is_moved_away_is_not_taken_for_what_was_there(outlook: Lookout, tmp_path: Path) -> None:
+def test_what_is_moved_away_is_not_taken_for_what_was_there(events: FolderEvents, tmp_path: Path) -> None:
     """Nor is what lies in it: what happens there is somewhere else."""
     (tmp_path / "a/b").mkdir(parents=True)
     for path in ("a", "a/b"):
-        outlook.watch(str(tmp_path / path))
+        events.watch(str(tmp_path / path))
     (tmp_path / "a").rename(tmp_path / "away")
-    until(lambda: outlook.count() == 0, "both to be left")
+    until(lambda: events.count() == 0, "both to be left")
     (tmp_path / "a/b").mkdir(parents=True)
-    outlook.watch(str(tmp_path / "a/b"))
-    outlook.take()
+    events.watch(str(tmp_path / "a/b"))
+    events.take()
     (tmp_path / "away/b/x").mkdir()
     (tmp_path / "a/b/y").mkdir()
-    until(lambda: str(tmp_path / "a/b/y") in outlook.take()[0] or None, "what happens there to be told")
+    until(lambda: str(tmp_path / "a/b/y") in events.take()[0] or None, "what happens there to be told")
 
 
-def test_a_folder_may_be_had_by_two_names(outlook: Lookout, tmp_path: Path) -> None:
+def test_a_folder_may_be_had_by_two_names(events: FolderEvents, tmp_path: Path) -> None:
     """A symlink's and its own: what happens is told by both."""
     (tmp_path / "a").mkdir()
     (tmp_path / "link").symlink_to("a")
-    outlook.watch(str(tmp_path / "a"))
-    outlook.watch(str(tmp_path / "link"))
+    events.watch(str(tmp_path / "a"))
+    events.watch(str(tmp_path / "link"))
     (tmp_path / "a/x").mkdir()
     told = set[str]()
 
     def are_told() -> bool:
-        told.update(outlook.take()[0])
+        told.update(events.take()[0])
         return told >= {str(tmp_path / name / "x") for name in ("a", "link")}
 
     until(are_told, lambda: f"{told}")
-    outlook.leave(str(tmp_path / "link"))
+    events.leave(str(tmp_path / "link"))
     shutil.rmtree(tmp_path / "a")
-    until(lambda: outlook.count() == 0, "the watch to end")
+    until(lambda: events.count() == 0, "the watch to end")
     assert not os.path.exists(tmp_path / "a")
 
 
@@ -318,10 +318,10 @@ def test_what_comes_behind_a_look_is_found_by_the_next_one(root: Path, monkeypat
     behind = list[Path]()
 
     def pause() -> None:
-        watched = [path for path in (root / "1", root / "2") if str(path) in finders[0].lookout._watched]
+        watched = [path for path in (root / "1", root / "2") if str(path) in finders[0].events._watched]
         if len(watched) < 2 or behind:
             return
-        first, second = sorted(watched, key=list(map(Path, finders[0].lookout._watched)).index)
+        first, second = sorted(watched, key=list(map(Path, finders[0].events._watched)).index)
         behind.append(first / ("9" * 32))
         (behind[0] / "artifacts").mkdir(parents=True)
         for run in list(second.iterdir()):
@@ -334,4 +334,4 @@ def test_what_comes_behind_a_look_is_found_by_the_next_one(root: Path, monkeypat
     finder.found()
     finder.ticks += 600.0
     assert behind and behind[0].name in finder.found()
-    finder.lookout.close()
+    finder.events.close()

@@ -241,7 +241,7 @@ def test_what_is_written_while_it_waits_for_its_turn(yard: Yard, monkeypatch: py
         first.add(f"runs:/{uri.split('/')[-3]}")
         (other,) = both - first
         (Path(yard.origin.versions[other].root) / "late").mkdir()  # one event
-        until(lambda: yard.ingesting._discovery.lookout._noted, "that to be told")
+        until(lambda: yard.ingesting._discovery.events._noted, "that to be told")
         yard.ticks += SETTLE * 2  # it takes that long
 
     yard.origin.before_download = write

@@ -12,7 +12,7 @@ import pytest
 from watchdog.observers.inotify_c import InotifyConstants, InotifyEvent, InotifyFD, Mask, WatchDescriptor
 
 from artifactcache.errors import CacheError
-from cacheserver.lookout import Lookout
+from cacheserver.folderevents import FolderEvents
 from cacheserver.meddling import Meddling
 from cacheserver.words import BlobRow, Held
 from tests.rig.until import until
@@ -181,7 +181,7 @@ def test_a_queue_of_others_that_runs_over_says_nothing_of_the_store(
     """That of the folders that are ingested, which whoever may write there can fill: not all of the store is looked at
     for it."""
     queued_max = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
-    others, folder, is_lost = Lookout(lambda path: path), tmp_path / "noise", False
+    others, folder, is_lost = FolderEvents(lambda path: path), tmp_path / "noise", False
     folder.mkdir()
 
     def lost() -> bool:

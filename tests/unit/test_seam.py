@@ -138,9 +138,11 @@ def test_files_before_rows_that_go_are_found(seam: Seam, tmp_path: Path, monkeyp
     """So does one that removes the files first."""
     real = Departures._take_out
 
-    def remove(self: Departures, decide: Callable[[], Gone], taken: Callable[[], None] = lambda: None) -> Gone:
+    def remove(
+        self: Departures, decide: Callable[[], Gone], taken: Callable[[], None] = lambda: None, rest: object = None
+    ) -> Gone:
         index = self._index
-        real(self, Gone({}, dict.fromkeys(index.all_digests(), 0)))
+        real(self, Gone({}, dict.fromkeys(index.all_digests(), 0)), lambda: None)
         gone = decide()
         taken()
         return gone

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from obstore.store import MemoryStore
 
+from cacheserver.claims import Claims
 from cacheserver.packing import TREES, TreeRecord, layout
+from cacheserver.retaining import Describes
 from cacheserver.settings import SharedConfig
+from cacheserver.tierplan import How, Report
 from cacheserver.tierstore import Got, Object, Opened, Tag, TierError, TierStore, Unsupported
+from cacheserver.tiersweep import TierSweep
 from tests.unit.house import FakeOrigin, House
 
 PATIENCE_SECONDS = 30.0
@@ -24,15 +29,22 @@ TIERED = {f"d{n % 3}/{n}": f"file {n}".encode() * 50 for n in range(40)} | {
 }
 
 
+Keys = list[str]  # in a class that has a `list` of its own
+Objects = list[Object]
+
+
 class Cupboard(TierStore):
-    """Objects in memory. `before` is told of each call, by its name and key, and may raise; `is_conditional` says
-    whether there are conditional writes, as `is_down` whether nothing answers."""
+    """Objects in memory. `before` is told of each call for one object, by its name and key, and may raise; `step` comes
+    before each call of any kind; `written_at` says when a listed object was written; `is_conditional` whether there are
+    conditional writes, as `is_down` whether nothing answers."""
 
     def __init__(self) -> None:
         super().__init__("s3://bucket/prefix", "", "", 1.0, 1 << 20)
         self._memory = MemoryStore()
         self.before: Callable[[str, str], None] = lambda what, key: None
         self.received: Callable[[str, bytes], None] = lambda key, data: None
+        self.step: Callable[[], None] = lambda: None
+        self.written_at: Callable[[Object], float] = lambda listed: listed.written_at
         self.is_conditional = True
         self.is_down = False
         self.calls: Counter[str] = Counter()
@@ -45,6 +57,7 @@ class Cupboard(TierStore):
     def _note(self, what: str, key: str) -> None:
         with self._counting:
             self.calls[what] += 1
+        self.step()
         if self.is_down:
             raise TierError("The shared tier s3://bucket/prefix cannot be used now: it is down")
         self.before(what, key)
@@ -98,15 +111,20 @@ class Cupboard(TierStore):
         self._note("delete", ",".join(keys))
         super().delete(keys)
 
+    def list(self, prefix: str) -> Iterator[Object]:
+        """The same."""
+        self.step()
+        return (one._replace(written_at=self.written_at(one)) for one in super().list(prefix))
+
     # -- for tests --------------------------------------------------------------------------------------------------
 
-    def keys(self, below: str = "") -> list[str]:
+    def keys(self, below: str = "") -> Keys:
         """What there is."""
         return [found.key for found in self.objects(below)]
 
-    def objects(self, below: str = "") -> list[Object]:
+    def objects(self, below: str = "") -> Objects:
         """The same, with sizes."""
-        return sorted(self.list(below))
+        return sorted(super().list(below))
 
     def bytes_of(self, key: str) -> bytes:
         """An object."""
@@ -120,7 +138,7 @@ class Cupboard(TierStore):
         data[-1] ^= 0xFF
         super().put(key, bytes(data))
 
-    def lacking(self) -> list[str]:
+    def lacking(self) -> Keys:
         """Records of what is not there."""
         there = {found.key: found.size for found in self.objects()}
         found = []
@@ -128,6 +146,41 @@ class Cupboard(TierStore):
             record = TreeRecord.decode(key, self.bytes_of(key), None)
             found += [f"{record.uri}: {k}" for piece in layout(record.manifest) for k in piece.keys if k not in there]
         return found
+
+
+class Broom:
+    """Who sweeps a cupboard; `said` is what it has told. Its clocks are the machine's, but for `ahead` seconds that
+    were waited for without waiting; `meanwhile` is done while it waits for hosts to finish what they are publishing."""
+
+    def __init__(self, cupboard: Cupboard, origin: Describes | None = None, secret: bytes | None = None) -> None:
+        self.cupboard = cupboard
+        self.origin = origin
+        self.secret = secret
+        self.said: list[str] = []
+        self.ahead = 0.0
+        self.meanwhile: Callable[[], None] = lambda: None
+
+    def sweep(self, how: How) -> Report:
+        """Sweeps once."""
+        claims = Claims(self.cupboard, "sweeper", self._clock, self._ticks, self._skip)
+        clocks = self._clock, self._ticks
+        return TierSweep(
+            self.cupboard, claims, self.secret, self.origin, how, *clocks, self._settle, self.said.append
+        ).run()
+
+    def _clock(self) -> float:
+        return time.time() + self.ahead
+
+    def _ticks(self) -> float:
+        return time.monotonic() + self.ahead
+
+    def _skip(self, seconds: float) -> bool:
+        self.ahead += seconds
+        return False
+
+    def _settle(self, seconds: float) -> None:
+        self.ahead += seconds
+        self.meanwhile()
 
 
 class Street:

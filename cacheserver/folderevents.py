@@ -14,7 +14,7 @@ from collections.abc import Callable
 from watchdog.observers.inotify_c import CallbackId, InotifyConstants, InotifyEvent, InotifyFD, Mask, WatchDescriptor
 
 WATCHES_MAX = 8192  # a KiB of the kernel's memory each; the limit of the user is shared with other programs
-THREAD = "lookout"  # its name: watchdog's log does not tell whose queue has run over
+THREAD = "folderevents"  # its name: watchdog's log does not tell whose queue has run over
 NOTED_MAX = 20_000  # paths; with more than that, all is to be looked at
 _OF = InotifyConstants
 _SELF = _OF.IN_MOVE_SELF | _OF.IN_DELETE_SELF
@@ -25,7 +25,7 @@ _MASK = Mask(
 _FULL = (errno.ENOSPC, errno.EMFILE, errno.ENFILE)
 
 
-class Lookout:
+class FolderEvents:
     """Some folders.
 
     Args:
@@ -120,21 +120,21 @@ class Lookout:
 class _Folder:
     """One of them, as watchdog calls it."""
 
-    def __init__(self, path: str, lookout: Lookout) -> None:
+    def __init__(self, path: str, events: FolderEvents) -> None:
         self._path = path
-        self._lookout = lookout
+        self._events = events
 
     def on_event(self, event: InotifyEvent) -> None:
         """In it, or of itself."""
-        self._lookout.told(self._path, event)
+        self._events.told(self._path, event)
 
     def on_watch_deleted(self, wd: WatchDescriptor) -> None:
         """It is gone."""
-        self._lookout.gone(self._path, self)
+        self._events.gone(self._path, self)
 
     def on_queue_overflow(self) -> None:
         """The kernel has let go events that nobody has read in time."""
-        self._lookout.lose()
+        self._events.lose()
 
 
 def _begun() -> InotifyFD:
