@@ -45,7 +45,7 @@ from cacheserver.trees import Tree
 from cacheserver.words import Held, Progress, Standing
 
 PUBLISHERS = 2  # trees at a time
-UPLOADS_MAX = 4  # objects at a time: 32 MiB in memory
+UPLOADS_MAX = 4  # objects at a time; of each large blob as many more wait in memory: 80 MiB at most
 RETRY_SECONDS = 10.0  # after the first failure; twice as long after each one more
 RETRY_SECONDS_MAX = 900.0
 VERSIONS_MAX = 100  # names of one tree in its record
