@@ -43,7 +43,7 @@ SWEEPS = 2
 PATIENCE_SECONDS = 60.0
 
 
-@pytest.fixture(scope="module", params=["swift", "moto"])
+@pytest.fixture(scope="module", params=["swift", pytest.param("moto", marks=pytest.mark.slow)])
 def endpoint(request: pytest.FixtureRequest, base: Path) -> Iterator[s3.Endpoint]:
     """An object store with a bucket."""
     if why := s3.reason_not_to_start(request.param):
