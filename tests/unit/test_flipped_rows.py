@@ -90,7 +90,9 @@ def test_the_daemon_looks_a_day_after_its_start(root: Path, monkeypatch: pytest.
 
     idle = SimpleNamespace(**dict.fromkeys(("look", "watch", "tidy", "refresh", "write", "note", "search"), int))
     others = dict.fromkeys(("sweeper", "retaining", "recorder", "warming", "overview", "ingesting", "meddling"), idle)
-    parts = SimpleNamespace(**others, healing=idle, store=house.store, scrubber=SimpleNamespace(look=note))
+    parts = SimpleNamespace(
+        **others, healing=idle, store=house.store, scrubber=SimpleNamespace(look=note), sharing=None
+    )
     (thread,) = (each for each in assembly._upkeep(cast(Any, parts)) if each._thread.name == "scrub")
     monkeypatch.setattr(thread._stopping, "wait", lambda seconds: thread._stopping.is_set())  # rounds take no time
     try:

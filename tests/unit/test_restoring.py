@@ -231,7 +231,7 @@ def test_a_store_of_an_older_release_gets_a_mirror(filled: House) -> None:
 
     def older(root: Path) -> None:
         db = sqlite3.connect(root / "index.db")
-        for table in ("mirrored", "scrub"):
+        for table in ("publications", "mirrored", "scrub"):
             db.execute(f"DROP TABLE {table}")
         db.execute("PRAGMA user_version = 3")
         db.commit()
