@@ -40,6 +40,9 @@ result = [fetched.hit, fetched.origin_bytes]
 """
 
 
+pytestmark = pytest.mark.slow  # what the tests' own hosts, links and stores do is no news of the daemon's
+
+
 @pytest.fixture(scope="module")
 def one(
     module_room: Path, all_users: dict[str, User], interpreter: Interpreter, origin: CountingProxy
@@ -102,7 +105,6 @@ def _listening(pid: int) -> list[str]:
     return [line.split()[1] for line in lines if line.split()[3] == "0A"]
 
 
-@pytest.mark.slow
 def test_a_host_is_killed_and_comes_back(one: Cluster, mlflow_proxied: MlflowServer, caller_of: CallerOf) -> None:
     """With what it held, in the same network; the others do not notice."""
     victim, other = one.hosts[:2]
@@ -130,7 +132,6 @@ def _get(one: Cluster, seconds: float = ANSWER_SECONDS_MAX) -> bytes:
     return content
 
 
-@pytest.mark.slow
 def test_the_object_store_is_killed_and_comes_back(one: Cluster) -> None:
     """With what it held. Meanwhile it refuses; what moves is counted for the host that it moves for."""
     one.store.endpoint.put(BUCKET, "some", {"thing": CONTENT})
@@ -154,7 +155,6 @@ FAILURES: dict[str, tuple[type[Exception], ...]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_link_that_fails_on_command(one: Cluster, kind: str) -> None:
     """Each fault is what it says, to a client that knows nothing of it; before and after it the object comes whole."""

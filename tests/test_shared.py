@@ -21,6 +21,7 @@ from tests.rig.counting import CountingProxy
 from tests.rig.forward import forward
 from tests.rig.mlflow_server import MlflowServer
 from tests.rig.process import free_port
+from tests.rig.slow import slow_but
 from tests.rig.until import until
 
 BUCKET = "shared"
@@ -155,7 +156,7 @@ def silent() -> Iterator[str]:
 
 
 @ON_SWIFT
-@pytest.mark.parametrize("how", ["absent", "silent", "refusing", "no bucket"])
+@pytest.mark.parametrize("how", slow_but(["absent", "silent", "refusing", "no bucket"], lambda how: how != "absent"))
 def test_a_tier_that_cannot_be_used_costs_its_patience(
     start_daemon: StartDaemon,
     caller_of: CallerOf,
