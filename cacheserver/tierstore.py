@@ -98,11 +98,6 @@ class TierStore:
         """For messages."""
         return without_credentials(self.url)
 
-    def close(self) -> None:
-        """Forgets its connections and credentials: the next call opens it anew."""
-        with self._opening:
-            self._opened = None
-
     def get(self, key: str, bytes_max: int) -> Got | None:
         """A small object; None where there is none. Raises TierError; TooLarge where it has more than `bytes_max`."""
         import obstore
