@@ -7,6 +7,7 @@ at the name a moment later; and what is listed may be handed out, for bytes that
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -90,6 +91,7 @@ class LocalFiles:
                 self._check(source, file.remote)
                 sink.restart()
                 sink.begin(_etag(os.fstat(source)))
+                _await_writers(source)
                 if (file.size or 0) < CLONE_BYTES_MIN or not sink.clone(source):
                     while chunk := os.read(source, READ_BYTES):
                         sink.write(chunk)  # which ends it where the file grows while it is read
@@ -209,6 +211,18 @@ class LocalFiles:
             " several users hands out only such files, except of runs and models below a folder that its administrator"
             " lists in [origin] local_roots."
         )
+
+
+def _await_writers(fd: int) -> None:
+    """Waits until what is being written to a file is.
+
+    A write(2) notes its time when it begins, so that one that has begun before a file's times are looked at, and that
+    goes on while it is read, leaves no other trace. It holds the inode's lock until it ends, as SEEK_HOLE does while it
+    looks (ext4, btrfs and tmpfs; where it does not, as on XFS, reads wait for writes); and one that begins later shows.
+    """
+    with contextlib.suppress(OSError):  # an empty file has no hole, and some filesystems know of none
+        os.lseek(fd, 0, os.SEEK_HOLE)
+        os.lseek(fd, 0, os.SEEK_SET)
 
 
 def _etag(found: os.stat_result) -> str:
