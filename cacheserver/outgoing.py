@@ -1,34 +1,138 @@
 """Blobs on their way to other hosts.
 
-Law of this file: what leaves is hashed, and what is wrong is put aside here, where it is fetched again, and given to
-nobody.
+Law of this file: what leaves is hashed before it does, and what is wrong is put aside here, where it is fetched again,
+and given to nobody. What is there already is not written again.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
 
 from blake3 import blake3
 
 from artifactcache.errors import CacheError
 from cacheserver.faults import GONE_ERRNOS, LOST_ERRNOS, trouble
-from cacheserver.packing import Blob
+from cacheserver.hashing import xxh3_of
+from cacheserver.packing import Blob, Large, Pack, Part
 from cacheserver.store import Store
+from cacheserver.tierstore import TierError, TierStore
+
+# Objects at a time, of all trees, each of 8 MiB at most in memory. Of each tree no more wait for a thread, so that
+# those of a small one are not behind thousands of a large one.
+UPLOADS_MAX = 4
+
+T = TypeVar("T")
+
+
+class Outgoing:
+    """What writes packs and parts of blobs into the tier."""
+
+    def __init__(self, objects: TierStore, store: Store) -> None:
+        self._objects = objects
+        self._store = store
+        self._pool = ThreadPoolExecutor(max_workers=UPLOADS_MAX, thread_name_prefix="upload")
+
+    def close(self) -> None:
+        """Writes nothing any more; what is under way comes to its end."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def write(self, pieces: Sequence[Large | Pack], suspects: Collection[str]) -> None:
+        """Writes what holds the bytes of a tree, as far as it is lacking.
+
+        Args:
+            suspects: names of objects that are written though they are there.
+
+        Raises TierError, and CacheError where a blob of ours is wrong.
+        """
+        parts = [part for piece in pieces if isinstance(piece, Large) for part in piece.parts]
+        looks = (partial(self._objects.has, part.key, part.length) for part in parts)
+        there = {part.key for part, is_there in zip(parts, self._several(looks), strict=True) if is_there}
+        for _ in self._several(self._writes(pieces, suspects, there.difference(suspects))):
+            pass
+
+    def _writes(
+        self, pieces: Sequence[Large | Pack], suspects: Collection[str], there: Collection[str]
+    ) -> Iterator[Callable[[], None]]:
+        """What is to be done, one after the other; blobs are looked through only when it is their turn."""
+        for piece in pieces:
+            if isinstance(piece, Pack):
+                yield partial(self._write_pack, piece, suspects)
+            elif lacking := [part for part in piece.parts if part.key not in there]:
+                sums = self._sums(piece)
+                yield from (partial(self._write_part, piece.blob, part, sums[part.key]) for part in lacking)
+
+    def _write_pack(self, pack: Pack, suspects: Collection[str]) -> None:
+        if pack.key not in suspects and self._objects.has(pack.key, pack.size):
+            return
+        data = bytearray(pack.head)
+        for blob in pack.blobs:
+            data += read(self._store, blob)
+        self._objects.put(pack.key, memoryview(data))
+
+    def _sums(self, large: Large) -> dict[str, str]:
+        """What each part of a blob must be, once all of them together are known to be the blob. It is read twice: a
+        part that has left before the last one was read could be of a blob that is wrong, and others count on it."""
+        blake, sums = blake3(), dict[str, str]()
+        with _opened(self._store, large.blob) as fd:
+            for part in large.parts:
+                data = os.pread(fd, part.length, part.offset)
+                blake.update(data)
+                sums[part.key] = xxh3_of([memoryview(data)])
+        if blake.hexdigest() != large.blob.digest:
+            raise _rotten(self._store, large.blob)
+        return sums
+
+    def _write_part(self, blob: Blob, part: Part, expected: str) -> None:
+        with _opened(self._store, blob) as fd:
+            data = os.pread(fd, part.length, part.offset)
+        if xxh3_of([memoryview(data)]) != expected:
+            raise _rotten(self._store, blob)
+        self._objects.put(part.key, data)
+
+    def _several(self, jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
+        """Does them, several at a time. Yields what comes of each, in their order."""
+        coming: deque[Future[T]] = deque()
+        try:
+            for job in jobs:
+                if len(coming) == UPLOADS_MAX:
+                    yield coming.popleft().result()
+                coming.append(self._submit(job))
+            while coming:
+                yield coming.popleft().result()
+        except CancelledError:
+            raise _stopping() from None
+        finally:
+            for future in coming:
+                future.cancel()
+
+    def _submit(self, job: Callable[[], T]) -> Future[T]:
+        try:
+            return self._pool.submit(job)
+        except RuntimeError:  # it is closed
+            raise _stopping() from None
 
 
 def read(store: Store, blob: Blob) -> bytes:
     """A small blob, hashed. Raises CacheError where it is wrong or cannot be read."""
-    with opened(store, blob) as fd:
+    with _opened(store, blob) as fd:
         data = os.pread(fd, blob.size + 1, 0)
     if blake3(data).hexdigest() != blob.digest:
-        raise rotten(store, blob)
+        raise _rotten(store, blob)
     return data
 
 
+def _stopping() -> TierError:
+    return TierError("The daemon is being stopped: the next one goes on.")
+
+
 @contextmanager
-def opened(store: Store, blob: Blob) -> Iterator[int]:
+def _opened(store: Store, blob: Blob) -> Iterator[int]:
     """A descriptor of a blob, for whoever hashes what he reads. Raises CacheError, also of what is read from it."""
     try:
         fd = store.open_blob(blob.digest)
@@ -38,11 +142,11 @@ def opened(store: Store, blob: Blob) -> Iterator[int]:
             os.close(fd)
     except OSError as error:
         if error.errno in GONE_ERRNOS | LOST_ERRNOS:
-            raise rotten(store, blob) from None
+            raise _rotten(store, blob) from None
         raise trouble(error, f"the blob {blob.digest} cannot be read to be published") from None
 
 
-def rotten(store: Store, blob: Blob) -> CacheError:
+def _rotten(store: Store, blob: Blob) -> CacheError:
     """What is to be told of a blob that is wrong here; the store puts it aside, and fetches it again."""
     for row in store.index.blobs([blob.digest]).values():
         store.verifier.recheck(row)

@@ -1,7 +1,7 @@
 """Publishing: what this host has brought from the origin, written into the shared tier, in the background.
 
 Law of this file: blobs first, the record last, so that no record names what is not there. What is there already is not
-written again, so that whatever breaks it off, the next attempt goes on; and bytes are hashed as they leave.
+written again, so that whatever breaks it off, the next attempt goes on.
 
 What is there may be what a sweep of the tier (`tiersweep`) is about to remove, for no record needs it yet. A sweep
 says so first, and looks for records a while later; so the list of what it has condemned is looked at before anything is
@@ -12,19 +12,16 @@ however long that took, nothing of what was seen counts, and all is looked at ag
 from __future__ import annotations
 
 import logging
-import os
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from blake3 import blake3
-
 from artifactcache.errors import CacheError
-from cacheserver import outgoing
 from cacheserver.claims import Claim
+from cacheserver.outgoing import Outgoing
 from cacheserver.packing import (
     CONDEMNED,
     RECORD_BYTES_MAX,
@@ -44,8 +41,9 @@ from cacheserver.tierstore import TierError, TooLarge
 from cacheserver.trees import Tree
 from cacheserver.words import Held, Progress, Standing
 
-PUBLISHERS = 2  # trees at a time
-UPLOADS_MAX = 4  # objects at a time; of each large blob as many more wait in memory: 80 MiB at most
+# One tree at a time in each, and of at most so many bytes: other hosts wait for what is small as long as its claim is
+# renewed, and it must not be behind what takes hours.
+LANES = (math.inf, 8 << 30, 256 << 20)
 RETRY_SECONDS = 10.0  # after the first failure; twice as long after each one more
 RETRY_SECONDS_MAX = 900.0
 VERSIONS_MAX = 100  # names of one tree in its record
@@ -69,9 +67,10 @@ class Name(NamedTuple):
 
 @dataclass
 class _Waiting:
-    """What waits: the claims that are given back when others need not wait for it any more, when it is tried, and after
-    how many failures."""
+    """What waits: how many bytes it has, the claims that are given back when others need not wait for it any more, when
+    it is tried, and after how many failures."""
 
+    size_bytes: int = 0
     claims: list[Claim] = field(default_factory=list)
     due: float = 0.0
     failures: int = 0
@@ -105,16 +104,18 @@ class Publishing:
         self._unsure = set[Name]()  # whose records may name what has gone
         self._is_stopping = False
         self._told = ""
-        self._uploads = ThreadPoolExecutor(max_workers=UPLOADS_MAX, thread_name_prefix="upload")
+        self._outgoing = Outgoing(self._objects, store)
         self._threads = [
-            threading.Thread(target=self._run, name=f"publish-{number}", daemon=True) for number in range(PUBLISHERS)
+            threading.Thread(target=self._run, args=(bytes_max,), name=f"publish-{number}", daemon=True)
+            for number, bytes_max in enumerate(LANES)
         ]
         self.counts = Tally((outcome,) for outcome in OUTCOMES)
 
     def load(self) -> None:
         """Goes on with what an earlier daemon has left."""
         for uri, selection in self._rows.waiting():
-            self._waiting.setdefault(Name(uri, selection), _Waiting())
+            name = Name(uri, selection)
+            self._waiting.setdefault(name, _Waiting(self._size_bytes(name)))
 
     def start(self) -> None:
         """Publishes from now on, what an earlier daemon has left first."""
@@ -127,20 +128,26 @@ class Publishing:
         with self._changed:
             self._is_stopping = True
             self._changed.notify_all()
-        self._uploads.shutdown(wait=False, cancel_futures=True)
+        self._outgoing.close()
 
     def want(self, uri: str, selection: str, claims: Iterable[Claim] = ()) -> None:
         """Something was brought, or seen to be still what it was. Claims are given back when it is published."""
         name = Name(uri, selection)
+        size_bytes = self._size_bytes(name)
         try:
             self._rows.add(uri, selection, self._clock())
         except CacheError as error:  # of a full disk: then it is published, unless the daemon is stopped before
             _log.warning("what is to be published is not written down: %s", error)
         with self._changed:
             waiting = self._waiting.setdefault(name, _Waiting())
+            waiting.size_bytes = size_bytes
             waiting.claims += claims
             waiting.due = 0.0
-            self._changed.notify()
+            self._changed.notify_all()
+
+    def _size_bytes(self, name: Name) -> int:
+        held = self._store.index.held(*name)
+        return held.size_bytes if held else 0
 
     def count(self) -> int:
         """How many trees wait to be published, or are being."""
@@ -153,34 +160,41 @@ class Publishing:
 
     # -- one after the other ----------------------------------------------------------------------------------------
 
-    def settle(self) -> None:
-        """Publishes what is due, in this thread."""
-        while taken := self._next(waits=False):
+    def publish_next(self, bytes_max: float = math.inf, *, waits: bool = False) -> bool:
+        """Publishes one tree of at most so many bytes, in this thread. Returns False where the daemon stops, or none is
+        due and none is waited for."""
+        if taken := self._next(bytes_max, waits=waits):
             self._do(*taken)
+        return taken is not None
 
-    def _run(self) -> None:
-        while taken := self._next(waits=True):
-            self._do(*taken)
+    def _run(self, bytes_max: float) -> None:
+        while self.publish_next(bytes_max, waits=True):
+            pass
 
     def _do(self, name: Name, waiting: _Waiting) -> None:
         try:
             self.publish(name)
         except Exception as error:  # noqa: BLE001 - whatever it is, others go on, and it is tried again
-            self._later(name, waiting.failures, error)
+            self._later(name, waiting, error)
         else:
             self._ended(name)
         finally:
             self._tier.release(waiting.claims)  # others need not wait for what has failed here
 
-    def _next(self, *, waits: bool) -> tuple[Name, _Waiting] | None:
-        """What is due, those first for which other hosts wait; None where the daemon stops, or none is waited for."""
+    def _next(self, bytes_max: float, *, waits: bool) -> tuple[Name, _Waiting] | None:
+        """What is due, those first for which other hosts wait, and of these the smallest; None where the daemon stops,
+        or none is waited for."""
         with self._changed:
             while not self._is_stopping:
                 now = self._ticks()
-                idle = {name: waiting for name, waiting in self._waiting.items() if name not in self._active}
+                idle = {
+                    name: waiting
+                    for name, waiting in self._waiting.items()
+                    if name not in self._active and waiting.size_bytes <= bytes_max
+                }
                 due = [name for name, waiting in idle.items() if waiting.due <= now]
                 if due:
-                    found = max(due, key=lambda name: bool(idle[name].claims))
+                    found = min(due, key=lambda name: (not idle[name].claims, idle[name].size_bytes))
                     self._active.add(found)
                     return found, self._waiting.pop(found)
                 if not waits:
@@ -192,20 +206,20 @@ class Publishing:
         self._told = ""
         with self._changed:
             self._active.discard(name)
-            self._changed.notify()
+            self._changed.notify_all()
             if name not in self._waiting:  # else it was brought anew meanwhile
                 self._rows.end(*name)
 
-    def _later(self, name: Name, failures: int, error: Exception) -> None:
+    def _later(self, name: Name, tried: _Waiting, error: Exception) -> None:
         with self._changed:
             self._active.discard(name)
-            self._changed.notify()
+            self._changed.notify_all()
             if self._is_stopping:
                 return
-            seconds = min(RETRY_SECONDS * 2**failures, RETRY_SECONDS_MAX)
+            seconds = min(RETRY_SECONDS * 2**tried.failures, RETRY_SECONDS_MAX)
             # What was brought anew meanwhile is tried at once: other hosts may wait for it.
-            waiting = self._waiting.setdefault(name, _Waiting(due=self._ticks() + seconds))
-            waiting.failures = failures + 1
+            waiting = self._waiting.setdefault(name, _Waiting(tried.size_bytes, due=self._ticks() + seconds))
+            waiting.failures = tried.failures + 1
         if isinstance(error, _Condemned):
             return
         self.counts.add(FAILED)
@@ -255,7 +269,7 @@ class Publishing:
             return True
         is_there = there is not None and there.manifest == record.manifest and is_sure
         if not is_there:
-            self._write(tree, pieces, suspects)
+            self._outgoing.write(pieces, suspects)
         if self._condemned().sweep != condemned.sweep:
             return False
         self._unsure.add(name)  # also where what follows fails: then nobody knows what has come of it
@@ -315,54 +329,6 @@ class Publishing:
             return Condemned()
         found = Condemned.decode(got.data)
         return found if self._clock() - got.written_at <= CONDEMNED_SECONDS else Condemned(found.sweep)
-
-    def _write(self, tree: Tree, pieces: list[Large | Pack], suspects: set[str]) -> None:
-        """Writes what is lacking, several objects at a time."""
-        coming: list[Future[None]] = []
-        try:
-            for piece in pieces:
-                if isinstance(piece, Pack):
-                    coming.append(self._uploads.submit(self._write_pack, piece, suspects))
-                else:
-                    self._write_large(piece, suspects)
-                coming = [future for future in coming if not future.done() or future.result() is not None]
-            for future in coming:
-                future.result()
-        except RuntimeError:  # it is closed
-            raise TierError("The daemon is being stopped: the next one goes on.") from None
-        finally:
-            for future in coming:
-                future.cancel()
-
-    def _write_pack(self, pack: Pack, suspects: set[str]) -> None:
-        if pack.key not in suspects and self._objects.has(pack.key, pack.size):
-            return
-        blobs = (outgoing.read(self._store, blob) for blob in pack.blobs)
-        self._objects.put(pack.key, b"".join([pack.head, *blobs]))
-
-    def _write_large(self, large: Large, suspects: set[str]) -> None:
-        """Writes the parts of a blob that are lacking. It is hashed meanwhile: where it is wrong, they go again."""
-        parts = large.parts
-        there = list(self._uploads.map(lambda part: self._objects.has(part.key, part.length), parts))
-        lacking = {
-            part.key for part, is_there in zip(parts, there, strict=True) if not is_there or part.key in suspects
-        }
-        if not lacking:
-            return
-        blake, coming = blake3(), list[Future[None]]()
-        with outgoing.opened(self._store, large.blob) as fd:
-            for part in parts:
-                data = os.pread(fd, part.length, part.offset)
-                blake.update(data)
-                if part.key in lacking:
-                    if len(coming) == UPLOADS_MAX:
-                        coming.pop(0).result()
-                    coming.append(self._uploads.submit(self._objects.put, part.key, data))
-        for future in coming:
-            future.result()
-        if blake.hexdigest() != large.blob.digest:
-            self._objects.delete(sorted(lacking))
-            raise outgoing.rotten(self._store, large.blob)
 
 
 def _both(record: TreeRecord, there: TreeRecord) -> TreeRecord:

@@ -13,18 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from blake3 import blake3
 
-from cacheserver.packing import Large, TreeRecord, layout
+from cacheserver.joining import objects_of
+from cacheserver.settings import SharedConfig
 from tests.rig.caller import Caller
-from tests.rig.cluster import BUCKET, Cluster, ObjectStore, cluster, reason_not_to_share, shared, trees_below
+from tests.rig.cluster import BUCKET, Cluster, cluster, reason_not_to_share, shared, trees_below
 from tests.rig.crowd import Shelf, shelf
 from tests.rig.mlflow_server import MlflowServer
 from tests.rig.survival import People, Survival
+from tests.rig.tier import lacking
 
 PREFIX = "kills"
 KILLS_OF_ONE_CLUSTER = 50  # so that there is always something that nobody has shared yet
 LOAD_SECONDS_MAX = 0.6
+PATIENCE_SECONDS = 60.0
 ROLES = ("alice", "root")
 # What dies of the object store: all of it, or one of its servers, while the others go on.
 PARTS: tuple[tuple[str, ...], ...] = ((), (), ("proxy",), ("object",), ("container",))
@@ -41,31 +43,6 @@ for number in range(of.artifact_count):
         result["bytes"] += fetched.size_bytes
         result["of the origin's"] += fetched.origin_bytes
 """
-
-
-def trees_without_blobs(store: ObjectStore, prefix: str) -> list[str]:
-    """Of the trees that the object store has below a prefix: which lack a blob, or have one that is not what its name
-    says. Each object is asked for by its name, for a listing may lag."""
-    found = []
-    client, top = store.endpoint.client, f"{prefix}/"
-
-    def read(key: str) -> bytes:
-        try:
-            return bytes(client.get_object(Bucket=BUCKET, Key=top + key)["Body"].read())
-        except client.exceptions.NoSuchKey:
-            return b""
-
-    for name in store.keys(trees_below(prefix)):
-        key = name.removeprefix(top)
-        record = TreeRecord.decode(key, read(key), None)
-        for piece in layout(record.manifest):
-            data = b"".join(read(one) for one in piece.keys)
-            blobs, begin = ([piece.blob], 0) if isinstance(piece, Large) else (piece.blobs, len(piece.head))
-            for blob in blobs:
-                if blake3(data[begin : begin + blob.size]).hexdigest() != blob.digest:
-                    found.append(f"{record.uri}: {blob.digest}")
-                begin += blob.size
-    return found
 
 
 @pytest.mark.parametrize(
@@ -147,7 +124,11 @@ class _Storm:
             survivor.assert_sound()
             self.counts += survivor.counts
         store.catch_up()
-        assert trees_without_blobs(store, PREFIX) == []
+        with pytest.MonkeyPatch.context() as patch:
+            for name, text in store.endpoint.env.items():
+                patch.setenv(name, text)
+            tier = SharedConfig(f"s3://{BUCKET}/{PREFIX}", endpoint=store.endpoint.uri, patience=PATIENCE_SECONDS)
+            assert lacking(objects_of(tier)) == []
         self.counts["trees"] += len(store.keys(trees_below(PREFIX)))
 
 

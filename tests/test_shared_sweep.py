@@ -174,7 +174,7 @@ def test_rules_drop_and_keep_beside_a_daemon(
     assert gone[0]["reason"] == f'rule "failed" drops runs:/{runs[0]} at once'
     assert dry["objects_removed"] == 2 and dry["bytes_freed"] > 2 << 20
     wet = run_sweep()
-    assert {**wet, "dry_run": True} == dry and lacking(objects, None) == []
+    assert {**wet, "dry_run": True} == dry and lacking(objects) == []
     assert (len(list(objects.list(BLOBS))), len(list(objects.list(PACKS)))) == (3, 2)
     assert alice.fetch(f"runs:/{runs[0]}").hit
 
@@ -190,11 +190,11 @@ def test_unreferenced_objects_grace_and_capacity(
     host.publish("s3://bucket/0", 3)  # another tree at the same place: nobody needs that of before
     assert sweep("--settle", "0s")["objects_removed"] == 0, "they are not a day old"
     found = sweep(*AT_ONCE)
-    assert (found["objects_removed"], found["records_removed"]) == (2, 0) and lacking(objects, None) == []
+    assert (found["objects_removed"], found["records_removed"]) == (2, 0) and lacking(objects) == []
     size = sum(one.size for kind in (TREES, BLOBS, PACKS) for one in objects.list(kind))
     found = sweep(*AT_ONCE, more=f"capacity = {size - 1}\n")
     assert (found["objects_removed"], found["records_removed"], found["records_kept"]) == (2, 1, 2)
-    assert lacking(objects, None) == [] and len(list(objects.list(BLOBS))) == 3
+    assert lacking(objects) == [] and len(list(objects.list(BLOBS))) == 3
     assert not list(objects.list(CLAIMS))
 
 
@@ -226,7 +226,7 @@ def test_what_is_not_to_be_swept(
     finally:
         goes_on.set()
         first.join(PATIENCE_SECONDS)
-    assert sweep(*AT_ONCE)["objects_removed"] == 0 and lacking(objects, None) == []
+    assert sweep(*AT_ONCE)["objects_removed"] == 0 and lacking(objects) == []
 
 
 @pytest.fixture(autouse=True)
@@ -307,7 +307,7 @@ def test_hosts_publish_while_sweeps_run(
             removed += sweeping(shared, time.sleep, Rule("all", tracking_uri="*", drop=0.0))().objects
             with crowd.at_rest():
                 assert not crowd.errors, crowd.errors
-                assert lacking(objects, None) == []
+                assert lacking(objects) == []
     print(f"{removed} objects removed, {crowd.put_off} times put off")
     assert removed and not crowd.errors
     got = objects.get(CONDEMNED, 1 << 20)
@@ -342,4 +342,4 @@ def test_a_sweep_that_is_killed_is_finished_by_the_next(
     monkeypatch.setattr("cacheserver.claims.CLAIM_SECONDS", 1.0)
     assert sweep(*AT_ONCE)["objects_removed"] == 2
     host.publish("s3://bucket/1", 0)
-    assert lacking(objects, None) == [] and len(list(objects.list(TREES))) == 2
+    assert lacking(objects) == [] and len(list(objects.list(TREES))) == 2

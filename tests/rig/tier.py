@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cacheserver.packing import BLOBS, PACKS, RECORD_BYTES_MAX, TREES, Large, NotARecord, Pack, TreeRecord, layout
+from blake3 import blake3
+
+from cacheserver.packing import RECORD_BYTES_MAX, TREES, Large, NotARecord, Pack, TreeRecord, layout
 from cacheserver.tierstore import TierStore
 
 
-def lacking(objects: TierStore, secret: bytes | None) -> list[str]:
-    """What is wrong with the records of a tier: a line for each that is none, and for each object that one needs and
-    that is not there, or has another size.
+def lacking(objects: TierStore, secret: bytes | None = None) -> list[str]:
+    """What is wrong with the records of a tier: a line for each that is none, and for each blob of one that is not
+    there, or is not what its name says. Each object is asked for by its name, for a listing may lag.
 
     Args:
         secret: what the records are signed with; None where that does not matter.
     """
-    there = {found.key: found.size for kind in (BLOBS, PACKS) for found in objects.list(kind)}
     wrong = []
     for listed in objects.list(TREES):
         got = objects.get(listed.key, RECORD_BYTES_MAX)
@@ -27,15 +28,19 @@ def lacking(objects: TierStore, secret: bytes | None) -> list[str]:
             wrong.append(f"{listed.key} {why}")
             continue
         for piece in layout(record.manifest):
-            for key, size in _objects(piece):
-                # What was written after it was listed is there as well.
-                if there.get(key) != size and not objects.has(key, size):
-                    wrong.append(f"{listed.key} ({record.uri}) lacks {key}")
+            wrong += [f"{listed.key} ({record.uri}) lacks {digest}" for digest in _lacking(objects, piece)]
     return wrong
 
 
-def _objects(piece: Large | Pack) -> Iterator[tuple[str, int]]:
-    if isinstance(piece, Pack):
-        yield piece.key, piece.size
-    else:
-        yield from ((part.key, part.length) for part in piece.parts)
+def _lacking(objects: TierStore, piece: Large | Pack) -> Iterator[str]:
+    sizes = [part.length for part in piece.parts] if isinstance(piece, Large) else [piece.size]
+    got = [objects.read(key, 0, size + 1) or b"" for key, size in zip(piece.keys, sizes, strict=True)]
+    data = b"".join(got)
+    blobs, begin = ([piece.blob], 0) if isinstance(piece, Large) else (piece.blobs, len(piece.head))
+    for blob in blobs:
+        is_right = [len(one) for one in got] == sizes and blake3(
+            data[begin : begin + blob.size]
+        ).hexdigest() == blob.digest
+        if not is_right:
+            yield blob.digest
+        begin += blob.size

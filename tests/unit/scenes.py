@@ -18,6 +18,7 @@ from cacheserver.space import Amount, Limits
 from cacheserver.words import Held
 from tests.unit.house import FILES, PAYER, ROOT, House
 from tests.unit.mortal import LARGE_BYTES, Place
+from tests.unit.tiers import publish_due
 
 OTHER, THIRD = "s3://bucket/other", "s3://bucket/third"
 LARGE = bytes(range(256)) * (2 * LARGE_BYTES // 256 + 1)
@@ -85,8 +86,8 @@ def published(place: Place) -> None:
     other = House(place.root.parent / "other", origin=place.origin, tier=place.cupboard)
     other.now = place.now
     other.bring(ROOT)
-    assert other.sharing and other.sharing.publishing
-    other.sharing.publishing.settle()
+    assert other.sharing
+    publish_due(other.sharing.publishing)
     other.close()
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import threading
 import time
 
-from cacheserver import packing
-from cacheserver.packing import BLOBS, CLAIMS, TREES
+import pytest
+
+from cacheserver import packing, publishing
+from cacheserver.packing import BLOBS, CLAIMS, PACKS, TREES
 from cacheserver.tierstore import TierError
+from tests.rig.tier import lacking
+from tests.rig.until import until
 from tests.unit.house import House, overwrite
 from tests.unit.tiers import TIERED as FILES
-from tests.unit.tiers import Street, published
+from tests.unit.tiers import Street, published, record_of
 
 SIZE = sum(map(len, FILES.values()))
 EXPECTED = {path: None if path.endswith("/") else c for path, c in FILES.items()}
@@ -44,7 +50,7 @@ def test_what_was_to_be_published_is_published_after_a_restart(street: Street) -
     assert again.sharing and again.sharing.publishing
     again.sharing.publishing.load()
     street.settle(again)
-    assert street.cupboard.keys(TREES) and not there & set(written) and not street.cupboard.lacking()
+    assert street.cupboard.keys(TREES) and not there & set(written) and not lacking(street.cupboard)
     assert again.index.publications.waiting() == []
 
 
@@ -55,12 +61,13 @@ def test_a_damaged_blob_is_given_to_nobody(street: Street) -> None:
     held = first.bring(uri).held
     for path in ("large", "d0/0"):
         overwrite(first.blob(first.digest(held, path)))
+    written: list[str] = []
+    street.cupboard.before = lambda what, key: written.append(key) if what == "put" else None
     street.settle(first)
-    assert not street.cupboard.keys(TREES)
-    assert not street.cupboard.keys(BLOBS), "its parts are removed again"
+    assert not any(key.startswith((TREES, BLOBS, PACKS)) for key in written)
     assert first.bring(uri).origin_bytes == len(LARGE) + len(FILES["d0/0"])
     street.settle(first)
-    assert street.house().bring(uri).origin_bytes == 0 and not street.cupboard.lacking()
+    assert street.house().bring(uri).origin_bytes == 0 and not lacking(street.cupboard)
 
 
 def test_what_is_condemned_is_not_counted_on(street: Street) -> None:
@@ -77,4 +84,35 @@ def test_what_is_condemned_is_not_counted_on(street: Street) -> None:
     street.cupboard.delete([packing.CONDEMNED, condemned[0]])
     second.ticks += 1000
     street.settle(second)
-    assert street.cupboard.keys(TREES) and not street.cupboard.lacking()
+    assert street.cupboard.keys(TREES) and not lacking(street.cupboard)
+
+
+def test_who_waits_for_a_small_tree_does_not_wait_for_a_large_one(
+    street: Street, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another tree has bytes for hours: a small one is written meanwhile, and its claim given back."""
+    monkeypatch.setattr(publishing, "LANES", (math.inf, SIZE - 1))
+    street.files(FILES)
+    small = street.files({"small": b"small"}, "s3://bucket/small")
+    house, is_under_way, may_go_on = street.house(), threading.Event(), threading.Event()
+
+    def hang(what: str, key: str) -> None:
+        if what == "put" and key.startswith(BLOBS):
+            is_under_way.set()
+            assert may_go_on.wait(60)
+
+    street.cupboard.before = hang
+    assert house.sharing and house.sharing.publishing
+    given = house.sharing.publishing
+    given.start()
+    try:
+        house.bring("s3://bucket/model")
+        assert is_under_way.wait(60)
+        house.bring(small)
+        until(lambda: given.count() == 1, "only the large one waits")
+        assert record_of(street, small).manifest.size_bytes == len(b"small")
+        assert len(street.cupboard.keys(CLAIMS)) == 1
+    finally:
+        may_go_on.set()
+    until(lambda: given.count() == 0, "none waits")
+    assert len(street.cupboard.keys(TREES)) == 2 and not lacking(street.cupboard)

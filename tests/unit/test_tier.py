@@ -14,6 +14,7 @@ from cacheserver.packing import BLOBS, CLAIMS, PACKS, TREES, Large, Pack, TreeRe
 from cacheserver.selection import Selection
 from cacheserver.tierstore import TierError
 from cacheserver.words import Manifest
+from tests.rig.tier import lacking
 from tests.unit.house import House, Shelf
 from tests.unit.tiers import TIERED as FILES
 from tests.unit.tiers import Street, content, published
@@ -33,7 +34,7 @@ def test_the_origin_is_asked_for_nothing_that_another_host_was_told(street: Stre
     assert (found.origin_bytes, found.shared_bytes, found.transport) == (0, SIZE, "shared")
     assert content(street.houses[1], uri) == EXPECTED
     assert (street.origin.downloads.total(), street.origin.listings.total()) == (downloads, listings)
-    assert not street.cupboard.lacking() and not street.cupboard.keys(CLAIMS)
+    assert not lacking(street.cupboard) and not street.cupboard.keys(CLAIMS)
     assert len(street.cupboard.keys(PACKS)) == 1 and len(street.cupboard.keys(BLOBS)) == 3
     assert not street.houses[1].staging()
 
@@ -76,7 +77,7 @@ def test_what_is_wrong_in_the_tier_comes_from_the_origin(street: Street, below: 
     assert 0 < found.origin_bytes < SIZE and found.origin_bytes + found.shared_bytes == SIZE
     assert found.transport == "file+shared"
     street.settle(second)
-    assert street.cupboard.bytes_of(key) == right and not street.cupboard.lacking()
+    assert street.cupboard.bytes_of(key) == right and not lacking(street.cupboard)
     assert street.house().bring(uri).origin_bytes == 0
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from cacheserver import publishing, tiersweep
+from cacheserver import outgoing, tiersweep
 from cacheserver.packing import TREES, TreeRecord
 from cacheserver.retention import Rule
 from cacheserver.tierplan import How
 from tests.rig.tier import lacking
 from tests.unit.house import House
-from tests.unit.tiers import PATIENCE_SECONDS, Broom, Street
+from tests.unit.tiers import PATIENCE_SECONDS, Broom, Street, publish_due
 
 URI = "s3://bucket/model"
 LARGE = os.urandom((1 << 20) + 1)
@@ -31,7 +31,7 @@ Do = Callable[[], object]
 @pytest.fixture
 def street(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Street]:
     """Hosts that ask for one thing after the other."""
-    monkeypatch.setattr(publishing, "UPLOADS_MAX", 1)
+    monkeypatch.setattr(outgoing, "UPLOADS_MAX", 1)
     monkeypatch.setattr(tiersweep, "READERS", 1)
     monkeypatch.setattr(tiersweep, "RENEW_SECONDS", 1000.0)
     street = Street(tmp_path)
@@ -99,14 +99,14 @@ def publish(house: House) -> None:
     """What a house holds, as far as that is due."""
     assert house.sharing and house.sharing.publishing
     house.sharing.publishing.want(URI, "")
-    house.sharing.publishing.settle()
+    publish_due(house.sharing.publishing)
 
 
 def again(house: House) -> None:
     """What had to be put off is published in the end."""
     assert house.sharing and house.sharing.publishing
     house.ticks += 10_000
-    house.sharing.publishing.settle()
+    publish_due(house.sharing.publishing)
     assert house.sharing.publishing.count() == 0
 
 
@@ -176,10 +176,10 @@ def test_no_record_names_what_has_gone(street: Street, name: str, sweep_begins: 
         both: tuple[Do, Do] = (lambda: publish(scene.one)), (lambda: swept(scene))
         begins, other = reversed(both) if sweep_begins else both
         found = Turns(street, begins, other, first_stop, second_stop).play()
-        assert lacking(street.cupboard, None) == [], f"{first_stop}, {second_stop}"
+        assert lacking(street.cupboard) == [], f"{first_stop}, {second_stop}"
         again(scene.one)
         again(scene.two)
-        assert lacking(street.cupboard, None) == [], f"{first_stop}, {second_stop}, then again"
+        assert lacking(street.cupboard) == [], f"{first_stop}, {second_stop}, then again"
         assert not street.cupboard.keys("v1/claims/")
         return found
 

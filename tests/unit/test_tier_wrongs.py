@@ -15,7 +15,7 @@ from cacheserver.space import Amount, Limits
 from cacheserver.tierstore import TierError
 from cacheserver.words import Manifest, Standing
 from tests.unit.house import House
-from tests.unit.tiers import PATIENCE_SECONDS, Street, content, published
+from tests.unit.tiers import PATIENCE_SECONDS, Street, content, published, record_of
 from tests.unit.tiers import TIERED as FILES
 
 SIZE = sum(map(len, FILES.values()))
@@ -154,12 +154,6 @@ def test_a_record_that_is_too_large_is_none(street: Street, monkeypatch: pytest.
     street.cupboard.delete([key])
     street.settle(house)
     assert not {key} & set(street.cupboard.keys()) and house.index.publications.waiting() == []
-
-
-def record_of(street: Street, uri: str) -> TreeRecord:
-    """What the tier says of a location."""
-    found = (TreeRecord.decode(key, street.cupboard.bytes_of(key), None) for key in street.cupboard.keys(TREES))
-    return next(record for record in found if record.uri == uri)
 
 
 def test_a_host_whose_clock_is_ahead_spoils_no_record(street: Street) -> None:

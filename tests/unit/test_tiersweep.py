@@ -87,7 +87,7 @@ def test_what_no_record_needs_goes_and_what_another_needs_stays(street: Street) 
     street.cupboard.delete([key_of(street, "a")])
     there = street.cupboard.objects()
     report = Broom(street.cupboard).sweep(AT_ONCE)
-    assert (report.objects, report.kept()) == (2, 1) and not lacking(street.cupboard, None)
+    assert (report.objects, report.kept()) == (2, 1) and not lacking(street.cupboard)
     assert len(street.cupboard.keys(BLOBS)) == 2 and len(street.cupboard.keys(PACKS)) == 1
     left = [found for found in street.cupboard.objects() if found.key != CONDEMNED]
     assert report.bytes_freed == sum(found.size for found in {*there} - {*left}) and len(there) - len(left) == 2
@@ -144,7 +144,7 @@ def test_rules_are_judged_by_what_the_tracking_server_says(street: Street) -> No
     report = broom.sweep(How(rules))
     assert [d.reason for d in report.decisions if d.is_kept] == ["it was written anew meanwhile"]
     assert [record(street, key).uri for key in street.cupboard.keys(TREES)] == ["s3://bucket/b"]
-    assert told.asked == 2 * ["runs:/a", "runs:/b"] and not lacking(street.cupboard, None)
+    assert told.asked == 2 * ["runs:/a", "runs:/b"] and not lacking(street.cupboard)
 
 
 def test_a_tracking_server_that_is_away_keeps(street: Street) -> None:
@@ -173,7 +173,7 @@ def test_a_tracking_server_that_has_lost_everything_is_not_believed(street: Stre
     report = Broom(street.cupboard, told).sweep(how)
     assert report.kept() == len(names) and "not believed" in report.troubles[0]
     told.answer = lambda version: Facts(version, TRACKING_URI, is_deleted=version != "runs:/r3")
-    assert Broom(street.cupboard, told).sweep(how).kept() == 1 and not lacking(street.cupboard, None)
+    assert Broom(street.cupboard, told).sweep(how).kept() == 1 and not lacking(street.cupboard)
 
 
 def test_what_is_no_record_is_told_and_goes_after_the_grace(street: Street, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +201,7 @@ def test_what_another_has_signed_goes_after_the_grace_and_its_blobs_not_before(s
     street.cupboard.put(other, record(street, other).encode(secret))
     broom = Broom(street.cupboard, secret=secret)
     street.cupboard.written_at = lambda listed: listed.written_at - 100.0 * (not listed.key.startswith(TREES))
-    assert broom.sweep(How(grace=10.0)).kept() == 2 and not lacking(street.cupboard, None)
+    assert broom.sweep(How(grace=10.0)).kept() == 2 and not lacking(street.cupboard)
     assert "has the key of [shared] key_file" in broom.said[0] and key in street.cupboard.keys(TREES)
     broom.ahead = 20.0
     assert broom.sweep(How(grace=10.0)).objects == 2 and street.cupboard.keys(TREES) == [other]
@@ -290,7 +290,7 @@ def test_more_than_one_list_has_room_for(street: Street, monkeypatch: pytest.Mon
     sizes: list[int] = []
     broom = Broom(street.cupboard)
     broom.meanwhile = lambda: sizes.append(len(condemned(street)))
-    assert broom.sweep(AT_ONCE).objects == 7 and sizes == [3, 3, 1] and not lacking(street.cupboard, None)
+    assert broom.sweep(AT_ONCE).objects == 7 and sizes == [3, 3, 1] and not lacking(street.cupboard)
 
 
 def test_what_is_written_while_it_waits_is_seen(street: Street) -> None:
@@ -301,7 +301,7 @@ def test_what_is_written_while_it_waits_is_seen(street: Street) -> None:
     street.cupboard.delete([key])
     broom = Broom(street.cupboard)
     broom.meanwhile = lambda: street.cupboard.put(key, data)
-    assert broom.sweep(AT_ONCE).objects == 0 and not lacking(street.cupboard, None)
+    assert broom.sweep(AT_ONCE).objects == 0 and not lacking(street.cupboard)
 
 
 def test_a_record_that_changes_within_a_second_is_seen(street: Street) -> None:
@@ -313,7 +313,7 @@ def test_a_record_that_changes_within_a_second_is_seen(street: Street) -> None:
     broom = Broom(street.cupboard)
     broom.meanwhile = lambda: street.cupboard.put(old, data)
     street.cupboard.written_at = lambda listed: 1.0
-    assert broom.sweep(AT_ONCE).objects == 0 and not lacking(street.cupboard, None)
+    assert broom.sweep(AT_ONCE).objects == 0 and not lacking(street.cupboard)
 
 
 def test_whenever_it_is_killed_the_next_one_finishes(street: Street) -> None:
@@ -351,10 +351,10 @@ def test_whenever_it_is_killed_the_next_one_finishes(street: Street) -> None:
         return False
 
     while killed_at(step := step + 1):
-        assert not lacking(street.cupboard, None), step
+        assert not lacking(street.cupboard), step
         broom = Broom(street.cupboard)
         broom.sweep(how)
-        assert set(street.cupboard.keys(TREES)) == wanted and not lacking(street.cupboard, None), step
+        assert set(street.cupboard.keys(TREES)) == wanted and not lacking(street.cupboard), step
         assert len(street.cupboard.keys(BLOBS) + street.cupboard.keys(PACKS)) == 3, step
         assert not condemned(street), step
         assert not street.cupboard.keys(CLAIMS), step
@@ -396,4 +396,4 @@ def test_capacity(street: Street) -> None:
     keep = Rule("keep", tracking_uri="*", keep=math.inf)
     report = Broom(street.cupboard).sweep(How([keep], capacity=1000, grace=0.0))
     assert report.kept() == 2 and report.excess > 1 << 20 and "retention rules keep it" in report.troubles[0]
-    assert not lacking(street.cupboard, None)
+    assert not lacking(street.cupboard)

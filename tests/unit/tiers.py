@@ -13,7 +13,8 @@ from typing import Any
 from obstore.store import MemoryStore
 
 from cacheserver.claims import Claims
-from cacheserver.packing import TREES, TreeRecord, layout
+from cacheserver.packing import TREES, TreeRecord
+from cacheserver.publishing import Publishing
 from cacheserver.retaining import Describes
 from cacheserver.settings import SharedConfig
 from cacheserver.tierplan import How, Report
@@ -138,15 +139,6 @@ class Cupboard(TierStore):
         data[-1] ^= 0xFF
         super().put(key, bytes(data))
 
-    def lacking(self) -> Keys:
-        """Records of what is not there."""
-        there = {found.key: found.size for found in self.objects()}
-        found = []
-        for key in self.keys(TREES):
-            record = TreeRecord.decode(key, self.bytes_of(key), None)
-            found += [f"{record.uri}: {k}" for piece in layout(record.manifest) for k in piece.keys if k not in there]
-        return found
-
 
 class Broom:
     """Who sweeps a cupboard; `said` is what it has told. Its clocks are the machine's, but for `ahead` seconds that
@@ -207,13 +199,20 @@ class Street:
 
     def settle(self, house: House) -> None:
         """Publishes all that is due in a house, in this thread, and gives its claims back."""
-        assert house.sharing is not None and house.sharing.publishing is not None
-        house.sharing.publishing.settle()
+        assert house.sharing is not None
+        publish_due(house.sharing.publishing)
 
     def close(self) -> None:
         """Closes all of them."""
         for house in self.houses:
             house.close()
+
+
+def publish_due(publishing: Publishing | None) -> None:
+    """Publishes all that is due, in this thread."""
+    assert publishing is not None
+    while publishing.publish_next():
+        pass
 
 
 def published(street: Street, files: dict[str, bytes] | None = None, uri: str = "s3://bucket/model") -> str:
@@ -230,3 +229,9 @@ def content(house: House, uri: str) -> dict[str, bytes | None]:
     held = house.index.held(uri, "")
     assert held is not None
     return house.content(held)
+
+
+def record_of(street: Street, uri: str) -> TreeRecord:
+    """What the tier says of a location."""
+    found = (TreeRecord.decode(key, street.cupboard.bytes_of(key), None) for key in street.cupboard.keys(TREES))
+    return next(record for record in found if record.uri == uri)

@@ -32,6 +32,7 @@ from cacheserver.stopping import Stopping
 from cacheserver.tierstore import TierError
 from cacheserver.words import Progress
 from tests.rig.seam import Socket
+from tests.rig.tier import lacking
 from tests.unit.house import ROOT
 from tests.unit.mortal import Place
 from tests.unit.scenes import (
@@ -303,7 +304,7 @@ def _publish(place: Place) -> None:
 
 def _published(place: Place) -> None:
     """It is there with all that it needs; nor was it ever there without, for what is there is never removed."""
-    assert place.cupboard and place.cupboard.keys(TREES) and not place.cupboard.lacking()
+    assert place.cupboard and place.cupboard.keys(TREES) and not lacking(place.cupboard)
 
 
 def _ask_alias(place: Place) -> None:
