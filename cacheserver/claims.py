@@ -4,10 +4,12 @@ Law of this file: a claim saves work and protects nothing. Where two hosts have 
 host waits for ever for another: a claim that its host does not renew counts for nothing, and of several that follow
 each other only some are waited for.
 
-Whether a claim is renewed is seen by whether it changes while one looks, by the looker's own clock: hosts' clocks need
-not agree. Where the object store has conditional writes, the first who writes has it; where it has none, whoever still
-finds his own after a pause that is longer than a write takes (Fischer's algorithm, in Lamport 1987, A fast mutual
-exclusion algorithm, section 3).
+Whether a claim is renewed is seen by whether it changes while one looks, by the looker's own clock. Only one that is
+very old by the object store's clock is not looked at so long: a host whose clock is that wrong waits for nobody.
+
+Where the object store has conditional writes, the first who writes has it; where it has none, or takes no notice of
+conditions, whoever still finds his own after a pause that is longer than a write takes (Fischer's algorithm, in Lamport
+1987, A fast mutual exclusion algorithm, section 3).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from cacheserver.tierstore import Got, TierError, TierStore, Unsupported
+from cacheserver.tierstore import Got, TierError, TierStore, TooLarge, Unsupported
 
 CLAIM_SECONDS = 15.0  # so long a claim counts that nobody renews
 RENEW_SECONDS = 4.0
@@ -87,7 +89,8 @@ class Claims:
         self._held: set[Claim] = set()
         self._unwritable_until = -math.inf
         self.trouble = ""  # why none could be written, when that was tried last
-        self._is_conditional = True  # until the object store says that it has no conditional writes
+        self._is_conditional = True  # until the object store says that it has no conditional writes, or shows it
+        self._is_proven = False  # that it heeds conditions: some do as they like, and say nothing
 
     def take(
         self, key: str, look: Callable[[], T | None], is_wanted: Callable[[], bool]
@@ -105,7 +108,10 @@ class Claims:
         while is_wanted() and self._ticks() - began < WAIT_SECONDS_MAX:
             if (found := look()) is not None:
                 return found, None
-            got = self._objects.get(key, CLAIM_BYTES_MAX)
+            try:
+                got = self._objects.get(key, CLAIM_BYTES_MAX)
+            except TooLarge:  # whatever it is, nobody renews it
+                break
             if got and self._is_own(got):  # what this host brings already is shared without the tier, and sooner
                 break
             if got is None or self._is_dead(got, seen):
@@ -198,13 +204,25 @@ class Claims:
     def _written(self, claim: Claim, over: Got | None) -> bool:
         if self._is_conditional:
             try:
-                if over:
-                    return self._objects.replace(claim.key, claim.encode(), over.tag)
-                return self._objects.create(claim.key, claim.encode())
+                return self._written_if(claim, over)
             except Unsupported:
                 self._is_conditional = False
         self._objects.put(claim.key, claim.encode())
         return not self._wait(SETTLE_SECONDS) and self._is_mine(claim)
+
+    def _written_if(self, claim: Claim, over: Got | None) -> bool:
+        """Writes a claim on condition that no other host has. Raises Unsupported where that has no effect."""
+
+        def write() -> bool:
+            if over:
+                return self._objects.replace(claim.key, claim.encode(), over.tag)
+            return self._objects.create(claim.key, claim.encode())
+
+        is_written = write()
+        if is_written and not self._is_proven and write():  # though what it was on condition of has changed by that
+            raise Unsupported
+        self._is_proven = True
+        return is_written
 
     def _renewed(self, claim: Claim) -> bool:
         if self._is_conditional:
@@ -214,6 +232,10 @@ class Claims:
         if not self._is_mine(claim):
             return False
         self._objects.put(claim.key, claim.encode())
+        with self._lock:
+            is_held = claim in self._held
+        if not is_held:  # it was released between the look and the write, which has brought it back
+            self._objects.delete([claim.key])
         return True
 
     def _is_mine(self, claim: Claim) -> bool:

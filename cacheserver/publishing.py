@@ -22,22 +22,13 @@ from typing import NamedTuple
 from artifactcache.errors import CacheError
 from cacheserver.claims import Claim
 from cacheserver.outgoing import Outgoing
-from cacheserver.packing import (
-    CONDEMNED,
-    RECORD_BYTES_MAX,
-    Condemned,
-    Large,
-    NotARecord,
-    Pack,
-    TreeRecord,
-    layout,
-    sayable,
-)
+from cacheserver.packing import Large, Pack, layout
 from cacheserver.store import Store
 from cacheserver.sweeper import Sweeper
 from cacheserver.tallies import Tally
 from cacheserver.tier import CLOCKS_DIFFER_SECONDS, Tier
 from cacheserver.tierstore import TierError, TooLarge
+from cacheserver.treerecords import CONDEMNED, RECORD_BYTES_MAX, Condemned, NotARecord, TreeRecord, sayable
 from cacheserver.trees import Tree
 from cacheserver.words import Held, Progress, Standing
 

@@ -15,12 +15,12 @@ from cacheserver.budgets import Budgets
 from cacheserver.errands import Ask, Errand, Freshness, Part
 from cacheserver.evidence import Known, is_same
 from cacheserver.leftovers import key_of
-from cacheserver.packing import TreeRecord
 from cacheserver.publishing import Publishing
 from cacheserver.store import Store
 from cacheserver.sweeper import Sweeper
 from cacheserver.tallies import Tally
 from cacheserver.tier import CLOCKS_DIFFER_SECONDS, Tier
+from cacheserver.treerecords import TreeRecord
 from cacheserver.turns import Turns
 from cacheserver.unpacking import Lacking, Unpacking, partial_key
 from cacheserver.words import SHARED, Arrived, File, Location, Manifest, Standing, join

@@ -15,18 +15,10 @@ from collections.abc import Callable, Iterable
 from cacheserver import roots
 from cacheserver.bounded import Bounded
 from cacheserver.claims import Claim, Claims
-from cacheserver.packing import (
-    CONDEMNED,
-    RECORD_BYTES_MAX,
-    NotARecord,
-    TreeRecord,
-    claim_key,
-    record_key,
-    sayable,
-)
 from cacheserver.refusals import without_credentials
 from cacheserver.tallies import Tally
 from cacheserver.tierstore import Tag, TierError, TierStore, TooLarge
+from cacheserver.treerecords import CONDEMNED, RECORD_BYTES_MAX, NotARecord, TreeRecord, claim_key, record_key, sayable
 from cacheserver.words import Location
 
 PAUSE_SECONDS = 30.0  # for which a tier that has failed is not asked
@@ -133,7 +125,7 @@ class Tier:
     def look(self) -> None:
         """Asks for something, also where it has failed a moment ago."""
         try:
-            self.objects.get(CONDEMNED, RECORD_BYTES_MAX)
+            self.objects.has(CONDEMNED, 0)
         except TierError as error:
             self.failed(error)
         else:

@@ -23,18 +23,7 @@ from artifactcache.errors import CacheError, OriginUnavailable
 from cacheserver import names
 from cacheserver.claims import CLAIM_BYTES_MAX, RENEW_SECONDS, Claim, Claims, owner_of
 from cacheserver.joining import objects_of, secret_of
-from cacheserver.packing import (
-    BLOBS,
-    CLAIMS,
-    CONDEMNED,
-    PACKS,
-    RECORD_BYTES_MAX,
-    TREES,
-    Condemned,
-    NotARecord,
-    TreeRecord,
-    layout,
-)
+from cacheserver.packing import BLOBS, PACKS, layout
 from cacheserver.publishing import CONDEMNED_BYTES_MAX, CONDEMNED_SECONDS
 from cacheserver.retaining import GONE_AT_ONCE_MIN, Describes
 from cacheserver.retention import Facts, needs
@@ -42,6 +31,7 @@ from cacheserver.settings import SharedConfig
 from cacheserver.space import show
 from cacheserver.tierplan import Decision, How, Report, Seen, mark, marks, plan, questions
 from cacheserver.tierstore import Object, TierError, TierStore
+from cacheserver.treerecords import CLAIMS, CONDEMNED, RECORD_BYTES_MAX, TREES, Condemned, NotARecord, TreeRecord
 
 SWEEP = f"{CLAIMS}sweep"  # the claim of who sweeps
 REMOVING_SECONDS_MAX = CONDEMNED_SECONDS / 2  # after the list was written nothing goes any more

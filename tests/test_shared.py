@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from artifactcache import errors
-from cacheserver.packing import BLOBS, FORMAT, PACKS, TREES
+from cacheserver.packing import BLOBS, FORMAT, PACKS
+from cacheserver.treerecords import TREES
 from tests.conftest import CallerOf, StartDaemon
 from tests.rig import azure, s3, trees
 from tests.rig.caller import Caller

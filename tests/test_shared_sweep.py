@@ -19,13 +19,14 @@ import pytest
 from cacheserver import cli, publishing, tiersweep
 from cacheserver.claims import Claims
 from cacheserver.joining import objects_of
-from cacheserver.packing import BLOBS, CLAIMS, CONDEMNED, PACKS, TREES, Condemned
+from cacheserver.packing import BLOBS, PACKS
 from cacheserver.publishing import Name, Publishing
 from cacheserver.retention import Rule
 from cacheserver.settings import SharedConfig
 from cacheserver.tierplan import How
 from cacheserver.tierstore import TierStore
 from cacheserver.tiersweep import TierSweep
+from cacheserver.treerecords import CLAIMS, CONDEMNED, TREES, Condemned
 from tests.conftest import CallerOf, StartDaemon
 from tests.rig import s3
 from tests.rig.counting import CountingProxy

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from blake3 import blake3
 
-from cacheserver.packing import RECORD_BYTES_MAX, TREES, Large, NotARecord, Pack, TreeRecord, layout
+from cacheserver.packing import Large, Pack, layout
 from cacheserver.tierstore import TierStore
+from cacheserver.treerecords import RECORD_BYTES_MAX, TREES, NotARecord, TreeRecord
 
 
 def lacking(objects: TierStore, secret: bytes | None = None) -> list[str]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cacheserver.packing import CLAIMS
-from tests.unit.tiers import PATIENCE_SECONDS, Street, content
+from cacheserver.claims import CLAIM_BYTES_MAX, Claims
+from cacheserver.treerecords import CLAIMS, claim_key
+from tests.unit.house import TRACKING_URI
+from tests.unit.tiers import PATIENCE_SECONDS, Street, content, published
 from tests.unit.tiers import TIERED as FILES
 
 SIZE = sum(map(len, FILES.values()))
@@ -16,10 +19,12 @@ EXPECTED = {path: None if path.endswith("/") else c for path, c in FILES.items()
 LARGE = FILES["large"]
 
 
-@pytest.mark.parametrize("is_conditional", [True, False])
-def test_of_many_hosts_at_once_one_asks_the_origin(street: Street, is_conditional: bool) -> None:
-    """With conditional writes and without: each file leaves the origin once, and all hosts have all of it."""
-    street.cupboard.is_conditional = is_conditional
+@pytest.mark.parametrize("writes", ["conditional", "refused", "of no effect"])
+def test_of_many_hosts_at_once_one_asks_the_origin(street: Street, writes: str) -> None:
+    """With conditional writes, without, and where the object store takes no notice of conditions and says nothing: each
+    file leaves the origin once, and all hosts have all of it."""
+    street.cupboard.is_conditional = writes != "refused"
+    street.cupboard.is_heedless = writes == "of no effect"
     uri = street.files(FILES)
     houses = [street.house() for _ in range(6)]
     for house in houses:
@@ -32,10 +37,11 @@ def test_of_many_hosts_at_once_one_asks_the_origin(street: Street, is_conditiona
     assert sum(one.shared_bytes for one in found) == 5 * SIZE
 
 
-@pytest.mark.parametrize("is_conditional", [True, False])
-def test_who_has_died_with_a_claim_is_waited_for_only_so_long(street: Street, is_conditional: bool) -> None:
+@pytest.mark.parametrize("writes", ["conditional", "refused", "of no effect"])
+def test_who_has_died_with_a_claim_is_waited_for_only_so_long(street: Street, writes: str) -> None:
     """Then the next one brings it."""
-    street.cupboard.is_conditional = is_conditional
+    street.cupboard.is_conditional = writes != "refused"
+    street.cupboard.is_heedless = writes == "of no effect"
     uri = street.files(FILES)
     dead, second = street.house(), street.house()
     dead.bring(uri)  # and does not come to publishing it
@@ -78,3 +84,25 @@ def test_whoever_brings_it_and_fails_lets_others_try(street: Street) -> None:
     assert not street.cupboard.keys(CLAIMS)
     street.origin.down = False
     assert second.bring(uri).origin_bytes == SIZE
+
+
+def test_what_is_too_large_for_a_claim_holds_nobody_up(street: Street) -> None:
+    """Nor is the tier taken for broken: what is in it is read as ever."""
+    uri = street.files(FILES)
+    there = published(street, {"a": b"a"}, "s3://bucket/there")
+    house = street.house()
+    street.cupboard.put(claim_key(TRACKING_URI.rstrip("/"), uri, ""), b"x" * (CLAIM_BYTES_MAX + 1))
+    assert house.bring(uri).origin_bytes == SIZE
+    assert house.bring(there).origin_bytes == 0
+
+
+def test_a_claim_that_is_released_while_it_is_renewed_does_not_come_back(street: Street) -> None:
+    """Without conditional writes a renewal may come after the release."""
+    street.cupboard.is_conditional = False
+    claims = Claims(street.cupboard, "host", time.time, time.monotonic, lambda seconds: False)
+    _, claim = claims.take("v1/claims/one", lambda: None, lambda: True)
+    assert claim is not None
+
+    street.cupboard.before = lambda what, key: claims.release(claim) if what == "put" else None
+    claims.renew()
+    assert not street.cupboard.keys(CLAIMS)

@@ -8,9 +8,10 @@ import time
 
 import pytest
 
-from cacheserver import packing, publishing
-from cacheserver.packing import BLOBS, CLAIMS, PACKS, TREES
+from cacheserver import publishing
+from cacheserver.packing import BLOBS, PACKS
 from cacheserver.tierstore import TierError
+from cacheserver.treerecords import CLAIMS, CONDEMNED, TREES
 from tests.rig.tier import lacking
 from tests.rig.until import until
 from tests.unit.house import House, overwrite
@@ -75,13 +76,13 @@ def test_what_is_condemned_is_not_counted_on(street: Street) -> None:
     uri = published(street)
     record, condemned = street.cupboard.keys(TREES)[0], street.cupboard.keys(BLOBS)
     street.cupboard.delete([record])
-    street.cupboard.put(packing.CONDEMNED, b'{"keys": ["%s"]}' % condemned[0].encode())
+    street.cupboard.put(CONDEMNED, b'{"keys": ["%s"]}' % condemned[0].encode())
     second = street.house()
     second.now = time.time()  # the object store's clock says when the list was written
     assert second.bring(uri).origin_bytes == SIZE
     street.settle(second)
     assert not street.cupboard.keys(TREES)
-    street.cupboard.delete([packing.CONDEMNED, condemned[0]])
+    street.cupboard.delete([CONDEMNED, condemned[0]])
     second.ticks += 1000
     street.settle(second)
     assert street.cupboard.keys(TREES) and not lacking(street.cupboard)

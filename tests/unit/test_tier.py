@@ -10,9 +10,10 @@ import pytest
 
 from artifactcache.errors import NoSpace
 from cacheserver import packing
-from cacheserver.packing import BLOBS, CLAIMS, PACKS, TREES, Large, Pack, TreeRecord, layout
+from cacheserver.packing import BLOBS, PACKS, Large, Pack, layout
 from cacheserver.selection import Selection
 from cacheserver.tierstore import TierError
+from cacheserver.treerecords import CLAIMS, TREES, TreeRecord
 from cacheserver.words import Manifest
 from tests.rig.tier import lacking
 from tests.unit.house import House, Shelf
@@ -265,7 +266,7 @@ def test_who_may_only_read_writes_nothing(street: Street) -> None:
     assert reader.bring(uri).origin_bytes == SIZE and not street.cupboard.keys()
     published(street, {"x": b"x"}, "s3://bucket/other")
     assert reader.bring("s3://bucket/other").shared_bytes == 1
-    assert street.cupboard.calls["put"] == 2 and street.cupboard.calls["create"] == 1, "the other house's"
+    assert street.cupboard.calls["put"] == 2 and street.cupboard.calls["create"] == 2, "the other house's"
 
 
 @pytest.mark.parametrize(

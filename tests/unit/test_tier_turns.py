@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from cacheserver import outgoing, tiersweep
-from cacheserver.packing import TREES, TreeRecord
 from cacheserver.retention import Rule
 from cacheserver.tierplan import How
+from cacheserver.treerecords import TREES, TreeRecord
 from tests.rig.tier import lacking
 from tests.unit.house import House
 from tests.unit.tiers import PATIENCE_SECONDS, Broom, Street, publish_due

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import threading
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import pytest
 
-from cacheserver import packing, publishing, tier
+from cacheserver import publishing, tier, treerecords
 from cacheserver.claims import Claim
-from cacheserver.packing import BLOBS, CLAIMS, TREES, TreeRecord
+from cacheserver.packing import BLOBS
 from cacheserver.space import Amount, Limits
 from cacheserver.tierstore import TierError
+from cacheserver.treerecords import CLAIMS, TREES, NotARecord, TreeRecord
 from cacheserver.words import Manifest, Standing
 from tests.unit.house import House
 from tests.unit.tiers import PATIENCE_SECONDS, Street, content, published, record_of
@@ -141,12 +144,34 @@ def test_what_has_changed_makes_room_for_what_the_tier_has_of_it(street: Street,
     assert not small.index.arrivals.at_or_below(uri), "what has come is part of a tree"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"etags": 0}' + b"\n" * (16 << 20),
+        b'{"etags": [' + b"0," * (8 << 20) + b"0]}\n",
+        b'{"etags": 16000000}' + b"\n" * (16 << 20),
+    ],
+    ids=["lines of a manifest", "a line of JSON", "entity tags"],
+)
+def test_a_small_object_does_not_become_a_large_one_in_memory(text: bytes) -> None:
+    """Zlib makes 16 MiB of 16 KiB; each byte of these would be an object of a hundred."""
+    data = b"artifactcache tree 1 -\n" + zlib.compress(text)
+    tracemalloc.start()
+    try:
+        with pytest.raises(NotARecord, match="cannot be read"):
+            TreeRecord.decode("v1/trees/aa/aa", data, None)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * len(text)
+
+
 def test_a_record_that_is_too_large_is_none(street: Street, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody writes one; and one that is there is no reason not to ask for others."""
     published(street, {"x": b"x"}, "s3://bucket/there")
     uri = published(street)
     key = max(street.cupboard.objects(TREES), key=lambda found: found.size).key
-    for module in (packing, tier, publishing):
+    for module in (treerecords, tier, publishing):
         monkeypatch.setattr(module, "RECORD_BYTES_MAX", 1000)
     house = street.house()
     assert house.bring(uri).origin_bytes == SIZE

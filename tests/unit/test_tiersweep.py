@@ -12,12 +12,13 @@ import pytest
 from artifactcache.errors import CacheError, OriginUnavailable
 from cacheserver import tiersweep
 from cacheserver.claims import Claims
-from cacheserver.packing import BLOBS, CLAIMS, CONDEMNED, PACKS, TREES, Condemned, TreeRecord
+from cacheserver.packing import BLOBS, PACKS
 from cacheserver.retaining import GONE_AT_ONCE_MIN
 from cacheserver.retention import Facts, Rule
 from cacheserver.tierplan import How
 from cacheserver.tierstore import TierError
 from cacheserver.tiersweep import SWEEP
+from cacheserver.treerecords import CLAIMS, CONDEMNED, TREES, Condemned, TreeRecord
 from tests.rig.tier import lacking
 from tests.unit.house import TRACKING_URI
 from tests.unit.tiers import Broom, Street

@@ -22,7 +22,6 @@ from cacheserver.handoff import Handoff
 from cacheserver.healing import Healing
 from cacheserver.meddling import Meddling
 from cacheserver.pace import Pace
-from cacheserver.packing import TREES
 from cacheserver.publishing import Name
 from cacheserver.register import Process, Register
 from cacheserver.scrubbing import Scrubber
@@ -30,6 +29,7 @@ from cacheserver.selection import Selection
 from cacheserver.sessions import Peer, Sessions
 from cacheserver.stopping import Stopping
 from cacheserver.tierstore import TierError
+from cacheserver.treerecords import TREES
 from cacheserver.words import Progress
 from tests.rig.seam import Socket
 from tests.rig.tier import lacking
