@@ -13,14 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
-from artifactcache.errors import DaemonUnavailable, OriginUnavailable
+from artifactcache.errors import OriginUnavailable
 from cacheserver import names
 from cacheserver.crews import Crews
-from cacheserver.faults import trouble
 from cacheserver.leftovers import key_of
 from cacheserver.local import LOCAL_SCHEMES
 from cacheserver.origin import MlflowOrigin
-from cacheserver.partials import Noted
+from cacheserver.receiving import Receiver
 from cacheserver.roots import scheme, server, store
 from cacheserver.shares import Shares
 from cacheserver.staging import Sink, Staged
@@ -97,6 +96,7 @@ class Downloads:
         # Apart from each other: a store that hangs keeps no download from the tracking server or this host waiting.
         self._pool = Shares(DOWNLOADS_MAX, "download")
         self._crews = Crews(DOWNLOADS_MAX, "store-download")
+        self._receiver = Receiver(store, OriginUnavailable, "a download")
         self._lock = threading.Lock()
         self._claims: dict[str, _Claim] = {}
         self._under_way: set[Work[File]] = set()
@@ -243,38 +243,18 @@ class Downloads:
                 own.shutdown(wait=False)
 
     def _one(self, location: Location, file: File, progress: Progress, way: Way) -> Staged:
-        what, is_large = key(location, file), (file.size or 0) >= RESUMABLE_BYTES_MIN
-        begun = (self._store.partials.take(what) if is_large else None) or Noted(self._store.stage(), "", 0, "")
-        path = begun.path
-        note = partial(self._store.partials.note, path, what) if is_large else None
-        progress.active[path] = file.size or 0
-        try:
-            shown = names.show(join(location.root, file.remote))
-            spend = partial(self._spend, way)
-            with Sink(path, file.size, shown, etag=begun.etag, proven=begun[2:], note=note, spend=spend) as sink:
-                way.origin.fill(location, file, sink, named_by_client=way.named_by_client)
-                staged = sink.finish()
+        def fill(sink: Sink) -> Staged:
+            way.origin.fill(location, file, sink, named_by_client=way.named_by_client)
+            staged = sink.finish()
             if file.etag not in ("", staged.etag):  # rewritten meanwhile, or another one each time
                 told = way.origin.identified(location, [file], named_by_client=way.named_by_client)
                 if file.path in told and told[file.path].etag != staged.etag:
-                    staged = staged._replace(etag="")
-        except (OriginUnavailable, DaemonUnavailable):
-            if not self._store.partials.set_aside(path):
-                self._store.discard(path)
-            raise
-        except OSError as error:
-            self._store.discard(path)
-            raise trouble(error, "a download could not be written") from None
-        except BaseException:
-            self._store.discard(path)
-            raise
-        finally:
-            del progress.active[path]
-        with self._lock:
-            progress.bytes_done += staged.row.size
-            progress.bytes_found += sink.resumed
-            progress.files_done += 1
-        return staged
+                    return staged._replace(etag="")
+            return staged
+
+        shown = names.show(join(location.root, file.remote))
+        resumable = key(location, file) if (file.size or 0) >= RESUMABLE_BYTES_MIN else ""
+        return self._receiver.receive(shown, file.size, fill, progress, partial(self._spend, way), resumable)
 
     def _spend(self, way: Way, count: int) -> None:
         """Bytes of a download have come. Raises DaemonUnavailable where no more are to."""

@@ -13,10 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
-from artifactcache.errors import DaemonUnavailable
-from cacheserver.faults import trouble
 from cacheserver.packing import Blob, Large, Pack, Run, layout, runs
-from cacheserver.partials import Noted
+from cacheserver.receiving import Receiver
 from cacheserver.shares import Shares
 from cacheserver.staging import Sink, Staged
 from cacheserver.stopping import stopped
@@ -56,6 +54,7 @@ class Unpacking:
         self._pool = Shares(WORKERS_MAX, "tier")
         self._parts = ThreadPoolExecutor(max_workers=PARTS_MAX, thread_name_prefix="tier-part")
         self._room = threading.Semaphore(PARTS_MAX)
+        self._receiver = Receiver(store, TierError, "what the shared tier has sent", is_shared=True)
         self._lock = threading.Lock()
         self._is_closing = False
         self._under_way: set[Work[Large | Pack]] = set()
@@ -173,51 +172,24 @@ class Unpacking:
         key: str,
         fill: Callable[[Sink], None],
         progress: Progress,
-        begun: Noted | None = None,
-        note: Callable[[str, str, int, str], None] | None = None,
+        resumable: str = "",
     ) -> Staged:
-        """A file with what fills it, hashed. Raises Wrong where that is not the blob."""
-        begun = begun or Noted(self._store.stage(), "", 0, "")
-        path = begun.path
-        progress.active[path] = blob.size
-        try:
-            told = partial(note, path) if note else None
-            with Sink(path, blob.size, key, etag=begun.etag, proven=begun[2:], note=told, spend=self._go_on) as sink:
-                fill(sink)
-                staged = sink.finish()
+        """A file with what fills it. Raises Wrong where that is not the blob."""
+
+        def filled(sink: Sink) -> Staged:
+            fill(sink)
+            staged = sink.finish()
             if staged.row.digest != blob.digest:
                 raise Wrong(key, f"has other bytes than those of {blob.digest}")
-        except (TierError, DaemonUnavailable):
-            if note is None or not self._store.partials.set_aside(path):
-                self._store.discard(path)
-            raise
-        except OSError as error:
-            self._store.discard(path)
-            raise trouble(error, "what the shared tier has sent could not be written") from None
-        except BaseException:
-            self._store.discard(path)
-            raise
-        finally:
-            del progress.active[path]
-        with self._lock:
-            progress.bytes_done += blob.size
-            progress.bytes_found += sink.resumed
-            progress.bytes_shared += blob.size - sink.resumed
-            progress.files_done += 1
-        return staged
+            return staged
+
+        return self._receiver.receive(key, blob.size, filled, progress, self._go_on, resumable)
 
     def _large(self, large: Large, progress: Progress, spend: Callable[[int], None] | None) -> Staged:
         """A blob that comes in parts, several at a time, and goes on where an earlier attempt was broken off."""
-        blob, fill = large.blob, partial(self._in_parts, large, spend)
-        if blob.size < RESUMABLE_BYTES_MIN:
-            return self._written(blob, large.stem, fill, progress)
-        what = partial_key(blob.digest)
-        begun = self._store.partials.take(what)
-
-        def note(path: str, etag: str, size: int, xxh3: str) -> None:
-            self._store.partials.note(path, what, etag, size, xxh3)
-
-        return self._written(blob, large.stem, fill, progress, begun, note)
+        blob = large.blob
+        resumable = partial_key(blob.digest) if blob.size >= RESUMABLE_BYTES_MIN else ""
+        return self._written(blob, large.stem, partial(self._in_parts, large, spend), progress, resumable)
 
     def _in_parts(self, large: Large, spend: Callable[[int], None] | None, sink: Sink) -> None:
         sink.begin(large.blob.digest)

@@ -137,6 +137,7 @@ ORDER = (
     "origin",
     "gate",
     "work",
+    "receiving",
     "downloads",
     "evidence",
     "pace",
