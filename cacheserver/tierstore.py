@@ -12,6 +12,8 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -89,9 +91,9 @@ class TierStore:
         self._endpoint = endpoint
         self._profile = profile
         self._patience = patience
-        self._rate_min = rate_min
+        self._large_seconds = patience + PART_BYTES / rate_min
         self._opening = threading.Lock()
-        self._opened: tuple[Opened, Opened] | None = None
+        self._coming: Future[tuple[Opened, Opened]] | None = None
 
     @property
     def name(self) -> str:
@@ -225,23 +227,34 @@ class TierStore:
             raise TierError(f"The shared tier {self.name}: {error}.") from None
 
     def _open(self) -> tuple[Opened, Opened]:
+        """Clients for small answers and for large ones, made at the first call. Whoever gives the credentials, a server
+        or a program, may take his time; who asks waits for him no longer than for any answer."""
         with self._opening:
-            if self._opened is None:
-                small = self._patience * WHOLE_FACTOR
-                large = self._patience + PART_BYTES / self._rate_min
-                try:
-                    opened = self._opener()
-                    self._opened = opened(small), opened(large)
-                except ImportError:
-                    kind = {"s3": "s3", "gs": "gcs"}.get(urlsplit(self.url).scheme, "azure")
-                    raise TierError(
-                        f"The shared tier {self.name} needs a package that is missing: install cacheserver[{kind}]."
-                    ) from None
-                except Exception as error:  # noqa: BLE001 - whatever a client has to say of its settings
-                    raise TierError(
-                        f"The shared tier {self.name} cannot be opened: {without_secrets(str(error))}"
-                    ) from None
-            return self._opened
+            if self._coming is None:
+                self._coming = Future()
+                threading.Thread(target=self._make, args=(self._coming,), name="tier-open", daemon=True).start()
+            coming = self._coming
+        seconds = self._patience * WHOLE_FACTOR
+        try:
+            return coming.result(seconds)
+        except FutureTimeoutError:
+            raise TierError(
+                f"The shared tier {self.name} cannot be opened: its credentials have not come within {seconds:g} s."
+            ) from None
+
+    def _make(self, coming: Future[tuple[Opened, Opened]]) -> None:
+        try:
+            opened = self._opener()
+            coming.set_result((opened(self._patience * WHOLE_FACTOR), opened(self._large_seconds)))
+            return
+        except ImportError:
+            kind = {"s3": "s3", "gs": "gcs"}.get(urlsplit(self.url).scheme, "azure")
+            words = f" needs a package that is missing: install cacheserver[{kind}]."
+        except Exception as error:  # noqa: BLE001 - whatever a client has to say of its settings
+            words = f" cannot be opened: {without_secrets(str(error))}"
+        with self._opening:
+            self._coming = None  # the next call tries again
+        coming.set_exception(TierError(f"The shared tier {self.name}{words}"))
 
     def _opener(self) -> Callable[[float], Opened]:
         """Makes clients, by how many seconds a whole answer may take."""

@@ -14,6 +14,7 @@ import pytest
 
 from artifactcache import errors
 from cacheserver.packing import BLOBS, FORMAT, PACKS
+from cacheserver.tierstore import TierStore
 from cacheserver.treerecords import TREES
 from tests.conftest import CallerOf, StartDaemon
 from tests.rig import azure, s3, trees
@@ -218,9 +219,14 @@ def test_a_proxy_of_the_environment_is_used(
 
 
 def test_azure(
-    start_daemon: StartDaemon, caller_of: CallerOf, room: Path, origin: CountingProxy, mlflow_proxied: MlflowServer
+    start_daemon: StartDaemon,
+    caller_of: CallerOf,
+    room: Path,
+    origin: CountingProxy,
+    mlflow_proxied: MlflowServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The same, in a container of Azurite's, with its conditional writes."""
+    """The same, in a container of Azurite's, with its conditional writes; and what is not there can be removed."""
     if why := azure.reason_not_to_start():
         pytest.skip(why)
     with azure.azurite(room / "azurite") as store:
@@ -234,3 +240,9 @@ def test_azure(
         (room / "second").mkdir()
         found = caller_of(second, room / "second").fetch(f"runs:/{run}")
         assert trees.read(found.path) == files and found.origin_bytes == 0
+        for name, text in azure.connection(store.uri).items():
+            monkeypatch.setenv(name, text)
+        objects = TierStore(f"az://{container.name}/another", "", "", 30.0, 1 << 20)
+        objects.put("v1/there", b"there")
+        objects.delete(["v1/absent", "v1/there"])
+        assert objects.get("v1/there", 100) is None and list(objects.list("v1/")) == []

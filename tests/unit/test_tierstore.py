@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cacheserver.tierstore import TierError, TierStore, Unsupported
+from tests.rig.until import until
 
 PATIENCE_SECONDS = 10.0
 
@@ -110,3 +114,28 @@ def test_a_condition_of_google_is_a_generation(stub: Stub) -> None:
     found = store.get("key", 10)
     assert found and store.replace("key", b"second", found.tag)
     assert stub.content == b"second" and not store.replace("key", b"third", found.tag)
+
+
+def test_credentials_that_do_not_come_are_waited_for_only_so_long(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a program that hangs. When it has answered the next call goes on."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    answer = tmp_path / "answer"
+    os.mkfifo(answer)
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = cat {answer}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    store = TierStore("s3://bucket/prefix", stub.url, "", 0.1, 1 << 20)
+    for _ in range(2):
+        with pytest.raises(TierError, match="credentials have not come within"):
+            store.get("key", 10)
+    answer.write_text('{"Version": 1, "AccessKeyId": "key", "SecretAccessKey": "secret"}')
+    assert until(lambda: _got(store), "an answer") == b"first"
+
+
+def _got(store: TierStore) -> bytes:
+    with contextlib.suppress(TierError):
+        found = store.get("key", 10)
+        return found.data if found else b""
+    return b""
