@@ -165,10 +165,9 @@ class Publishing:
     def _do(self, name: Name, waiting: _Waiting) -> None:
         try:
             self.publish(name)
+            self._ended(name)  # where that cannot be written down either, it is looked for once more
         except Exception as error:  # noqa: BLE001 - whatever it is, others go on, and it is tried again
             self._later(name, waiting, error)
-        else:
-            self._ended(name)
         finally:
             self._tier.release(waiting.claims)  # others need not wait for what has failed here
 
@@ -194,12 +193,12 @@ class Publishing:
         return None
 
     def _ended(self, name: Name) -> None:
-        self._told = ""
         with self._changed:
-            self._active.discard(name)
-            self._changed.notify_all()
             if name not in self._waiting:  # else it was brought anew meanwhile
                 self._rows.end(*name)
+            self._active.discard(name)
+            self._changed.notify_all()
+        self._told = ""
 
     def _later(self, name: Name, tried: _Waiting, error: Exception) -> None:
         with self._changed:

@@ -181,8 +181,8 @@ def test_rules_survive_a_server_that_is_away(
     call(operator, "warm", model.one, model.two, run)
     goes(operator, model.two, sweep_all)
     call(operator, "warm", run)
-    mlflow_proxied.client.delete_run(run.removeprefix("runs:/"))
-    with origin.down():
+    with origin.down():  # before anybody can be told that it has gone
+        mlflow_proxied.client.delete_run(run.removeprefix("runs:/"))
         daemon.restart()
         tidy(operator)
         assert {model.one, run} <= held(operator).keys()

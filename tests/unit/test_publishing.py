@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from artifactcache.errors import NoSpace
 from cacheserver import publishing
 from cacheserver.packing import BLOBS, PACKS
 from cacheserver.tierstore import TierError
@@ -117,3 +118,21 @@ def test_who_waits_for_a_small_tree_does_not_wait_for_a_large_one(
         may_go_on.set()
     until(lambda: given.count() == 0, "none waits")
     assert len(street.cupboard.keys(TREES)) == 2 and not lacking(street.cupboard)
+
+
+def test_a_full_disk_ends_no_publisher(street: Street, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That something was published cannot be written down: it is looked for again later, and others are published."""
+    house, uri = street.house(), street.files(FILES)
+    assert house.sharing and house.sharing.publishing
+    given = house.sharing.publishing
+    house.bring(uri)
+    with monkeypatch.context() as patch:
+        patch.setattr(house.index.publications, "end", lambda *name: (_ for _ in ()).throw(NoSpace("full")))
+        street.settle(house)
+    assert given.trouble() == "full" and given.count() == 1 and house.index.publications.waiting()
+    other = street.files({"x": b"x"}, "s3://bucket/other")
+    house.bring(other)
+    house.ticks += 1000
+    street.settle(house)
+    assert given.count() == 0 and not house.index.publications.waiting() and not given.trouble()
+    assert len(street.cupboard.keys(TREES)) == 2
