@@ -6,7 +6,8 @@ STUBS := .venv-stubs
 MLFLOWS := .venv-mlflow
 WHEELS := .venv-wheels
 DOCS := .venv-docs
-TEST_PROCESSES ?= 3
+# Two for each processor of a small machine: many of the tests wait, for times that run out and for disks.
+TEST_PROCESSES ?= 4
 FETCH = $(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: -d $(WHEELS)
 PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 # Compiled on all processors, which pip does on one. Some packages have files for other versions of Python.

@@ -18,6 +18,7 @@ from tests.rig.azure import ACCOUNT, KEY, Azurite, LyingAzure, LyingContainer, b
 from tests.rig.caller import Caller
 from tests.rig.daemon import Daemon
 from tests.rig.lying import Answer, Reply
+from tests.rig.slow import slow_but
 from tests.test_gcs import BIG, TRACKING, by_turns
 from tests.test_s3 import FILES, NAMES
 
@@ -247,7 +248,10 @@ def test_a_size_that_is_not_the_listed_one(alice: Caller, container: LyingContai
         alice.fetch(container.lie("run/weights", blob_of(b"0123456789"), listed))
 
 
-@pytest.mark.parametrize(("status", "code"), [(503, "ServerBusy"), (429, "TooManyRequests"), (500, "InternalError")])
+@pytest.mark.parametrize(
+    ("status", "code"),
+    slow_but(((503, "ServerBusy"), (429, "TooManyRequests"), (500, "InternalError")), lambda case: case[0] == 503),
+)
 def test_an_endpoint_that_asks_for_patience(alice: Caller, container: LyingContainer, status: int, code: str) -> None:
     """It is asked again after a while; if it never gets better, that is said with its words."""
     busy = refuses(status, code, "The server is busy.")

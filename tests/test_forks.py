@@ -236,7 +236,7 @@ if __name__ == "__main__":
     ("method", "is_used_before"),
     slow_but(
         itertools.product(("fork", "spawn", "forkserver"), (False, True)),
-        lambda case: case in (("fork", False), ("fork", True), ("spawn", True)),
+        lambda case: case in (("fork", True), ("spawn", True)),
     ),
 )
 def test_data_loader(alice: Caller, uri: str, room: Path, method: str, is_used_before: bool) -> None:

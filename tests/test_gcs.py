@@ -17,6 +17,7 @@ from tests.rig.daemon import Daemon
 from tests.rig.lying import Answer, Reply
 from tests.rig.lying_gcs import Bucket, LyingGcs, lying_gcs, no_such_key, stored
 from tests.rig.lying_s3 import refuses
+from tests.rig.slow import slow_but
 from tests.test_s3 import FILES, NAMES
 
 BIG = (16 << 20) + 5  # downloaded in parts
@@ -203,7 +204,10 @@ def test_a_size_that_is_not_the_listed_one(alice: Caller, bucket: Bucket, listed
         alice.fetch(served(bucket, stored(b"0123456789", "3"), listed))
 
 
-@pytest.mark.parametrize(("status", "code"), [(503, "ServiceUnavailable"), (429, "TooManyRequests")])
+@pytest.mark.parametrize(
+    ("status", "code"),
+    slow_but(((503, "ServiceUnavailable"), (429, "TooManyRequests")), lambda case: case[0] == 503),
+)
 def test_an_endpoint_that_asks_for_patience(alice: Caller, bucket: Bucket, status: int, code: str) -> None:
     """It is asked again after a while; if it never gets better, that is said with its words."""
     busy = refuses(status, code, "Please reduce your request rate")

@@ -63,6 +63,7 @@ def stopping(daemon: Daemon) -> None:
     until(lambda: refusal(daemon) == "DaemonUnavailable", "new sessions to be refused")
 
 
+@pytest.mark.slow
 def test_links_of_many_files(
     start_daemon: StartDaemon, caller_of: CallerOf, mlflow_file: MlflowServer, room: Path
 ) -> None:

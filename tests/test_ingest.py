@@ -20,6 +20,7 @@ from tests.rig.counting import CountingProxy
 from tests.rig.daemon import Daemon
 from tests.rig.ingest import Logged, Shown, section
 from tests.rig.mlflow_server import MlflowServer
+from tests.rig.slow import slow_but
 from tests.rig.until import until
 from tests.rig.upkeep import call, held
 
@@ -189,7 +190,9 @@ def room_for(logged: Logged, number: int) -> Path:
     return logged.root.parent / f"copy-{number}"
 
 
-@pytest.mark.parametrize("what", ["a run", "an experiment", "a model's folder"])
+@pytest.mark.parametrize(
+    "what", slow_but(["a run", "an experiment", "a model's folder"], lambda what: what != "an experiment")
+)
 def test_what_is_renamed_into_place(start_daemon: StartDaemon, logged: Logged, asks: Asks, what: str) -> None:
     """As rsync and a restore do it: its own times are old, and only its name is new."""
     if what == "a model's folder":

@@ -20,6 +20,7 @@ from tests.rig.daemon import Daemon
 from tests.rig.interpreter import Interpreter
 from tests.rig.lying import Answer, Reply
 from tests.rig.lying_s3 import LyingS3, Objects, lying_s3, make_certificate, object_of, refuses
+from tests.rig.slow import slow_but
 
 BIG = (16 << 20) + 5  # downloaded in parts
 TRACKING = "http://127.0.0.1:9"
@@ -128,7 +129,10 @@ def test_a_store_that_ignores_conditions(alice: Caller, liar: LyingS3) -> None:
         alice.fetch(served(liar, ignorant, BIG))
 
 
-@pytest.mark.parametrize(("status", "code"), [(503, "SlowDown"), (500, "InternalError"), (429, "TooManyRequests")])
+@pytest.mark.parametrize(
+    ("status", "code"),
+    slow_but(((503, "SlowDown"), (500, "InternalError"), (429, "TooManyRequests")), lambda case: case[0] == 503),
+)
 def test_a_store_that_asks_for_patience(alice: Caller, liar: LyingS3, status: int, code: str) -> None:
     """It is asked again after a while; if it never gets better, that is said with its words."""
     busy = refuses(status, code, "Please reduce your request rate")

@@ -57,6 +57,7 @@ def _reader(caller: Caller, room: Path, proxy: CountingProxy, run: str) -> Reade
     return Reader(caller.cwd, {}, here={RUN: run}, start=caller.popen)
 
 
+@pytest.mark.slow
 def test_the_tutorial(room: Path) -> None:
     """From nothing: its own server, its own daemon, its own model, with this environment's commands alone."""
     bin_folder = Path(sys.executable).parent

@@ -136,7 +136,7 @@ print(json.dumps(sorted(n for n in sys.modules if n.split(".")[0] in ("grpc", "a
     assert said == ""
 
 
-@pytest.mark.parametrize("home", ["missing", "read-only", "unset"])
+@pytest.mark.parametrize("home", slow_but(["missing", "read-only", "unset"], lambda home: home == "read-only"))
 def test_a_home_that_cannot_be_written(
     mlflow_user: MlflowUser, uris: list[str], files: trees.Files, room: Path, home: str
 ) -> None:
@@ -166,7 +166,7 @@ print(json.dumps(came))
 """
 
 
-@pytest.mark.parametrize("where", ["read-only", "missing", "a file"])
+@pytest.mark.parametrize("where", slow_but(["read-only", "missing", "a file"], lambda where: where == "read-only"))
 def test_nowhere_for_temporary_files(mlflow_user: MlflowUser, uris: list[str], room: Path, where: str) -> None:
     """With a destination all is well; without one MLflow's own error comes."""
     folder = room / "temporary"

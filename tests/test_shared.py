@@ -36,7 +36,7 @@ FILES: trees.Files = {
 }
 
 
-@pytest.fixture(scope="module", params=["swift", "moto"])
+@pytest.fixture(scope="module", params=slow_but(["swift", "moto"], lambda kind: kind == "swift"))
 def endpoint(request: pytest.FixtureRequest, base: Path) -> Iterator[s3.Endpoint]:
     """An object store with a bucket."""
     if why := s3.reason_not_to_start(request.param):

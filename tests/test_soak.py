@@ -68,7 +68,7 @@ LONG = Scale(0.0, 16, 4, 256, (0.15, 0.3, 0.45), (5.0, 25.0), (1.0, 8.0), (4.0, 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One look at the daemon, in its so-manieth life."""
+    """One look at the daemon, in one of its lives."""
 
     life: int
     taken: gauges.Taken
