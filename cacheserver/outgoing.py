@@ -107,9 +107,10 @@ class Outgoing:
                 yield coming.popleft().result()
         except CancelledError:
             raise _stopping() from None
-        finally:
+        finally:  # nothing is read any more when the tree's lease ends
             for future in coming:
-                future.cancel()
+                if not future.cancel():
+                    future.exception()
 
     def _submit(self, job: Callable[[], T]) -> Future[T]:
         try:

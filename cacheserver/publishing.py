@@ -172,8 +172,8 @@ class Publishing:
             self._tier.release(waiting.claims)  # others need not wait for what has failed here
 
     def _next(self, bytes_max: float, *, waits: bool) -> tuple[Name, _Waiting] | None:
-        """What is due, those first for which other hosts wait, and of these the smallest; None where the daemon stops,
-        or none is waited for."""
+        """What is due: first that for which other hosts wait, then what has waited for longest; None where the daemon
+        stops, or none is waited for."""
         with self._changed:
             while not self._is_stopping:
                 now = self._ticks()
@@ -184,7 +184,7 @@ class Publishing:
                 }
                 due = [name for name, waiting in idle.items() if waiting.due <= now]
                 if due:
-                    found = min(due, key=lambda name: (not idle[name].claims, idle[name].size_bytes))
+                    found = max(due, key=lambda name: bool(idle[name].claims))
                     self._active.add(found)
                     return found, self._waiting.pop(found)
                 if not waits:
