@@ -110,7 +110,8 @@ class Discovery:
             wants_more: whether what an earlier look has left may be given now.
         """
         found: list[Spot] = []
-        self._noted, is_much = self.events.take()
+        noted, is_much = self.events.take()
+        self._noted = set(noted)
         if is_much and self._ticks() >= self._tell_lost_at:
             self._tell_lost_at = self._ticks() + LOST_SECONDS
             _log.warning("events of the folders that are ingested were lost: all of them are looked at")

@@ -7,6 +7,7 @@ asked looks by himself then.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -14,9 +15,10 @@ from collections.abc import Callable
 from watchdog.observers.inotify_c import CallbackId, InotifyConstants, InotifyEvent, InotifyFD, Mask, WatchDescriptor
 
 WATCHES_MAX = 8192  # a KiB of the kernel's memory each; the limit of the user is shared with other programs
-THREAD = "folderevents"  # its name: watchdog's log does not tell whose queue has run over
+THREAD = "folderevents"  # its name, by which its lines in watchdog's log are known
 NOTED_MAX = 20_000  # paths; with more than that, all is to be looked at
 _OF = InotifyConstants
+WRITTEN = _OF.IN_CLOSE_WRITE  # of the kinds of events that `take` tells of
 _SELF = _OF.IN_MOVE_SELF | _OF.IN_DELETE_SELF
 # Not IN_MODIFY: who writes closes the file some time.
 _MASK = Mask(
@@ -24,24 +26,28 @@ _MASK = Mask(
 )
 _FULL = (errno.ENOSPC, errno.EMFILE, errno.ENFILE)
 
+_WATCHDOG = logging.getLogger("watchdog.observers.inotify_c")
+
 
 class FolderEvents:
     """Some folders.
 
     Args:
         subject: what has to be looked at when something has changed at a path; empty for nothing.
+        follows: whether a folder that comes in one of them is watched too, from a moment after it has come.
 
     Attributes:
         is_short: whether a folder could not be watched because the kernel gives no more watches.
         is_full: whether one could not because there are WATCHES_MAX.
     """
 
-    def __init__(self, subject: Callable[[str], str]) -> None:
+    def __init__(self, subject: Callable[[str], str], *, follows: bool = False) -> None:
         self._subject = subject
+        self._follows = follows
         self._lock = threading.Lock()
         self._inotify: InotifyFD | None = None
         self._watched: dict[str, tuple[WatchDescriptor, _Folder]] = {}
-        self._noted: set[str] = set()
+        self._noted: dict[str, int] = {}
         self._is_much = self.is_short = self.is_full = False
 
     def close(self) -> None:
@@ -81,10 +87,11 @@ class FolderEvents:
         with self._lock:
             self._leave([folder, *([p for p in self._watched if p.startswith(folder + "/")] if below else ())])
 
-    def take(self) -> tuple[set[str], bool]:
-        """What has to be looked at since the last time, and whether that is not all: events were lost."""
+    def take(self) -> tuple[dict[str, int], bool]:
+        """What has to be looked at since the last time, each with the kinds of its events; and whether that is not all:
+        events were lost."""
         with self._lock:
-            noted, self._noted = self._noted, set()
+            noted, self._noted = self._noted, {}
             is_much, self._is_much = self._is_much, False
         return noted, is_much
 
@@ -95,12 +102,15 @@ class FolderEvents:
 
     def told(self, folder: str, event: InotifyEvent) -> None:
         """Something has happened in a folder, or to it."""
+        has_come = event.mask & _OF.IN_ISDIR and event.mask & (_OF.IN_CREATE | _OF.IN_MOVED_TO)
+        if self._follows and has_come and self._inotify:
+            self.watch(os.path.join(folder, os.fsdecode(event.name)))
         with self._lock:
             if event.mask & _SELF:  # what was moved away would tell of another place under this name
                 self._leave([folder, *(p for p in self._watched if p.startswith(folder + "/"))])
             path = self._subject(os.path.join(folder, os.fsdecode(event.name)))
-            if path and len(self._noted) < NOTED_MAX:
-                self._noted.add(path)
+            if path and (path in self._noted or len(self._noted) < NOTED_MAX):
+                self._noted[path] = self._noted.get(path, 0) | event.mask
             elif path:
                 self._is_much = True
 
@@ -137,8 +147,19 @@ class _Folder:
         self._events.lose()
 
 
+class _Known(logging.Filter):
+    """Keeps out of the log what was told to whoever asked for these folders: that the kernel's queue has run over."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.threadName != THREAD or "overflowed" not in str(record.msg)
+
+
+_KNOWN = _Known()
+
+
 def _begun() -> InotifyFD:
     """A descriptor of its own, with its thread. Raises OSError."""
+    _WATCHDOG.addFilter(_KNOWN)
     inotify = InotifyFD()
     inotify.name = THREAD
     inotify.start()

@@ -272,7 +272,6 @@ def mortal(seam: Seam, folder: Path) -> Iterator[None]:
         small.setattr("cacheserver.staging.NOTE_EVERY_BYTES", PIECE_BYTES)
         small.setattr("cacheserver.ballast.BYTES_MAX", 4096)
         small.setattr("cacheserver.handoff.Connections", lambda *args: None)  # a verb asks by itself
-        small.setattr("cacheserver.meddling.Observer", lambda: None)  # a verb tells what there is to look at
         before = logging.root.manager.disable
         logging.disable(logging.CRITICAL)  # what is told of thousands of faults, nobody reads
         gc.collect()

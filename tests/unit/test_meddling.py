@@ -19,6 +19,7 @@ from tests.rig.until import until
 from tests.unit.healer import Healer
 from tests.unit.house import FILES, ROOT, overwrite
 
+_NONE, _CREATED = WatchDescriptor(-1), Mask(InotifyConstants.IN_CREATE | InotifyConstants.IN_ISDIR)
 QUEUED_MAX = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
 
 
@@ -125,9 +126,8 @@ def test_what_the_daemon_does_itself_is_no_meddling(house: Guarded) -> None:
     house.now, house.ticks = house.now + 1e6, house.ticks + 1e6
     house.sweeper.sweep(free_bytes=2**40)
     assert house.index.totals()["blob_count"] == 0
-    (house.root / "blobs" / "aa").mkdir(exist_ok=True)
-    (house.root / "blobs" / "aa" / "last").touch()
-    until(lambda: any(path.endswith("/last") for path in house.meddling._noted), lambda: "the last event to come")
+    (house.root / "blobs" / "last").mkdir()
+    until(lambda: str(house.root / "blobs" / "last") in house.meddling.events._noted, "the last event to come")
     house.meddling.look()
     assert house.healing.count() == 0 and house.store.quarantine_count() == 0
 
@@ -142,18 +142,19 @@ def test_what_happens_in_a_folder_before_it_is_watched_is_looked_for(house: Guar
     (house.root / kind / digest[:2] / digest[2:]).unlink()
     house.meddling.look()
     assert house.healing.count() == 0
-    house.meddling._note(str(house.root / kind / digest[:2]))
+    folder = house.root / kind / digest[:2]
+    house.meddling.events.told(str(folder.parent), InotifyEvent(_NONE, _CREATED, 0, os.fsencode(folder.name)))
     _heal(house)
     assert house.content(held) == FILES
 
 
 def test_more_than_can_be_noted_has_all_looked_at(house: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
     """A flood of events costs a look at every blob, and hides nothing."""
-    monkeypatch.setattr("cacheserver.meddling.NOTED_MAX", 1)
+    monkeypatch.setattr("cacheserver.folderevents.NOTED_MAX", 1)
     held: Held = house.bring(ROOT).held
     for name in ("top", "a/one"):
         os.unlink(house.blob(house.digest(held, name)))
-    until(lambda: house.meddling._is_much, lambda: "more events than can be noted")
+    until(lambda: house.meddling.events._is_much, lambda: "more events than can be noted")
     house.meddling.look()
     assert house.healing.count() == 1
     assert set(house.tree(held).missing) == {house.digest(held, "top"), house.digest(held, "a/one")}
@@ -162,15 +163,13 @@ def test_more_than_can_be_noted_has_all_looked_at(house: Guarded, monkeypatch: p
 def test_a_queue_that_runs_over_hides_nothing(house: Guarded) -> None:
     """The kernel lets go events where nobody reads them in time: then all is looked at."""
     held = house.bring(ROOT).held
-    house.meddling._observer.stop()  # nothing is told of what happens now
-    house.meddling._observer.join()
+    house.meddling.stop()  # nothing is told of what happens now
     house.meddling.look()
     os.unlink(house.blob(house.digest(held, "top")))
     (house.root / "manifests" / held.tree[:2] / held.tree[2:]).unlink()
     house.meddling.look()
     assert house.healing.count() == 0
-    overflow = InotifyEvent(WatchDescriptor(-1), Mask(InotifyConstants.IN_Q_OVERFLOW), 0, b"")
-    InotifyFD.get_instance().handle_event(overflow)
+    house.meddling.events.lose()
     _heal(house)
     assert house.content(house.bring(ROOT).held) == FILES
 
@@ -198,7 +197,7 @@ def test_a_queue_of_others_that_runs_over_says_nothing_of_the_store(
         until(lost, "events to be lost")
     finally:
         others.close()
-    assert not house.meddling._is_much and "overflowed" not in caplog.text
+    assert not house.meddling.events._is_much and "overflowed" not in caplog.text
 
 
 def test_what_could_not_be_looked_at_is_looked_at_again(house: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +236,7 @@ def test_folders_that_cannot_be_watched_are_told_of(
     def full(self: object, *_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("watchdog.observers.api.BaseObserver.schedule", full)
+    monkeypatch.setattr(InotifyFD, "add_callback", full)
     house = Guarded(tmp_path / "store")
     house.meddling.look()
     house.close()

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from watchdog.observers.inotify_c import InotifyConstants, InotifyEvent, Mask, WatchDescriptor
+
 from artifactcache import errors
 from artifactcache.errors import CacheError, NotFound
 from artifactcache.v1 import cache_pb2 as pb
@@ -69,6 +71,7 @@ from tests.unit.scenes import (
     whole,
 )
 
+_NONE, _CREATED = WatchDescriptor(-1), Mask(InotifyConstants.IN_CREATE)
 EVERYTHING = 2**62
 
 
@@ -211,7 +214,7 @@ def _look_for_meddling(place: Place) -> None:
     house = place.house
     meddling = Meddling(house.disk, house.index, house.store.verifier, house.store.lost_manifests)
     for path in place.root.glob("[bm]*s/*/*"):
-        meddling._note(str(path))
+        meddling.events.told(str(path.parent), InotifyEvent(_NONE, _CREATED, 0, os.fsencode(path.name)))
     meddling.look()
 
 
