@@ -152,6 +152,7 @@ def test_more_than_can_be_noted_has_all_looked_at(house: Guarded, monkeypatch: p
     """A flood of events costs a look at every blob, and hides nothing."""
     monkeypatch.setattr("cacheserver.folderevents.NOTED_MAX", 1)
     held: Held = house.bring(ROOT).held
+    house.meddling.events.take()
     for name in ("top", "a/one"):
         os.unlink(house.blob(house.digest(held, name)))
     until(lambda: house.meddling.events._is_much, lambda: "more events than can be noted")
