@@ -13,9 +13,9 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from cacheserver.buckets import Changed, ObjectError, Unfit, client_options, retry_config, told
@@ -36,6 +36,7 @@ _NO_RANGE_WORDS = "Invalid range"  # of obstore, by what it was told of the obje
 _CHANGED = "412"
 _NOT_IMPLEMENTED = frozenset({"501", "NotImplemented"})  # S3's code, and what stands for it where a store has none
 
+T = TypeVar("T")
 Tag = dict[str, str]  # entity tag, and version where the store has such a thing: GCS heeds no other condition
 Opened = tuple[Any, Callable[[], tuple[str, ...]]]  # obstore's client, and what must not be in a message
 
@@ -91,9 +92,10 @@ class TierStore:
         self._endpoint = endpoint
         self._profile = profile
         self._patience = patience
+        self._small_seconds = patience * WHOLE_FACTOR
         self._large_seconds = patience + PART_BYTES / rate_min
-        self._opening = threading.Lock()
-        self._coming: Future[tuple[Opened, Opened]] | None = None
+        self._opening = _Slow(self._clients)
+        self._opened: tuple[Opened, Opened] | None = None
 
     @property
     def name(self) -> str:
@@ -162,11 +164,14 @@ class TierStore:
         """Removes objects; those that are not there count as removed. Raises TierError."""
         import obstore
 
-        def ask(store: Any) -> None:
-            obstore.delete(store, list(keys))
+        def ask(store: Any, some: Sequence[str]) -> bool:
+            obstore.delete(store, some)
+            return True
 
-        if keys:
-            self._if_there(ask)
+        # Where one is not there, GCS and Azure say so, and nobody knows which of the others have gone.
+        if keys and not self._if_there(partial(ask, some=list(keys))) and len(keys) > 1:
+            for key in keys:
+                self._if_there(partial(ask, some=[key]))
 
     def list(self, prefix: str) -> Iterator[Object]:
         """All objects whose keys begin with a prefix that ends with a slash. Raises TierError."""
@@ -227,34 +232,24 @@ class TierStore:
             raise TierError(f"The shared tier {self.name}: {error}.") from None
 
     def _open(self) -> tuple[Opened, Opened]:
-        """Clients for small answers and for large ones, made at the first call. Whoever gives the credentials, a server
-        or a program, may take his time; who asks waits for him no longer than for any answer."""
-        with self._opening:
-            if self._coming is None:
-                self._coming = Future()
-                threading.Thread(target=self._make, args=(self._coming,), name="tier-open", daemon=True).start()
-            coming = self._coming
-        seconds = self._patience * WHOLE_FACTOR
-        try:
-            return coming.result(seconds)
-        except FutureTimeoutError:
-            raise TierError(
-                f"The shared tier {self.name} cannot be opened: its credentials have not come within {seconds:g} s."
-            ) from None
+        """Clients for small answers and for large ones, made at the first call."""
+        if self._opened is None:
+            try:
+                return self._opening.get(self._small_seconds)
+            except ImportError:
+                kind = {"s3": "s3", "gs": "gcs"}.get(urlsplit(self.url).scheme, "azure")
+                raise TierError(
+                    f"The shared tier {self.name} needs a package that is missing: install cacheserver[{kind}]."
+                ) from None
+            except Exception as error:  # noqa: BLE001 - whatever a client has to say of its settings
+                said = without_secrets(str(error)).rstrip(".")
+                raise TierError(f"The shared tier {self.name} cannot be opened: {said}.") from None
+        return self._opened
 
-    def _make(self, coming: Future[tuple[Opened, Opened]]) -> None:
-        try:
-            opened = self._opener()
-            coming.set_result((opened(self._patience * WHOLE_FACTOR), opened(self._large_seconds)))
-            return
-        except ImportError:
-            kind = {"s3": "s3", "gs": "gcs"}.get(urlsplit(self.url).scheme, "azure")
-            words = f" needs a package that is missing: install cacheserver[{kind}]."
-        except Exception as error:  # noqa: BLE001 - whatever a client has to say of its settings
-            words = f" cannot be opened: {without_secrets(str(error))}"
-        with self._opening:
-            self._coming = None  # the next call tries again
-        coming.set_exception(TierError(f"The shared tier {self.name}{words}"))
+    def _clients(self) -> tuple[Opened, Opened]:
+        opened = self._opener()
+        self._opened = opened(self._small_seconds), opened(self._large_seconds)
+        return self._opened
 
     def _opener(self) -> Callable[[float], Opened]:
         """Makes clients, by how many seconds a whole answer may take."""
@@ -294,18 +289,73 @@ class TierStore:
         proxy = http._proxy_config.proxy_url_for(url) or ""
         at = Place(bucket, url, client.meta.region_name, is_virtual, credentials is not None, verify)
 
-        def secrets() -> tuple[str, ...]:
-            if credentials is None:
-                return ()
-            frozen = credentials.get_frozen_credentials()
-            return (frozen.secret_key, frozen.token or "")
+        keys = _Keys(credentials, self._small_seconds)
 
         def opened(whole: float) -> Opened:
             options = client_options(url, verify, self._patience, proxy, whole)
-            keys = credentials.get_frozen_credentials if credentials else tuple
-            return open_store(at, self._patience, keys, RETRIES_MAX, prefix=prefix, options=options), secrets
+            return open_store(at, self._patience, keys.get, RETRIES_MAX, prefix=prefix, options=options), keys.secrets
 
         return opened
+
+
+class _Slow(Generic[T]):
+    """What a server or a program has to be asked for, which may take its time: one thread makes it, and whoever needs
+    it waits for so long only. Who comes after one has waited in vain does not wait, until it has come."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._coming: Future[T] | None = None
+        self._is_late = False
+
+    def get(self, seconds: float) -> T:
+        """It, made anew. Raises what making it does, and TimeoutError."""
+        with self._lock:
+            if self._coming is None:
+                coming = Future[T]()
+                threading.Thread(target=self._run, args=(coming,), name="tier-credentials", daemon=True).start()
+                self._coming, self._is_late = coming, False
+            coming, patience = self._coming, 0.0 if self._is_late else seconds
+        try:
+            return coming.result(patience)
+        except TimeoutError:
+            self._is_late = True
+            raise TimeoutError(f"its credentials have not come within {seconds:g} s") from None
+
+    def _run(self, coming: Future[T]) -> None:
+        settle: Callable[[], None]
+        try:
+            settle = partial(coming.set_result, self._make())
+        except Exception as error:  # noqa: BLE001 - for whoever waits
+            settle = partial(coming.set_exception, error)
+        except BaseException as error:  # noqa: BLE001 - a client's panic, or its exit, is none of theirs
+            settle = partial(coming.set_exception, RuntimeError(repr(error)))
+        with self._lock:
+            self._coming = None
+        settle()
+
+
+class _Keys:
+    """botocore's credentials, which it may have to get anew; None where requests are not signed."""
+
+    def __init__(self, credentials: Any, seconds: float) -> None:
+        self._credentials = credentials
+        self._seconds = seconds
+        self._anew = _Slow(self._freeze)
+        self._last: Any = None
+
+    def get(self) -> Any:
+        """Those for a request. Raises TimeoutError where they do not come."""
+        is_due = getattr(self._credentials, "refresh_needed", lambda: False)()
+        self._last = self._anew.get(self._seconds) if is_due else self._freeze()
+        return self._last
+
+    def _freeze(self) -> Any:
+        return self._credentials.get_frozen_credentials()
+
+    def secrets(self) -> tuple[str, ...]:
+        """What must not be in a message: of those that were given last, for to ask for others may take its time."""
+        return (self._last.secret_key, self._last.token or "") if self._last else ()
 
 
 def _tag(meta: Any) -> Tag:

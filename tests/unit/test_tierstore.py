@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from obstore.store import LocalStore
 
 from cacheserver.tierstore import TierError, TierStore, Unsupported
 from tests.rig.until import until
 
 PATIENCE_SECONDS = 10.0
+CREDENTIALS = '{"Version": 1, "AccessKeyId": "key", "SecretAccessKey": "secret"}'
 
 
 class Stub(ThreadingHTTPServer):
@@ -130,8 +135,55 @@ def test_credentials_that_do_not_come_are_waited_for_only_so_long(
     for _ in range(2):
         with pytest.raises(TierError, match="credentials have not come within"):
             store.get("key", 10)
-    answer.write_text('{"Version": 1, "AccessKeyId": "key", "SecretAccessKey": "secret"}')
+    answer.write_text(CREDENTIALS)
     assert until(lambda: _got(store), "an answer") == b"first"
+
+
+def test_credentials_that_have_to_be_got_anew_are_waited_for_only_so_long(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program answers once, with what ends soon, and then it hangs."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    answer, ends = tmp_path / "answer", datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=1)
+    os.mkfifo(answer)
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = cat {answer}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    store = TierStore("s3://bucket/prefix", stub.url, "", 0.1, 1 << 20)
+    text = CREDENTIALS.replace("}", f', "Expiration": "{ends.isoformat()}"}}')
+    first = threading.Thread(target=answer.write_text, args=(text,))
+    first.start()
+    with pytest.raises(TierError, match="credentials have not come within"):
+        while True:
+            store.get("key", 10)
+    first.join()
+    began = time.monotonic()
+    with pytest.raises(TierError):
+        store.get("key", 10)
+    assert time.monotonic() - began < 60, "the error's words ask for none"
+    with contextlib.suppress(OSError):  # whoever still reads comes to his end
+        os.close(os.open(answer, os.O_WRONLY | os.O_NONBLOCK))
+
+
+def test_a_client_that_panics_is_an_error_of_the_tiers(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it raises, and the next call tries again."""
+    store = TierStore("s3://bucket/prefix", stub.url, "", PATIENCE_SECONDS, 1 << 20)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_opener", lambda: sys.exit("no more"))
+        with pytest.raises(TierError, match="no more"):
+            store.get("key", 10)
+    assert _got(store) == b"first"
+
+
+def test_of_several_objects_those_that_are_there_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the client ends with the first one that is not."""
+    store = TierStore("s3://bucket/prefix", "", "", PATIENCE_SECONDS, 1 << 20)
+    local = LocalStore(tmp_path)
+    monkeypatch.setattr(store, "_opener", lambda: lambda whole: (local, tuple))
+    for number in range(40):
+        store.put(f"there/{number}", b"x")
+    store.delete(["there/absent", *(f"there/{number}" for number in range(40))])
+    assert list(store.list("there/")) == []
 
 
 def _got(store: TierStore) -> bytes:
