@@ -90,7 +90,7 @@ class Claims:
         self._unwritable_until = -math.inf
         self.trouble = ""  # why none could be written, when that was tried last
         self._is_conditional = True  # until the object store says that it has no conditional writes, or shows it
-        self._is_proven = False  # that it heeds conditions: some do as they like, and say nothing
+        self._proven = set[bool]()  # that it heeds conditions: of a write over another one, of one where there is none
 
     def take(
         self, key: str, look: Callable[[], T | None], is_wanted: Callable[[], bool]
@@ -218,23 +218,25 @@ class Claims:
                 return self._objects.replace(claim.key, claim.encode(), over.tag)
             return self._objects.create(claim.key, claim.encode())
 
-        is_written = write()
-        if is_written and not self._is_proven and write():  # though what it was on condition of has changed by that
-            raise Unsupported
-        self._is_proven = True
+        is_written, kind = write(), over is not None
+        if is_written and kind not in self._proven:  # some stores take no notice, and say nothing
+            with contextlib.suppress(TierError):  # then it stays unproven
+                if write():  # though what it was on condition of has changed by that
+                    raise Unsupported
+                self._proven.add(kind)
         return is_written
 
     def _renewed(self, claim: Claim) -> bool:
-        if self._is_conditional:
-            got = self._objects.get(claim.key, CLAIM_BYTES_MAX)
-            mine = got is not None and owner_of(got.data) == claim.owner
-            return mine and got is not None and self._objects.replace(claim.key, claim.encode(), got.tag)
-        if not self._is_mine(claim):
+        got = self._objects.get(claim.key, CLAIM_BYTES_MAX)
+        if got is None or owner_of(got.data) != claim.owner:
             return False
-        self._objects.put(claim.key, claim.encode())
+        if not self._is_conditional:
+            self._objects.put(claim.key, claim.encode())
+        elif not self._objects.replace(claim.key, claim.encode(), got.tag):
+            return False
         with self._lock:
             is_held = claim in self._held
-        if not is_held:  # it was released between the look and the write, which has brought it back
+        if not is_held and self._is_mine(claim):  # released between the look and the write, which has brought it back
             self._objects.delete([claim.key])
         return True
 

@@ -295,6 +295,12 @@ class Index:
         with self._tables.transaction():
             self._tables.do("UPDATE trees SET has_view = ? WHERE digest = ?", exists, tree)
 
+    def lose_views(self, digest: str) -> None:
+        """Records that no view with this blob is complete."""
+        of_blob = "SELECT x.tree FROM members x JOIN blobs b ON b.id = x.blob WHERE b.digest = ?"
+        with self._tables.transaction():
+            self._tables.do(f"UPDATE trees SET has_view = 0 WHERE has_view AND id IN ({of_blob})", digest)
+
     def record_uses(self, uses: dict[tuple[str, str], float]) -> None:
         """Records when artifacts, by URI and selection, were last handed out."""
         with self._tables.transaction():

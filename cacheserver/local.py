@@ -91,7 +91,8 @@ class LocalFiles:
                 self._check(source, file.remote)
                 sink.restart()
                 sink.begin(_etag(os.fstat(source)))
-                _await_writers(source)
+                if not self._serves_all:  # others' writers could hold this one, and its process, for ever
+                    _await_writers(source)
                 if (file.size or 0) < CLONE_BYTES_MIN or not sink.clone(source):
                     while chunk := os.read(source, READ_BYTES):
                         sink.write(chunk)  # which ends it where the file grows while it is read
@@ -219,10 +220,12 @@ def _await_writers(fd: int) -> None:
     A write(2) notes its time when it begins, so that one that has begun before a file's times are looked at, and that
     goes on while it is read, leaves no other trace. It holds the inode's lock until it ends, as SEEK_HOLE does while it
     looks (ext4, btrfs and tmpfs; where it does not, as on XFS, reads wait for writes); and one that begins later shows.
+    Nothing ends that wait, no signal either, before the writer's pages are there, and these may come from wherever he
+    likes.
     """
     with contextlib.suppress(OSError):  # an empty file has no hole, and some filesystems know of none
         os.lseek(fd, 0, os.SEEK_HOLE)
-        os.lseek(fd, 0, os.SEEK_SET)
+    os.lseek(fd, 0, os.SEEK_SET)
 
 
 def _etag(found: os.stat_result) -> str:

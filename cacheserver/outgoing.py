@@ -23,8 +23,8 @@ from cacheserver.packing import Blob, Large, Pack, Part
 from cacheserver.store import Store
 from cacheserver.tierstore import TierError, TierStore
 
-# Objects at a time, of all trees, each of 8 MiB at most in memory. Of each tree no more wait for a thread, so that
-# those of a small one are not behind thousands of a large one.
+# Objects at a time, of all trees; each is in memory, 8 MiB and a pack's head, as is the part of each tree that is being
+# hashed. Of each tree no more wait for a thread, so that those of a small one are not behind thousands of a large one.
 UPLOADS_MAX = 4
 
 T = TypeVar("T")
@@ -36,10 +36,12 @@ class Outgoing:
     def __init__(self, objects: TierStore, store: Store) -> None:
         self._objects = objects
         self._store = store
+        self._is_closing = False
         self._pool = ThreadPoolExecutor(max_workers=UPLOADS_MAX, thread_name_prefix="upload")
 
     def close(self) -> None:
         """Writes nothing any more; what is under way comes to its end."""
+        self._is_closing = True
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def write(self, pieces: Sequence[Large | Pack], suspects: Collection[str]) -> None:
@@ -72,7 +74,7 @@ class Outgoing:
             return
         data = bytearray(pack.head)
         for blob in pack.blobs:
-            data += read(self._store, blob)
+            data += _read(self._store, blob)
         self._objects.put(pack.key, memoryview(data))
 
     def _sums(self, large: Large) -> dict[str, str]:
@@ -81,6 +83,8 @@ class Outgoing:
         blake, sums = blake3(), dict[str, str]()
         with _opened(self._store, large.blob) as fd:
             for part in large.parts:
+                if self._is_closing:
+                    raise _stopping()
                 data = os.pread(fd, part.length, part.offset)
                 blake.update(data)
                 sums[part.key] = xxh3_of([memoryview(data)])
@@ -119,15 +123,6 @@ class Outgoing:
             raise _stopping() from None
 
 
-def read(store: Store, blob: Blob) -> bytes:
-    """A small blob, hashed. Raises CacheError where it is wrong or cannot be read."""
-    with _opened(store, blob) as fd:
-        data = os.pread(fd, blob.size + 1, 0)
-    if blake3(data).hexdigest() != blob.digest:
-        raise _rotten(store, blob)
-    return data
-
-
 def _stopping() -> TierError:
     return TierError("The daemon is being stopped: the next one goes on.")
 
@@ -152,3 +147,12 @@ def _rotten(store: Store, blob: Blob) -> CacheError:
     for row in store.index.blobs([blob.digest]).values():
         store.verifier.recheck(row)
     return CacheError(f"The blob {blob.digest} is damaged: it is fetched again, and given to others then.")
+
+
+def _read(store: Store, blob: Blob) -> bytes:
+    """A small blob, hashed. Raises CacheError where it is wrong or cannot be read."""
+    with _opened(store, blob) as fd:
+        data = os.pread(fd, blob.size + 1, 0)
+    if blake3(data).hexdigest() != blob.digest:
+        raise _rotten(store, blob)
+    return data

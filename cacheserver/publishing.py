@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import NamedTuple
 
 from artifactcache.errors import CacheError
@@ -32,11 +33,12 @@ from cacheserver.treerecords import CONDEMNED, RECORD_BYTES_MAX, Condemned, NotA
 from cacheserver.trees import Tree
 from cacheserver.words import Held, Progress, Standing
 
-# One tree at a time in each, and of at most so many bytes: other hosts wait for what is small as long as its claim is
-# renewed, and it must not be behind what takes hours.
+# One tree at a time in each, and of at most so many bytes that are new: other hosts wait for what is small while its
+# claim is renewed, and it must not be behind what takes hours.
 LANES = (math.inf, 8 << 30, 256 << 20)
 RETRY_SECONDS = 10.0  # after the first failure; twice as long after each one more
 RETRY_SECONDS_MAX = 900.0
+DOUBLINGS_MAX = 10  # of what is that much by then; after a thousand, of ten days, it would be too much for a number
 VERSIONS_MAX = 100  # names of one tree in its record
 ATTEMPTS_MAX = 3  # at one tree, where a sweep of the tier begins meanwhile; then it is tried again later
 CONDEMNED_BYTES_MAX = 256 << 20
@@ -58,13 +60,20 @@ class Name(NamedTuple):
 
 @dataclass
 class _Waiting:
-    """What waits: how many bytes it has, the claims that are given back when others need not wait for it any more, when
-    it is tried, and after how many failures."""
+    """What waits: how many bytes of it are new, the claims that are given back when others need not wait for it any
+    more, when it is tried, and after how many failures."""
 
-    size_bytes: int = 0
+    new_bytes: int = 0
     claims: list[Claim] = field(default_factory=list)
     due: float = 0.0
     failures: int = 0
+
+
+class _Outcome(Enum):
+    """Of one attempt: the record was written; there was nothing to write; or a sweep of the tier has begun meanwhile,
+    and what was there may have gone."""
+
+    WRITTEN, NOTHING, SWEPT = range(3)
 
 
 class _Condemned(Exception):
@@ -105,8 +114,8 @@ class Publishing:
     def load(self) -> None:
         """Goes on with what an earlier daemon has left."""
         for uri, selection in self._rows.waiting():
-            name = Name(uri, selection)
-            self._waiting.setdefault(name, _Waiting(self._size_bytes(name)))
+            held = self._store.index.held(uri, selection)
+            self._waiting.setdefault(Name(uri, selection), _Waiting(held.size_bytes if held else 0))
 
     def start(self) -> None:
         """Publishes from now on, what an earlier daemon has left first."""
@@ -121,24 +130,19 @@ class Publishing:
             self._changed.notify_all()
         self._outgoing.close()
 
-    def want(self, uri: str, selection: str, claims: Iterable[Claim] = ()) -> None:
-        """Something was brought, or seen to be still what it was. Claims are given back when it is published."""
-        name = Name(uri, selection)
-        size_bytes = self._size_bytes(name)
+    def want(self, uri: str, selection: str, new_bytes: int = 0, claims: Iterable[Claim] = ()) -> None:
+        """Something was brought, so many bytes of it, or was seen to be still what it was. Claims are given back when
+        it is published."""
+        with self._changed:  # before its row: an attempt under way, which ends, must not take that for its own
+            waiting = self._waiting.setdefault(Name(uri, selection), _Waiting())
+            waiting.new_bytes = max(waiting.new_bytes, new_bytes)
+            waiting.claims += claims
+            waiting.due = 0.0
+            self._changed.notify_all()
         try:
             self._rows.add(uri, selection, self._clock())
         except CacheError as error:  # of a full disk: then it is published, unless the daemon is stopped before
             _log.warning("what is to be published is not written down: %s", error)
-        with self._changed:
-            waiting = self._waiting.setdefault(name, _Waiting())
-            waiting.size_bytes = size_bytes
-            waiting.claims += claims
-            waiting.due = 0.0
-            self._changed.notify_all()
-
-    def _size_bytes(self, name: Name) -> int:
-        held = self._store.index.held(*name)
-        return held.size_bytes if held else 0
 
     def count(self) -> int:
         """How many trees wait to be published, or are being."""
@@ -159,13 +163,19 @@ class Publishing:
         return taken is not None
 
     def _run(self, bytes_max: float) -> None:
-        while self.publish_next(bytes_max, waits=True):
-            pass
+        is_on = True
+        while is_on:
+            try:
+                is_on = self.publish_next(bytes_max, waits=True)
+            except Exception as error:  # noqa: BLE001 - of no thread to be had, say: the next one may be
+                _log.error("publishing goes on after %r", error)
 
     def _do(self, name: Name, waiting: _Waiting) -> None:
         try:
-            self.publish(name)
-            self._ended(name)  # where that cannot be written down either, it is looked for once more
+            is_written = self.publish(name)
+            self._ended(name)  # where that cannot be written down, it is looked for once more
+            if is_written or waiting.failures:
+                self._told = ""
         except Exception as error:  # noqa: BLE001 - whatever it is, others go on, and it is tried again
             self._later(name, waiting, error)
         finally:
@@ -180,7 +190,7 @@ class Publishing:
                 idle = {
                     name: waiting
                     for name, waiting in self._waiting.items()
-                    if name not in self._active and waiting.size_bytes <= bytes_max
+                    if name not in self._active and waiting.new_bytes <= bytes_max
                 }
                 due = [name for name, waiting in idle.items() if waiting.due <= now]
                 if due:
@@ -198,7 +208,6 @@ class Publishing:
                 self._rows.end(*name)
             self._active.discard(name)
             self._changed.notify_all()
-        self._told = ""
 
     def _later(self, name: Name, tried: _Waiting, error: Exception) -> None:
         with self._changed:
@@ -206,9 +215,9 @@ class Publishing:
             self._changed.notify_all()
             if self._is_stopping:
                 return
-            seconds = min(RETRY_SECONDS * 2**tried.failures, RETRY_SECONDS_MAX)
+            seconds = min(RETRY_SECONDS * 2 ** min(tried.failures, DOUBLINGS_MAX), RETRY_SECONDS_MAX)
             # What was brought anew meanwhile is tried at once: other hosts may wait for it.
-            waiting = self._waiting.setdefault(name, _Waiting(tried.size_bytes, due=self._ticks() + seconds))
+            waiting = self._waiting.setdefault(name, _Waiting(tried.new_bytes, due=self._ticks() + seconds))
             waiting.failures = tried.failures + 1
         if isinstance(error, _Condemned):
             return
@@ -220,24 +229,26 @@ class Publishing:
 
     # -- one tree ---------------------------------------------------------------------------------------------------
 
-    def publish(self, name: Name) -> None:
-        """Writes a tree into the tier, as far as it is not there. Raises TierError, and errors of ours."""
+    def publish(self, name: Name) -> bool:
+        """Writes a tree into the tier, as far as it is not there. Returns whether anything was to be written. Raises
+        TierError, and errors of ours."""
         held = self._store.index.held(*name)
         if held is None or held.standing is Standing.OPEN or held.checked_at <= 0:
-            return  # it has gone, or is not what it was
+            return False  # it has gone, or is not what it was
         if held.size_bytes > self._tier.tree_bytes_max:
-            return
+            return False
         with self._leased(held.tree) as tree:
             if tree is None or tree.missing:
-                return
+                return False
             record = self._record(held, tree)
-            if any(self._is_published(name, tree, record) for _ in range(ATTEMPTS_MAX)):
-                return
+            for _ in range(ATTEMPTS_MAX):
+                outcome = self._attempt(name, tree, record)
+                if outcome is not _Outcome.SWEPT:
+                    return outcome is _Outcome.WRITTEN
         raise _Condemned
 
-    def _is_published(self, name: Name, tree: Tree, record: TreeRecord) -> bool:
-        """Writes what is lacking, and then the record; False where a sweep has begun meanwhile: what was there may have
-        gone."""
+    def _attempt(self, name: Name, tree: Tree, record: TreeRecord) -> _Outcome:
+        """Writes what is lacking, and then the record."""
         pieces = layout(tree.manifest)
         keys = {key for piece in pieces for key in piece.keys}
         condemned = self._condemned()
@@ -247,33 +258,33 @@ class Publishing:
         if there and there.manifest == record.manifest:
             record = _both(record, there)
         elif there and there.checked_at > record.checked_at:
-            return True  # another host has seen since that it is another one
+            return _Outcome.NOTHING  # another host has seen since that it is another one
         suspects = {key for piece in pieces for key in self._suspects(piece)}
         is_sure = not suspects and name not in self._unsure
         if there and is_sure and _says_as_much(there, record):
-            return True
+            return _Outcome.NOTHING
         try:
             data = record.encode(self._tier.secret)
         except NotARecord as why:
             _log.warning("%s is not published: its record %s", record.uri, why)
-            return True
+            return _Outcome.NOTHING
         is_there = there is not None and there.manifest == record.manifest and is_sure
         if not is_there:
             self._outgoing.write(pieces, suspects)
         if self._condemned().sweep != condemned.sweep:
-            return False
+            return _Outcome.SWEPT
         self._unsure.add(name)  # also where what follows fails: then nobody knows what has come of it
         self._objects.put(record.key, data)
         if (now := self._condemned()).sweep != condemned.sweep:
             if now.keys & keys:  # that sweep may have looked for records before this one was there
                 self._objects.delete([record.key])
                 raise _Condemned
-            return False
+            return _Outcome.SWEPT
         self._unsure.discard(name)
         for key in (record.key, *suspects, *(piece.stem for piece in pieces if isinstance(piece, Large))):
             self._tier.suspects.forget(key)
         self.counts.add(REFRESHED if is_there else PUBLISHED, amount=0 if is_there else record.manifest.size_bytes)
-        return True
+        return _Outcome.WRITTEN
 
     @contextmanager
     def _leased(self, digest: str) -> Iterator[Tree | None]:

@@ -5,7 +5,6 @@ Law of this file: whatever happens, the file is handed over, put aside for whoev
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from functools import partial
 
@@ -31,7 +30,6 @@ class Receiver:
         self._broken_off = (broken_off, DaemonUnavailable)
         self._whence = whence
         self._is_shared = is_shared
-        self._lock = threading.Lock()
 
     def receive(
         self,
@@ -70,9 +68,5 @@ class Receiver:
             raise
         finally:
             del progress.active[path]
-        with self._lock:
-            progress.bytes_done += staged.row.size
-            progress.bytes_found += sink.resumed
-            progress.bytes_shared += staged.row.size - sink.resumed if self._is_shared else 0
-            progress.files_done += 1
+        progress.received(staged.row.size, sink.resumed, is_shared=self._is_shared)
         return staged

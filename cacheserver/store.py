@@ -103,6 +103,8 @@ class Store:
                 known = self.index.blobs(ones)
                 wrong = {row.digest for row in self._disk.suspects(known.values())}
                 new = [one for digest, one in ones.items() if digest not in known or digest in wrong]
+                for digest in wrong:  # its views have the wrong one, which goes from its own name now
+                    self.index.lose_views(digest)
                 rows = self._disk.place(new)
                 placed = {one.path for one in new if not one.is_noted}
                 arrived = {u: Arrived(s.row.digest, s.row.size, s.etag) for u, s in staged.items() if s.row.size}

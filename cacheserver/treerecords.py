@@ -22,12 +22,16 @@ from cacheserver.words import Entry, Manifest, Standing
 
 RECORD_BYTES_MAX = 512 << 20  # 2,000,000 files
 RECORD_FILES_MAX = 2_000_000  # as an origin may list: zlib can make many more lines of a small object
-FACTS_BYTES_MAX = 1 << 20  # of a record's line of JSON, for the same reason
+FACTS_BYTES_MAX = 4 << 20  # of a record's line of JSON, for the same reason: what may be in it is less
 
 TREES, CLAIMS = f"{FORMAT}/trees/", f"{FORMAT}/claims/"
 CONDEMNED = f"{FORMAT}/condemned"
 
+ETAG_CHARS_MAX = 1024  # one that is longer is no evidence
+LINE_BYTES_MAX = 8400  # of a manifest: a path of 4,096 bytes, each of which may be written as two, a digest and a size
+
 _TREE = b"artifactcache tree 1 "
+_LONG = re.compile(rb"\n[^\n]{%d}" % LINE_BYTES_MAX)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NO_MAC = "-"
@@ -75,7 +79,7 @@ class TreeRecord:
         Args:
             secret: 32 bytes that all hosts have who may write; None where whoever can write may.
 
-        Raises NotARecord where it is too large for one.
+        An entity tag that no record may have is left out. Raises NotARecord where it is too large for one.
         """
         facts = {
             "tracking_uri": self.tracking_uri,
@@ -88,10 +92,14 @@ class TreeRecord:
             "etags": len(self.etags),
             "tree": self.manifest.digest,
         }
-        if not all(map(sayable, self.etags)):
-            raise NotARecord("has control characters in it")
-        lines = [json.dumps(facts, sort_keys=True), *self.etags, ""]
-        text = "\n".join(lines).encode() + self.manifest.encode()
+        etags = (etag if sayable(etag) and len(etag) <= ETAG_CHARS_MAX else "" for etag in self.etags)
+        try:
+            line = json.dumps(facts, sort_keys=True, ensure_ascii=False).encode()
+            text = line + b"\n" + "".join(f"{etag}\n" for etag in etags).encode() + self.manifest.encode()
+        except UnicodeEncodeError:
+            raise NotARecord("has a name that is no text") from None
+        if len(line) >= FACTS_BYTES_MAX:
+            raise NotARecord(f"has {len(line)} bytes of names, and a record {FACTS_BYTES_MAX} at most")
         if len(text) > RECORD_BYTES_MAX:
             raise NotARecord(f"has {len(text)} bytes, and a record {RECORD_BYTES_MAX} at most")
         body = zlib.compress(text)
@@ -165,7 +173,7 @@ def _unpressed(body: bytes) -> bytes:
 def _parts(text: bytes) -> tuple[dict[str, Any], tuple[str, ...], bytes]:
     """What a record says, its entity tags, and the lines of its manifest. Raises ValueError, KeyError, TypeError."""
     end = text.find(b"\n", 0, FACTS_BYTES_MAX)
-    if end < 0 or text.count(b"\n") > 2 * RECORD_FILES_MAX + 1:
+    if end < 0 or text.count(b"\n") > 2 * RECORD_FILES_MAX + 1 or _LONG.search(text, end):
         raise ValueError("it has more lines, or a longer one, than a record")
     facts = json.loads(text[:end])
     count = facts["etags"]

@@ -5,6 +5,7 @@ Law of this file: values only. Nothing here touches a disk, a clock or a network
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -335,6 +336,15 @@ class Progress:
     recorded: set[str] = field(default_factory=set)
     is_wanted: bool = True
     was_short: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def received(self, size: int, found: int, *, is_shared: bool) -> None:
+        """A file has come, so much of which an earlier attempt had left."""
+        with self._lock:
+            self.bytes_done += size
+            self.bytes_found += found
+            self.bytes_shared += size - found if is_shared else 0
+            self.files_done += 1
 
     @property
     def bytes_of_origin(self) -> int:

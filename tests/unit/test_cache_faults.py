@@ -294,6 +294,19 @@ def test_a_view_is_looked_at_whichever_way_its_artifact_came(house: House, settl
     assert Path(house.store.view(brought.held.tree), "x").read_bytes() == b"right"
 
 
+def test_a_blob_that_another_download_puts_right_leaves_no_view_with_the_wrong_one(house: House) -> None:
+    """Nobody has asked for the artifact whose view that is; nor does the index say that it has one."""
+    first, second = "s3://bucket/first", "s3://bucket/second"
+    house.origin.files |= {f"{first}/a": b"common", f"{second}/b": b"common"}
+    held = house.bring(first).held
+    house.store.view(held.tree)
+    house.damage(house.digest(held, "a"))
+    house.bring(second)
+    assert not house.index.has_view(held.tree)
+    view = Path(house.store.view(house.bring(first).held.tree))
+    assert (view / "a").read_bytes() == b"common"
+
+
 def test_a_view_is_sound_or_it_is_not_found(filled: House) -> None:
     """Where the view is what will be handed out, a hit is one whose view is right, or can be made right from blobs."""
     held = filled.bring(ROOT).held

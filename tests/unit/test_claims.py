@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from cacheserver.claims import CLAIM_BYTES_MAX, Claims
+from cacheserver.tierstore import TierError
 from cacheserver.treerecords import CLAIMS, claim_key
 from tests.unit.house import TRACKING_URI
 from tests.unit.tiers import PATIENCE_SECONDS, Street, content, published
@@ -106,3 +107,19 @@ def test_a_claim_that_is_released_while_it_is_renewed_does_not_come_back(street:
     street.cupboard.before = lambda what, key: claims.release(claim) if what == "put" else None
     claims.renew()
     assert not street.cupboard.keys(CLAIMS)
+
+
+def test_a_claim_stays_where_its_proof_fails(street: Street) -> None:
+    """The second write, which shows whether conditions count, gets no answer: the first one has."""
+    claims = Claims(street.cupboard, "host", time.time, time.monotonic, lambda seconds: False)
+    creates = 0
+
+    def fail(what: str, key: str) -> None:
+        nonlocal creates
+        creates += what == "create"
+        if what == "create" and creates == 2:
+            raise TierError("The shared tier s3://bucket/prefix cannot be used now: it says nothing")
+
+    street.cupboard.before = fail
+    _, claim = claims.take("v1/claims/one", lambda: None, lambda: True)
+    assert claim and claims.holds(claim)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
 from artifactcache.errors import NoSpace
-from cacheserver import publishing
+from cacheserver import outgoing, publishing
+from cacheserver.hashing import xxh3_of
 from cacheserver.packing import BLOBS, PACKS
+from cacheserver.publishing import Name
 from cacheserver.tierstore import TierError
 from cacheserver.treerecords import CLAIMS, CONDEMNED, TREES
 from tests.rig.tier import lacking
@@ -136,3 +140,94 @@ def test_a_full_disk_ends_no_publisher(street: Street, monkeypatch: pytest.Monke
     street.settle(house)
     assert given.count() == 0 and not house.index.publications.waiting() and not given.trouble()
     assert len(street.cupboard.keys(TREES)) == 2
+
+
+def test_what_fails_for_weeks_is_tried_still(street: Street) -> None:
+    """After a thousand failures as after ten; nothing else that is published says meanwhile that all is well."""
+    uri, house = street.files({"x": b"x"}), street.house()
+    assert house.sharing and house.sharing.publishing
+    given = house.sharing.publishing
+    house.bring(uri)
+    given._waiting[Name(uri, "")].failures = 2000
+    street.cupboard.before = _full
+    street.settle(house)
+    assert given.count() == 1 and given.trouble()
+    given.want("s3://bucket/gone", "")
+    street.settle(house)
+    assert given.trouble(), "nothing was written since"
+    street.cupboard.before = lambda what, key: None
+    house.ticks += publishing.RETRY_SECONDS_MAX
+    street.settle(house)
+    assert given.count() == 0 and not given.trouble() and street.cupboard.keys(TREES)
+
+
+def _full(what: str, key: str) -> None:
+    if what == "put" and not key.startswith(CLAIMS):
+        raise TierError("The shared tier s3://bucket/prefix cannot be used now: full")
+
+
+def test_what_is_brought_anew_as_it_has_been_published_has_its_row(
+    street: Street, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever another thread does between: what waits is what is written down."""
+    uri, house = street.files({"x": b"x"}), street.house()
+    assert house.sharing and house.sharing.publishing
+    given, add = house.sharing.publishing, house.index.publications.add
+    house.bring(uri)
+
+    def published_meanwhile(*row: Any) -> None:
+        add(*row)
+        street.settle(house)
+
+    monkeypatch.setattr(house.index.publications, "add", published_meanwhile)
+    given.want(uri, "")
+    assert given.count() == len(house.index.publications.waiting())
+
+
+def test_a_stop_does_not_wait_until_a_blob_is_hashed(street: Street, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a hundred gigabytes, say."""
+    uri, house, hashed = street.files(FILES), street.house(), 0
+    assert house.sharing and house.sharing.publishing
+    given = house.sharing.publishing
+
+    def stop(chunks: Iterable[memoryview]) -> str:
+        nonlocal hashed
+        hashed += 1
+        given.stop()
+        return xxh3_of(chunks)
+
+    monkeypatch.setattr(outgoing, "xxh3_of", stop)
+    house.bring(uri)
+    street.settle(house)
+    assert hashed == 1 and not street.cupboard.keys(BLOBS) and house.index.publications.waiting()
+
+
+def test_no_upload_goes_on_when_its_lease_has_ended(street: Street) -> None:
+    """One fails: those beside it come to their end first."""
+    uri, house = street.files({str(n): bytes([n]) * (9 << 20) for n in range(3)}), street.house()
+    assert house.sharing and house.sharing.publishing
+    second, under_way = threading.Event(), 0
+    lock, puts = threading.Lock(), 0
+
+    def fail(what: str, key: str) -> None:
+        nonlocal under_way, puts
+        if what != "put" or not key.startswith(BLOBS):
+            return
+        with lock:
+            puts += 1
+            is_first = puts == 1
+            under_way += 1
+        try:
+            if is_first:
+                assert second.wait(60)
+                raise TierError("The shared tier s3://bucket/prefix cannot be used now: it breaks off")
+            second.set()
+            time.sleep(0.2)  # longer than it takes to hear of the failure
+        finally:
+            with lock:
+                under_way -= 1
+
+    street.cupboard.before = fail
+    house.bring(uri)
+    assert house.sharing.publishing.publish_next()
+    assert puts > 1 and not under_way

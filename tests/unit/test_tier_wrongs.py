@@ -6,6 +6,7 @@ import os
 import threading
 import tracemalloc
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ import pytest
 from cacheserver import publishing, tier, treerecords
 from cacheserver.claims import Claim
 from cacheserver.packing import BLOBS
+from cacheserver.selection import Selection
 from cacheserver.space import Amount, Limits
 from cacheserver.tierstore import TierError
 from cacheserver.treerecords import CLAIMS, TREES, NotARecord, TreeRecord
-from cacheserver.words import Manifest, Standing
+from cacheserver.words import Entry, Manifest, Standing
 from tests.unit.house import House
 from tests.unit.tiers import PATIENCE_SECONDS, Street, content, published, record_of
 from tests.unit.tiers import TIERED as FILES
@@ -150,8 +152,10 @@ def test_what_has_changed_makes_room_for_what_the_tier_has_of_it(street: Street,
         b'{"etags": 0}' + b"\n" * (16 << 20),
         b'{"etags": [' + b"0," * (8 << 20) + b"0]}\n",
         b'{"etags": 16000000}' + b"\n" * (16 << 20),
+        b'{"etags": 0}\n' + b"0" * (16 << 20) + b"\n",
+        b'{"etags": 1}\n' + b"0" * (16 << 20) + b"\n",
     ],
-    ids=["lines of a manifest", "a line of JSON", "entity tags"],
+    ids=["lines of a manifest", "a line of JSON", "entity tags", "a line of a manifest", "an entity tag"],
 )
 def test_a_small_object_does_not_become_a_large_one_in_memory(text: bytes) -> None:
     """Zlib makes 16 MiB of 16 KiB; each byte of these would be an object of a hundred."""
@@ -164,6 +168,33 @@ def test_a_small_object_does_not_become_a_large_one_in_memory(text: bytes) -> No
     finally:
         tracemalloc.stop()
     assert peak < 3 * len(text)
+
+
+@pytest.mark.parametrize(
+    ("tags", "left"),
+    [
+        (("", ""), ("", "")),
+        (("\x85", "\u2028"), ("\x85", "\u2028")),
+        (('"é"', "a\tb"), ('"é"', "")),
+        (("a\nb", "x" * 5000), ("", "")),
+        ((), ()),
+    ],
+)
+def test_odd_entity_tags(tags: tuple[str, ...], left: tuple[str, ...]) -> None:
+    """One that no record may have is left out, and the others stay."""
+    manifest = Manifest((Entry(b"a\nb", "0" * 64, 3), Entry(b"c", "1" * 64, 4)))
+    record = TreeRecord("http://t", "s3://b/m", "", "", Standing.FINISHED, 1.0, manifest, tags)
+    assert TreeRecord.decode(record.key, record.encode(None), None).etags == left
+
+
+def test_the_longest_selection_can_be_read_again() -> None:
+    """As long as a client may make it, of characters of four bytes."""
+    selection = Selection(tuple("\U0001f600" * 990 + str(number) for number in range(100)), ()).key
+    names = tuple("runs:/" + "\U0001f600" * 4000 + str(number) for number in range(50))
+    record = TreeRecord("http://t", "s3://b/m", selection, "", Standing.FINISHED, 1.0, Manifest(()), (), names)
+    assert TreeRecord.decode(record.key, record.encode(None), None) == record
+    with pytest.raises(NotARecord, match="bytes of names"):
+        replace(record, versions=names * 10).encode(None)
 
 
 def test_a_record_that_is_too_large_is_none(street: Street, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +292,7 @@ def test_what_is_brought_anew_while_it_fails_to_be_published_is_tried_at_once(st
     def fail(what: str, key: str) -> None:
         if what == "has" and not tried:
             tried.append(key)
-            given.want(uri, "", [claim])
+            given.want(uri, "", SIZE, [claim])
             raise TierError("The shared tier s3://bucket/prefix cannot be used now: it breaks off")
 
     tried: list[str] = []
