@@ -128,7 +128,7 @@ def _hits(big: Daemon, small: Daemon, uris: Sequence[str]) -> Iterator[Figure]:
             _beside(big, "dry", full, uris, beside)
             _beside(big, "dry", empty, uris, elsewhere)
         told = milliseconds(statistics.median(planned))
-        yield Figure("the same, asked for by a client, who is told of each tree", told, "", "", "1 s")
+        yield Figure("that plan, asked for by a client, who is told of each tree", told, "", "", "1 s")
         yield _figure("the view while sweeps are planned", beside, bare)
         yield _figure("the empty store's view while the other plans", elsewhere, bare)
 
