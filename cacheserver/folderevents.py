@@ -16,7 +16,7 @@ from watchdog.observers.inotify_c import CallbackId, InotifyConstants, InotifyEv
 
 WATCHES_MAX = 8192  # a KiB of the kernel's memory each; the limit of the user is shared with other programs
 THREAD = "folderevents"  # its name, by which its lines in watchdog's log are known
-NOTED_MAX = 20_000  # paths; with more than that, all is to be looked at
+NOTED_MAX = 50_000  # paths; with more than that, all is to be looked at
 _OF = InotifyConstants
 WRITTEN = _OF.IN_CLOSE_WRITE  # of the kinds of events that `take` tells of
 _SELF = _OF.IN_MOVE_SELF | _OF.IN_DELETE_SELF
@@ -34,16 +34,14 @@ class FolderEvents:
 
     Args:
         subject: what has to be looked at when something has changed at a path; empty for nothing.
-        follows: whether a folder that comes in one of them is watched too, from a moment after it has come.
 
     Attributes:
         is_short: whether a folder could not be watched because the kernel gives no more watches.
         is_full: whether one could not because there are WATCHES_MAX.
     """
 
-    def __init__(self, subject: Callable[[str], str], *, follows: bool = False) -> None:
+    def __init__(self, subject: Callable[[str], str]) -> None:
         self._subject = subject
-        self._follows = follows
         self._lock = threading.Lock()
         self._inotify: InotifyFD | None = None
         self._watched: dict[str, tuple[WatchDescriptor, _Folder]] = {}
@@ -62,25 +60,33 @@ class FolderEvents:
         """How many folders are watched."""
         return len(self._watched)
 
-    def watch(self, folder: str) -> None:
-        """Watches a folder from now on, if that can be had."""
+    def watch(self, folder: str, *, follows: bool = False, anew: bool = False) -> None:
+        """Watches a folder from now on, if that can be had.
+
+        Args:
+            follows: whether a folder that comes in it is watched too, from a moment after it has come.
+            anew: also where one of this name is watched: it may be another one by now.
+        """
         with self._lock:
-            if folder in self._watched:
-                return
-            if len(self._watched) >= WATCHES_MAX:
-                self.is_full = True
-                return
-            try:
-                inotify = self._inotify = self._inotify or _begun()
-                told = _Folder(folder, self)
-                number = inotify.add_callback(os.fsencode(folder), _MASK, told, CallbackId(id(told)))
-            except OSError as error:
-                self.is_short = self.is_short or error.errno in _FULL
-                return
-            if number < 0:  # it may not be read: watchdog keeps silent of that
-                inotify.remove_callbacks([(number, CallbackId(id(told)))])
-                return
-            self._watched[folder] = number, told
+            if anew or folder not in self._watched:
+                self._add(folder, follows=follows)
+
+    def _add(self, folder: str, *, follows: bool) -> None:
+        if folder not in self._watched and len(self._watched) >= WATCHES_MAX:
+            self.is_full = True
+            return
+        told = _Folder(folder, follows, self)
+        try:
+            inotify = self._inotify = self._inotify or _begun()
+            number = inotify.add_callback(os.fsencode(folder), _MASK, told, CallbackId(id(told)))
+        except OSError as error:
+            self.is_short = self.is_short or error.errno in _FULL
+            return
+        if number < 0:  # it may not be read: watchdog keeps silent of that
+            inotify.remove_callbacks([(number, CallbackId(id(told)))])
+            return
+        self._leave([folder])
+        self._watched[folder] = number, told
 
     def leave(self, folder: str, *, below: bool = False) -> None:
         """Watches a folder no more; with `below` nor what lies below it."""
@@ -100,26 +106,36 @@ class FolderEvents:
         with self._lock:
             self._is_much = True
 
-    def told(self, folder: str, event: InotifyEvent) -> None:
+    def told(self, by: _Folder, event: InotifyEvent) -> None:
         """Something has happened in a folder, or to it."""
+        whole = os.path.join(by.path, os.fsdecode(event.name))
         has_come = event.mask & _OF.IN_ISDIR and event.mask & (_OF.IN_CREATE | _OF.IN_MOVED_TO)
-        if self._follows and has_come and self._inotify:
-            self.watch(os.path.join(folder, os.fsdecode(event.name)))
         with self._lock:
-            if event.mask & _SELF:  # what was moved away would tell of another place under this name
-                self._leave([folder, *(p for p in self._watched if p.startswith(folder + "/"))])
-            path = self._subject(os.path.join(folder, os.fsdecode(event.name)))
-            if path and (path in self._noted or len(self._noted) < NOTED_MAX):
+            if by.follows and has_come and self._inotify:
+                self._add(whole, follows=False)  # over one that is watched: what is told of that may come later
+            if event.mask & _SELF and self._is_watched_by(by):
+                # What was moved away would tell of another place under this name. This one may be what was moved here
+                # before it was watched, or another is there by now: whatever is there is watched.
+                self._leave([by.path, *(p for p in self._watched if p.startswith(by.path + "/"))])
+                if self._inotify:
+                    self._add(by.path, follows=by.follows)
+            path = self._subject(whole)
+            # What somebody has written must not be crowded out by what only has come and gone.
+            most = 2 * NOTED_MAX if event.mask & WRITTEN else NOTED_MAX
+            if path and (path in self._noted or len(self._noted) < most):
                 self._noted[path] = self._noted.get(path, 0) | event.mask
             elif path:
                 self._is_much = True
 
-    def gone(self, folder: str, by: object) -> None:
+    def gone(self, by: _Folder) -> None:
         """The kernel watches a folder no more: it is not there."""
         with self._lock:
-            found = self._watched.get(folder)
-            if found and found[1] is by:
-                del self._watched[folder]
+            if self._is_watched_by(by):
+                del self._watched[by.path]
+
+    def _is_watched_by(self, by: _Folder) -> bool:
+        found = self._watched.get(by.path)
+        return found is not None and found[1] is by
 
     def _leave(self, folders: list[str]) -> None:
         found = [self._watched.pop(folder) for folder in folders if folder in self._watched]
@@ -130,17 +146,18 @@ class FolderEvents:
 class _Folder:
     """One of them, as watchdog calls it."""
 
-    def __init__(self, path: str, events: FolderEvents) -> None:
-        self._path = path
+    def __init__(self, path: str, follows: bool, events: FolderEvents) -> None:
+        self.path = path
+        self.follows = follows
         self._events = events
 
     def on_event(self, event: InotifyEvent) -> None:
         """In it, or of itself."""
-        self._events.told(self._path, event)
+        self._events.told(self, event)
 
-    def on_watch_deleted(self, wd: WatchDescriptor) -> None:
+    def on_watch_deleted(self, _: WatchDescriptor) -> None:
         """It is gone."""
-        self._events.gone(self._path, self)
+        self._events.gone(self)
 
     def on_queue_overflow(self) -> None:
         """The kernel has let go events that nobody has read in time."""
@@ -162,5 +179,9 @@ def _begun() -> InotifyFD:
     _WATCHDOG.addFilter(_KNOWN)
     inotify = InotifyFD()
     inotify.name = THREAD
-    inotify.start()
+    try:
+        inotify.start()
+    except RuntimeError:  # no thread is to be had
+        inotify._close_resources()
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None
     return inotify

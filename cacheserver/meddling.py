@@ -22,6 +22,7 @@ from cacheserver.words import BlobRow
 ROWS = 500
 FAN_LENGTH = 2  # of the names of the folders in blobs/ and manifests/
 KINDS = ("blobs", "manifests")
+LEFT_MAX = 200_000  # paths that could not be looked at; with more, all are looked at
 
 _log = logging.getLogger(__name__)
 
@@ -38,17 +39,18 @@ class Meddling:
         self._index = index
         self._verifier = verifier
         self._lost = lost
-        self.events = FolderEvents(lambda path: path, follows=True)
+        self.events = FolderEvents(lambda path: path)
         self._tops = {disk.at(kind, "").rstrip("/") for kind in KINDS}
         self._left: dict[str, int] = {}  # what could not be looked at
-        self._has_warned = False
+        self._has_warned = self._is_stopped = False
 
     def start(self) -> None:
-        """Watches from now on; where that cannot be had, says so once."""
-        self._watch_all()
+        """Watches from now on; where the kernel gives no watches, says so once."""
+        self._watch()
 
     def stop(self) -> None:
         """Watches nothing any more."""
+        self._is_stopped = True
         self.events.close()
 
     def look(self) -> None:
@@ -56,26 +58,30 @@ class Meddling:
         looked at: the next look does."""
         told, is_much = self.events.take()
         if is_much:
-            self._watch_all()
+            _log.warning("more has happened in the store's folders than was told of: all of it is looked at")
             told |= dict.fromkeys(self._tops, 0)
+        if self.events.is_short or not self._tops.isdisjoint(path.rstrip("/") for path in told):
+            self._watch()
         for path, kinds in told.items():
             self._left[path] = self._left.get(path, 0) | kinds
+        if len(self._left) > LEFT_MAX:
+            self._left = dict.fromkeys(self._tops, 0)
         failed = self._look_at(self._left)
         self._left = {path: self._left.get(path, 0) for path in failed}
         if failed:
             raise next(iter(failed.values()))
 
-    def _watch_all(self) -> None:
-        """A folder before those in it: of one that comes between, its event tells; and what happened in it until it was
-        watched is looked for."""
-        self._watch(self._tops)
+    def _watch(self) -> None:
+        """Watches all folders, whichever they are by now; each before those in it: of one that comes between, its event
+        tells."""
+        if self._is_stopped:
+            return
+        self.events.is_short = False
         for top in self._tops:
+            self.events.watch(top, follows=True, anew=True)
             with contextlib.suppress(OSError):
-                self._watch(entry.path for entry in os.scandir(top))
-
-    def _watch(self, folders: Iterable[str]) -> None:
-        for folder in folders:
-            self.events.watch(folder)
+                for entry in os.scandir(top):
+                    self.events.watch(entry.path, anew=True)
         if self.events.is_short and not self._has_warned:
             self._has_warned = True
             _log.warning(

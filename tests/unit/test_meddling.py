@@ -7,12 +7,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from watchdog.observers.inotify_c import InotifyConstants, InotifyEvent, InotifyFD, Mask, WatchDescriptor
 
 from artifactcache.errors import CacheError
-from cacheserver.folderevents import FolderEvents
+from cacheserver.folderevents import FolderEvents, _Folder
 from cacheserver.meddling import Meddling
 from cacheserver.words import BlobRow, Held
 from tests.rig.until import until
@@ -132,6 +133,92 @@ def test_what_the_daemon_does_itself_is_no_meddling(house: Guarded) -> None:
     assert house.healing.count() == 0 and house.store.quarantine_count() == 0
 
 
+def _renamed_over(folder: Path) -> None:
+    """An empty one is there by then."""
+    other = folder.with_name("other")
+    shutil.copytree(folder, other)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    other.rename(folder)
+
+
+def _made_anew_while_open(folder: Path) -> None:
+    """The old one tells of its end only when nobody has it open any more: when this test has ended."""
+    os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    other = folder.with_name("other")
+    shutil.copytree(folder, other)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    for file in other.iterdir():
+        file.rename(folder / file.name)
+    other.rmdir()
+
+
+def _put_back(folder: Path) -> None:
+    """As somebody does who restores it: the same inode comes to its name from beside it."""
+    other = folder.with_name("other")
+    shutil.copytree(folder, other)
+    shutil.rmtree(folder)
+    other.rename(folder)
+
+
+def _lost(folder: Path) -> None:
+    """And of all that the kernel tells nothing."""
+    folder.rename(folder.parent.parent / "other")
+    shutil.copytree(folder.parent.parent / "other", folder)
+
+
+@pytest.mark.parametrize("replace", [_renamed_over, _made_anew_while_open, _put_back, _lost])
+def test_a_folder_that_was_replaced_is_watched(house: Guarded, replace: Callable[[Path], None]) -> None:
+    """Whichever way: what somebody removes in the new one is noticed."""
+    held = house.bring(ROOT).held
+    blob = house.blob(house.digest(held, "top"))
+    house.meddling.look()
+    events = house.meddling.events
+    if replace is _lost:
+        with events._lock:  # nobody reads what is told
+            replace(blob.parent)
+        until(lambda: str(blob.parent) in events._noted, "the events to come")
+        events._noted.clear()
+        events._watched[str(blob.parent)] = (WatchDescriptor(9999), _Folder(str(blob.parent), False, events))
+        InotifyFD.handle_event(
+            cast(InotifyFD, events._inotify), InotifyEvent(_NONE, Mask(InotifyConstants.IN_Q_OVERFLOW), 0, b"")
+        )
+    else:
+        replace(blob.parent)
+    last = blob.parent.parent / "last"
+    last.mkdir()
+    until(lambda: str(last) in events._noted, "the last event to come")
+    house.meddling.look()  # the bytes are the same, and another inode's
+    assert house.healing.count() == 0
+    blob.unlink()
+    _heal(house)
+    assert house.content(held) == FILES
+
+
+def test_watches_that_run_out_later_are_told_of_and_asked_for_again(
+    house: Guarded, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a store that was empty at the start, say: its folders come one by one."""
+
+    def full(self: object, *_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InotifyFD, "add_callback", full)
+        house.origin.files["s3://bucket/more/x"] = b"more"
+        held = house.bring("s3://bucket/more").held
+        blob = house.blob(house.digest(held, "x"))
+        until(lambda: house.meddling.events.is_short, "no more to be had")
+        house.meddling.look()
+        house.meddling.look()
+    assert len([message for message in caplog.messages if "max_user_watches" in message]) == 1
+    house.meddling.look()
+    assert not house.meddling.events.is_short
+    blob.unlink()
+    _heal(house)
+
+
 @pytest.mark.parametrize("kind", ["blobs", "manifests"])
 def test_what_happens_in_a_folder_before_it_is_watched_is_looked_for(house: Guarded, kind: str) -> None:
     """The kernel tells nothing of what is removed there until then; that the folder is there, it tells."""
@@ -143,7 +230,10 @@ def test_what_happens_in_a_folder_before_it_is_watched_is_looked_for(house: Guar
     house.meddling.look()
     assert house.healing.count() == 0
     folder = house.root / kind / digest[:2]
-    house.meddling.events.told(str(folder.parent), InotifyEvent(_NONE, _CREATED, 0, os.fsencode(folder.name)))
+    house.meddling.events.told(
+        _Folder(str(folder.parent), True, house.meddling.events),
+        InotifyEvent(_NONE, _CREATED, 0, os.fsencode(folder.name)),
+    )
     _heal(house)
     assert house.content(held) == FILES
 
@@ -164,7 +254,7 @@ def test_more_than_can_be_noted_has_all_looked_at(house: Guarded, monkeypatch: p
 def test_a_queue_that_runs_over_hides_nothing(house: Guarded) -> None:
     """The kernel lets go events where nobody reads them in time: then all is looked at."""
     held = house.bring(ROOT).held
-    house.meddling.stop()  # nothing is told of what happens now
+    house.meddling.events.close()  # nothing is told of what happens now
     house.meddling.look()
     os.unlink(house.blob(house.digest(held, "top")))
     (house.root / "manifests" / held.tree[:2] / held.tree[2:]).unlink()
@@ -198,7 +288,8 @@ def test_a_queue_of_others_that_runs_over_says_nothing_of_the_store(
         until(lost, "events to be lost")
     finally:
         others.close()
-    assert not house.meddling.events._is_much and "overflowed" not in caplog.text
+    house.meddling.look()
+    assert "all of it is looked at" not in caplog.text and "overflowed" not in caplog.text
 
 
 def test_what_could_not_be_looked_at_is_looked_at_again(house: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:

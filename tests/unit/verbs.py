@@ -18,7 +18,7 @@ from watchdog.observers.inotify_c import InotifyConstants, InotifyEvent, Mask, W
 from artifactcache import errors
 from artifactcache.errors import CacheError, NotFound
 from artifactcache.v1 import cache_pb2 as pb
-from cacheserver import fsck, uris
+from cacheserver import folderevents, fsck, uris
 from cacheserver.connections import Connection
 from cacheserver.handoff import Handoff
 from cacheserver.healing import Healing
@@ -214,7 +214,8 @@ def _look_for_meddling(place: Place) -> None:
     house = place.house
     meddling = Meddling(house.disk, house.index, house.store.verifier, house.store.lost_manifests)
     for path in place.root.glob("[bm]*s/*/*"):
-        meddling.events.told(str(path.parent), InotifyEvent(_NONE, _CREATED, 0, os.fsencode(path.name)))
+        folder = folderevents._Folder(str(path.parent), False, meddling.events)
+        meddling.events.told(folder, InotifyEvent(_NONE, _CREATED, 0, os.fsencode(path.name)))
     meddling.look()
 
 
