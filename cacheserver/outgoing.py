@@ -30,6 +30,14 @@ UPLOADS_MAX = 4
 T = TypeVar("T")
 
 
+class TooMuch(Exception):
+    """More bytes are lacking than are to be written now."""
+
+    def __init__(self, size_bytes: int) -> None:
+        super().__init__(size_bytes)
+        self.size_bytes = size_bytes
+
+
 class Outgoing:
     """What writes packs and parts of blobs into the tier."""
 
@@ -44,34 +52,34 @@ class Outgoing:
         self._is_closing = True
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def write(self, pieces: Sequence[Large | Pack], suspects: Collection[str]) -> None:
+    def write(self, pieces: Sequence[Large | Pack], suspects: Collection[str], bytes_max: float) -> None:
         """Writes what holds the bytes of a tree, as far as it is lacking.
 
         Args:
             suspects: names of objects that are written though they are there.
 
-        Raises TierError, and CacheError where a blob of ours is wrong.
+        Raises TierError; CacheError where a blob of ours is wrong; TooMuch where more than so many bytes are lacking.
         """
-        parts = [part for piece in pieces if isinstance(piece, Large) for part in piece.parts]
-        looks = (partial(self._objects.has, part.key, part.length) for part in parts)
-        there = {part.key for part, is_there in zip(parts, self._several(looks), strict=True) if is_there}
-        for _ in self._several(self._writes(pieces, suspects, there.difference(suspects))):
+        sizes = {key: size for piece in pieces for key, size in piece.sizes.items()}
+        looks = (partial(self._objects.has, key, size) for key, size in sizes.items())
+        there = {key for key, is_there in zip(sizes, self._several(looks), strict=True) if is_there}
+        lacking = {key: size for key, size in sizes.items() if key not in there or key in suspects}
+        if (needed := sum(lacking.values())) > bytes_max:
+            raise TooMuch(needed)
+        for _ in self._several(self._writes(pieces, lacking)):
             pass
 
-    def _writes(
-        self, pieces: Sequence[Large | Pack], suspects: Collection[str], there: Collection[str]
-    ) -> Iterator[Callable[[], None]]:
+    def _writes(self, pieces: Sequence[Large | Pack], lacking: Collection[str]) -> Iterator[Callable[[], None]]:
         """What is to be done, one after the other; blobs are looked through only when it is their turn."""
         for piece in pieces:
             if isinstance(piece, Pack):
-                yield partial(self._write_pack, piece, suspects)
-            elif lacking := [part for part in piece.parts if part.key not in there]:
+                if piece.key in lacking:
+                    yield partial(self._write_pack, piece)
+            elif parts := [part for part in piece.parts if part.key in lacking]:
                 sums = self._sums(piece)
-                yield from (partial(self._write_part, piece.blob, part, sums[part.key]) for part in lacking)
+                yield from (partial(self._write_part, piece.blob, part, sums[part.key]) for part in parts)
 
-    def _write_pack(self, pack: Pack, suspects: Collection[str]) -> None:
-        if pack.key not in suspects and self._objects.has(pack.key, pack.size):
-            return
+    def _write_pack(self, pack: Pack) -> None:
         data = bytearray(pack.head)
         for blob in pack.blobs:
             data += _read(self._store, blob)

@@ -75,9 +75,14 @@ class Large:
         ]
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """How many bytes each of its objects has."""
+        return {part.key: part.length for part in self.parts}
+
+    @property
     def keys(self) -> list[str]:
         """The names of its objects."""
-        return [part.key for part in self.parts]
+        return list(self.sizes)
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,11 @@ class Pack:
         """The object's name below the tier's prefix."""
         name = blake3(self.head).hexdigest()
         return f"{PACKS}{name[:2]}/{name}"
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The same, as of a large blob."""
+        return {self.key: self.size}
 
     @property
     def keys(self) -> list[str]:

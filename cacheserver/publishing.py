@@ -22,18 +22,18 @@ from typing import NamedTuple
 
 from artifactcache.errors import CacheError
 from cacheserver.claims import Claim
-from cacheserver.outgoing import Outgoing
+from cacheserver.outgoing import Outgoing, TooMuch
 from cacheserver.packing import Large, Pack, layout
 from cacheserver.store import Store
 from cacheserver.sweeper import Sweeper
 from cacheserver.tallies import Tally
 from cacheserver.tier import CLOCKS_DIFFER_SECONDS, Tier
 from cacheserver.tierstore import TierError, TooLarge
-from cacheserver.treerecords import CONDEMNED, RECORD_BYTES_MAX, Condemned, NotARecord, TreeRecord, sayable
+from cacheserver.treerecords import CONDEMNED, RECORD_BYTES_MAX, Condemned, NotARecord, TreeRecord, is_tag, sayable
 from cacheserver.trees import Tree
 from cacheserver.words import Held, Progress, Standing
 
-# One tree at a time in each, and of at most so many bytes that are new: other hosts wait for what is small while its
+# One tree at a time in each, of which at most so many bytes are lacking: other hosts wait for what is small while its
 # claim is renewed, and it must not be behind what takes hours.
 LANES = (math.inf, 8 << 30, 256 << 20)
 RETRY_SECONDS = 10.0  # after the first failure; twice as long after each one more
@@ -60,20 +60,20 @@ class Name(NamedTuple):
 
 @dataclass
 class _Waiting:
-    """What waits: how many bytes of it are new, the claims that are given back when others need not wait for it any
-    more, when it is tried, and after how many failures."""
+    """What waits: how many bytes of it the tier lacks, so far as somebody has looked; the claims that are given back
+    when others need not wait for it any more; when it is tried, and after how many failures."""
 
-    new_bytes: int = 0
+    lacking_bytes: int = 0
     claims: list[Claim] = field(default_factory=list)
     due: float = 0.0
     failures: int = 0
 
 
-class _Outcome(Enum):
-    """Of one attempt: the record was written; there was nothing to write; or a sweep of the tier has begun meanwhile,
-    and what was there may have gone."""
+class Outcome(Enum):
+    """Of one attempt: the record was written; the tier needs none; there is nothing that could be published, and the
+    tier was not asked; or a sweep of the tier has begun meanwhile, and what was there may have gone."""
 
-    WRITTEN, NOTHING, SWEPT = range(3)
+    WRITTEN, NOTHING, GONE, SWEPT = range(4)
 
 
 class _Condemned(Exception):
@@ -114,8 +114,7 @@ class Publishing:
     def load(self) -> None:
         """Goes on with what an earlier daemon has left."""
         for uri, selection in self._rows.waiting():
-            held = self._store.index.held(uri, selection)
-            self._waiting.setdefault(Name(uri, selection), _Waiting(held.size_bytes if held else 0))
+            self._waiting.setdefault(Name(uri, selection), _Waiting())
 
     def start(self) -> None:
         """Publishes from now on, what an earlier daemon has left first."""
@@ -130,17 +129,19 @@ class Publishing:
             self._changed.notify_all()
         self._outgoing.close()
 
-    def want(self, uri: str, selection: str, new_bytes: int = 0, claims: Iterable[Claim] = ()) -> None:
-        """Something was brought, so many bytes of it, or was seen to be still what it was. Claims are given back when
-        it is published."""
+    def want(self, uri: str, selection: str, claims: Iterable[Claim] = ()) -> None:
+        """Something was brought, or seen to be still what it was. Claims are given back when it is published."""
+        name = Name(uri, selection)
         with self._changed:  # before its row: an attempt under way, which ends, must not take that for its own
-            waiting = self._waiting.setdefault(Name(uri, selection), _Waiting())
-            waiting.new_bytes = max(waiting.new_bytes, new_bytes)
+            waiting = self._waiting.setdefault(name, _Waiting())
             waiting.claims += claims
             waiting.due = 0.0
             self._changed.notify_all()
         try:
             self._rows.add(uri, selection, self._clock())
+            with self._changed:
+                if name not in self._waiting and name not in self._active:  # it was published before that
+                    self._rows.end(*name)
         except CacheError as error:  # of a full disk: then it is published, unless the daemon is stopped before
             _log.warning("what is to be published is not written down: %s", error)
 
@@ -159,7 +160,7 @@ class Publishing:
         """Publishes one tree of at most so many bytes, in this thread. Returns False where the daemon stops, or none is
         due and none is waited for."""
         if taken := self._next(bytes_max, waits=waits):
-            self._do(*taken)
+            self._do(*taken, bytes_max)
         return taken is not None
 
     def _run(self, bytes_max: float) -> None:
@@ -170,12 +171,14 @@ class Publishing:
             except Exception as error:  # noqa: BLE001 - of no thread to be had, say: the next one may be
                 _log.error("publishing goes on after %r", error)
 
-    def _do(self, name: Name, waiting: _Waiting) -> None:
+    def _do(self, name: Name, waiting: _Waiting, bytes_max: float) -> None:
         try:
-            is_written = self.publish(name)
+            outcome = self.publish(name, bytes_max)
             self._ended(name)  # where that cannot be written down, it is looked for once more
-            if is_written or waiting.failures:
+            if outcome is Outcome.WRITTEN or (outcome is Outcome.NOTHING and waiting.failures):
                 self._told = ""
+        except TooMuch as found:
+            self._again(name, waiting, found.size_bytes)
         except Exception as error:  # noqa: BLE001 - whatever it is, others go on, and it is tried again
             self._later(name, waiting, error)
         finally:
@@ -190,7 +193,7 @@ class Publishing:
                 idle = {
                     name: waiting
                     for name, waiting in self._waiting.items()
-                    if name not in self._active and waiting.new_bytes <= bytes_max
+                    if name not in self._active and waiting.lacking_bytes <= bytes_max
                 }
                 due = [name for name, waiting in idle.items() if waiting.due <= now]
                 if due:
@@ -209,6 +212,16 @@ class Publishing:
             self._active.discard(name)
             self._changed.notify_all()
 
+    def _again(self, name: Name, tried: _Waiting, lacking_bytes: int) -> None:
+        """It waits for its turn among those that are as large; its claims are not given back yet."""
+        with self._changed:
+            self._active.discard(name)
+            waiting = self._waiting.setdefault(name, _Waiting(failures=tried.failures))
+            waiting.lacking_bytes = lacking_bytes
+            waiting.claims += tried.claims
+            tried.claims = []
+            self._changed.notify_all()
+
     def _later(self, name: Name, tried: _Waiting, error: Exception) -> None:
         with self._changed:
             self._active.discard(name)
@@ -217,7 +230,7 @@ class Publishing:
                 return
             seconds = min(RETRY_SECONDS * 2 ** min(tried.failures, DOUBLINGS_MAX), RETRY_SECONDS_MAX)
             # What was brought anew meanwhile is tried at once: other hosts may wait for it.
-            waiting = self._waiting.setdefault(name, _Waiting(tried.new_bytes, due=self._ticks() + seconds))
+            waiting = self._waiting.setdefault(name, _Waiting(tried.lacking_bytes, due=self._ticks() + seconds))
             waiting.failures = tried.failures + 1
         if isinstance(error, _Condemned):
             return
@@ -229,25 +242,25 @@ class Publishing:
 
     # -- one tree ---------------------------------------------------------------------------------------------------
 
-    def publish(self, name: Name) -> bool:
-        """Writes a tree into the tier, as far as it is not there. Returns whether anything was to be written. Raises
-        TierError, and errors of ours."""
+    def publish(self, name: Name, bytes_max: float = math.inf) -> Outcome:
+        """Writes a tree into the tier, as far as it is not there. Raises TierError, and errors of ours; TooMuch where
+        more than so many bytes of it are lacking."""
         held = self._store.index.held(*name)
         if held is None or held.standing is Standing.OPEN or held.checked_at <= 0:
-            return False  # it has gone, or is not what it was
+            return Outcome.GONE
         if held.size_bytes > self._tier.tree_bytes_max:
-            return False
+            return Outcome.GONE
         with self._leased(held.tree) as tree:
             if tree is None or tree.missing:
-                return False
+                return Outcome.GONE
             record = self._record(held, tree)
             for _ in range(ATTEMPTS_MAX):
-                outcome = self._attempt(name, tree, record)
-                if outcome is not _Outcome.SWEPT:
-                    return outcome is _Outcome.WRITTEN
+                outcome = self._attempt(name, tree, record, bytes_max)
+                if outcome is not Outcome.SWEPT:
+                    return outcome
         raise _Condemned
 
-    def _attempt(self, name: Name, tree: Tree, record: TreeRecord) -> _Outcome:
+    def _attempt(self, name: Name, tree: Tree, record: TreeRecord, bytes_max: float) -> Outcome:
         """Writes what is lacking, and then the record."""
         pieces = layout(tree.manifest)
         keys = {key for piece in pieces for key in piece.keys}
@@ -258,33 +271,33 @@ class Publishing:
         if there and there.manifest == record.manifest:
             record = _both(record, there)
         elif there and there.checked_at > record.checked_at:
-            return _Outcome.NOTHING  # another host has seen since that it is another one
+            return Outcome.NOTHING  # another host has seen since that it is another one
         suspects = {key for piece in pieces for key in self._suspects(piece)}
         is_sure = not suspects and name not in self._unsure
         if there and is_sure and _says_as_much(there, record):
-            return _Outcome.NOTHING
+            return Outcome.NOTHING
         try:
             data = record.encode(self._tier.secret)
         except NotARecord as why:
             _log.warning("%s is not published: its record %s", record.uri, why)
-            return _Outcome.NOTHING
+            return Outcome.NOTHING
         is_there = there is not None and there.manifest == record.manifest and is_sure
         if not is_there:
-            self._outgoing.write(pieces, suspects)
+            self._outgoing.write(pieces, suspects, bytes_max)
         if self._condemned().sweep != condemned.sweep:
-            return _Outcome.SWEPT
+            return Outcome.SWEPT
         self._unsure.add(name)  # also where what follows fails: then nobody knows what has come of it
         self._objects.put(record.key, data)
         if (now := self._condemned()).sweep != condemned.sweep:
             if now.keys & keys:  # that sweep may have looked for records before this one was there
                 self._objects.delete([record.key])
                 raise _Condemned
-            return _Outcome.SWEPT
+            return Outcome.SWEPT
         self._unsure.discard(name)
         for key in (record.key, *suspects, *(piece.stem for piece in pieces if isinstance(piece, Large))):
             self._tier.suspects.forget(key)
         self.counts.add(REFRESHED if is_there else PUBLISHED, amount=0 if is_there else record.manifest.size_bytes)
-        return _Outcome.WRITTEN
+        return Outcome.WRITTEN
 
     @contextmanager
     def _leased(self, digest: str) -> Iterator[Tree | None]:
@@ -303,7 +316,7 @@ class Publishing:
             held.standing,
             held.checked_at,
             tree.manifest,
-            self._store.index.etags(held),
+            tuple(tag if is_tag(tag) else "" for tag in self._store.index.etags(held)),
             tuple(uri for uri in names if uri.startswith(("runs:/", "models:/")) and sayable(uri))[:VERSIONS_MAX],
         )
 

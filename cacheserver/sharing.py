@@ -158,8 +158,7 @@ class Sharing:
         for part in parts:
             if part.is_listed and part.standing is not Standing.OPEN and self.tier.shares(part.location):
                 claim = claims.pop(self.tier.claim_key(part.location, selection), None)
-                new_bytes = errand.progress.bytes_of_origin
-                self.publishing.want(part.location.uri, selection, new_bytes, [claim] if claim else [])
+                self.publishing.want(part.location.uri, selection, [claim] if claim else [])
                 if claim:
                     errand.claims.remove(claim)  # who publishes gives it back
 

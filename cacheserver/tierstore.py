@@ -26,6 +26,7 @@ from cacheserver.s3 import Place, open_store
 RETRIES_MAX = 2
 # Of what a small question may take as a whole, in units of `patience`: the record of 2,000,000 files has 400 MB.
 WHOLE_FACTOR = 5
+ENDING_SECONDS = 60  # before their end credentials are not good for a request any more
 AMAZON = ".amazonaws.com"
 _DEFAULT_REGION = "us-east-1"
 _OF_STORES = re.compile(r"(AZURE|GOOGLE|AWS)_.*(KEY|SECRET|TOKEN)$")
@@ -298,6 +299,10 @@ class TierStore:
         return opened
 
 
+class Late(Exception):
+    """What was waited for has not come in time."""
+
+
 class _Slow(Generic[T]):
     """What a server or a program has to be asked for, which may take its time: one thread makes it, and whoever needs
     it waits for so long only. Who comes after one has waited in vain does not wait, until it has come."""
@@ -309,7 +314,7 @@ class _Slow(Generic[T]):
         self._is_late = False
 
     def get(self, seconds: float) -> T:
-        """It, made anew. Raises what making it does, and TimeoutError."""
+        """It, made anew. Raises what making it does, and Late."""
         with self._lock:
             if self._coming is None:
                 coming = Future[T]()
@@ -319,8 +324,11 @@ class _Slow(Generic[T]):
         try:
             return coming.result(patience)
         except TimeoutError:
-            self._is_late = True
-            raise TimeoutError(f"its credentials have not come within {seconds:g} s") from None
+            if coming.done():  # whoever makes it has waited in vain himself
+                raise
+            with self._lock:
+                self._is_late = self._coming is coming
+            raise Late(f"its credentials have not come within {seconds:g} s") from None
 
     def _run(self, coming: Future[T]) -> None:
         settle: Callable[[], None]
@@ -345,9 +353,16 @@ class _Keys:
         self._last: Any = None
 
     def get(self) -> Any:
-        """Those for a request. Raises TimeoutError where they do not come."""
-        is_due = getattr(self._credentials, "refresh_needed", lambda: False)()
-        self._last = self._anew.get(self._seconds) if is_due else self._freeze()
+        """Those for a request. Raises Late where they do not come, and those at hand end."""
+        is_due = getattr(self._credentials, "refresh_needed", lambda *_: False)
+        if not is_due():  # a quarter of an hour before they end
+            self._last = self._freeze()
+            return self._last
+        try:
+            self._last = self._anew.get(self._seconds)
+        except Late:
+            if self._last is None or is_due(ENDING_SECONDS):
+                raise
         return self._last
 
     def _freeze(self) -> Any:

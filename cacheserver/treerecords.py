@@ -27,8 +27,8 @@ FACTS_BYTES_MAX = 4 << 20  # of a record's line of JSON, for the same reason: wh
 TREES, CLAIMS = f"{FORMAT}/trees/", f"{FORMAT}/claims/"
 CONDEMNED = f"{FORMAT}/condemned"
 
-ETAG_CHARS_MAX = 1024  # one that is longer is no evidence
-LINE_BYTES_MAX = 8400  # of a manifest: a path of 4,096 bytes, each of which may be written as two, a digest and a size
+ETAG_CHARS_MAX = 1024
+LINE_BYTES_MAX = 8400  # of a manifest: a path of 4,000 bytes, each of which may be written as two, a digest and a size
 
 _TREE = b"artifactcache tree 1 "
 _LONG = re.compile(rb"\n[^\n]{%d}" % LINE_BYTES_MAX)
@@ -79,7 +79,7 @@ class TreeRecord:
         Args:
             secret: 32 bytes that all hosts have who may write; None where whoever can write may.
 
-        An entity tag that no record may have is left out. Raises NotARecord where it is too large for one.
+        Raises NotARecord where it is too large for one, or has in it what no record may have.
         """
         facts = {
             "tracking_uri": self.tracking_uri,
@@ -92,10 +92,11 @@ class TreeRecord:
             "etags": len(self.etags),
             "tree": self.manifest.digest,
         }
-        etags = (etag if sayable(etag) and len(etag) <= ETAG_CHARS_MAX else "" for etag in self.etags)
+        if not all(map(is_tag, self.etags)):
+            raise NotARecord("has an entity tag that no record may have")
         try:
             line = json.dumps(facts, sort_keys=True, ensure_ascii=False).encode()
-            text = line + b"\n" + "".join(f"{etag}\n" for etag in etags).encode() + self.manifest.encode()
+            text = line + b"\n" + "".join(f"{etag}\n" for etag in self.etags).encode() + self.manifest.encode()
         except UnicodeEncodeError:
             raise NotARecord("has a name that is no text") from None
         if len(line) >= FACTS_BYTES_MAX:
@@ -159,6 +160,11 @@ class TreeRecord:
 def sayable(text: str) -> bool:
     """Whether a record may have a text in it: none with control characters."""
     return not _CONTROL.search(text)
+
+
+def is_tag(text: str) -> bool:
+    """Whether a record may have an entity tag: one that is longer, or has control characters, is no evidence."""
+    return len(text) <= ETAG_CHARS_MAX and sayable(text)
 
 
 def _unpressed(body: bytes) -> bytes:

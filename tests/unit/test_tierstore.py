@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from obstore.store import LocalStore
 
-from cacheserver.tierstore import TierError, TierStore, Unsupported
+from cacheserver.tierstore import Late, TierError, TierStore, Unsupported, _Keys, _Slow
 from tests.rig.until import until
 
 PATIENCE_SECONDS = 10.0
@@ -163,6 +163,49 @@ def test_credentials_that_have_to_be_got_anew_are_waited_for_only_so_long(
     assert time.monotonic() - began < 60, "the error's words ask for none"
     with contextlib.suppress(OSError):  # whoever still reads comes to his end
         os.close(os.open(answer, os.O_WRONLY | os.O_NONBLOCK))
+
+
+class Credentials:
+    """botocore's, that end in so many seconds; to get others hangs until it is let go on."""
+
+    def __init__(self) -> None:
+        self.left = 1000.0
+        self.may_go_on = threading.Event()
+
+    def refresh_needed(self, refresh_in: float = 900.0) -> bool:
+        """Whether they end so soon."""
+        return self.left < refresh_in
+
+    def get_frozen_credentials(self) -> str:
+        """Those that are good."""
+        if self.refresh_needed():
+            assert self.may_go_on.wait(60)
+        return f"good for {self.left:g} s"
+
+
+def test_credentials_are_good_until_they_end() -> None:
+    """botocore wants others a quarter of an hour before; where these do not come, the old ones go on until then."""
+    credentials = Credentials()
+    keys = _Keys(credentials, 0.05)
+    assert keys.get() == "good for 1000 s"
+    credentials.left = 700.0
+    assert [keys.get() for _ in range(3)] == 3 * ["good for 1000 s"]
+    credentials.left = 30.0
+    with pytest.raises(Late):
+        keys.get()
+    credentials.left = 2000.0
+    credentials.may_go_on.set()
+    assert keys.get() == "good for 2000 s"
+
+
+def test_a_time_that_has_run_out_elsewhere_is_told_as_that() -> None:
+    """It is not who waits here that has waited in vain."""
+
+    def make() -> str:
+        raise TimeoutError("the metadata server says nothing")
+
+    with pytest.raises(TimeoutError, match="metadata server"):
+        _Slow(make).get(60)
 
 
 def test_a_client_that_panics_is_an_error_of_the_tiers(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
