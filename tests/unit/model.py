@@ -50,7 +50,6 @@ class CacheModel(RuleBasedStateMachine):
 
     Attributes:
         held: what is held, by URI and selection, and when the origin was seen to have it.
-        hurt: digests whose bytes somebody has ever changed.
         leased: trees, with what is in them.
         run_seen_at: when the run was last asked for while it was there.
         fault: strikes the next verb.
@@ -64,8 +63,7 @@ class CacheModel(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(dir=self.base))
         self.place = Place(self.folder, self.seam)
         self.held: dict[Key, tuple[Files, float]] = {}
-        self.pinned: set[str] = set()
-        self.hurt: set[str] = set()
+        self.pinned, self.ever_damaged = set[str](), set[str]()
         self.leased: list[tuple[str, Files]] = []
         self.fault: Fault | None = None
         self.stuck, self.run_seen_at = 0, -math.inf
@@ -144,7 +142,7 @@ class CacheModel(RuleBasedStateMachine):
             digest = data.draw(st.sampled_from(digests))
             self.place.house.damage(digest)
             self.place.damaged.add(digest)
-            self.hurt.add(digest)
+            self.ever_damaged.add(digest)
 
     # -- the verbs ----------------------------------------------------------------------------------------------------
 
@@ -283,9 +281,9 @@ class CacheModel(RuleBasedStateMachine):
         """Finds what is damaged; and what nobody needs goes, nothing else."""
         self.place.house.sweeper.tidy()
         result, _, _ = self._done(lambda: self.place.house.store.verify(None, Progress()))
-        others = set(result.corrupted) - self.place.damaged if result else set()
-        # Of what was put right by a fetch that failed then nothing may be left, and its artifact lacks it still.
-        assert others <= self.hurt and not others & set(self.place.house.index.all_digests()), others
+        # What was put right by a fetch that failed then may have gone: its artifact lacks it still.
+        may_lack = self.place.damaged | self.ever_damaged - set(self.place.house.index.all_digests())
+        assert result is None or set(result.corrupted) <= may_lack
 
     # -- what must be true --------------------------------------------------------------------------------------------
 
@@ -294,14 +292,12 @@ class CacheModel(RuleBasedStateMachine):
         """What the model says is held is held, and nothing is wrong with the store."""
         if not self.place.is_open:
             return
-        house = self.place.house
         self.place.damaged -= {d for d in self.place.damaged if self._is_right(d)}
         self.place.assert_sound(stuck=self.stuck, leases=len(self.leased))
-        asked = {(held.uri, held.selection): held for held in house.index.asked()}
+        asked = {(held.uri, held.selection): held for held in self.place.house.index.asked()}
         assert asked.keys() == self.held.keys()
-        for key, held in asked.items():
-            assert self._content(held.tree) == self.held[key][0]
-        for tree, content in self.leased:
+        there = [(held.tree, self.held[key][0]) for key, held in asked.items()]
+        for tree, content in there + self.leased:
             assert self._content(tree) == content
 
     # -- the mechanics ------------------------------------------------------------------------------------------------
