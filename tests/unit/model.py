@@ -296,8 +296,7 @@ class CacheModel(RuleBasedStateMachine):
         self.place.assert_sound(stuck=self.stuck, leases=len(self.leased))
         asked = {(held.uri, held.selection): held for held in self.place.house.index.asked()}
         assert asked.keys() == self.held.keys()
-        there = [(held.tree, self.held[key][0]) for key, held in asked.items()]
-        for tree, content in there + self.leased:
+        for tree, content in [(held.tree, self.held[key][0]) for key, held in asked.items()] + self.leased:
             assert self._content(tree) == content
 
     # -- the mechanics ------------------------------------------------------------------------------------------------
